@@ -1,0 +1,3 @@
+//! Runs commands in a machine for its host.
+
+fn main() {}

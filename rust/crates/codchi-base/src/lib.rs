@@ -1,0 +1,1 @@
+//! Static programs of the built-in base: builder, init, switch.

@@ -1,0 +1,3 @@
+//! PID 1 of a container before its init.
+
+fn main() {}

@@ -1,0 +1,10 @@
+//! Pure data of Codchi: names, manifests, plans, flake edits, the agent protocol.
+//!
+//! Nothing here reads a file, starts a process or looks at the clock; adapters do that and hand the data in.
+
+pub mod manifest;
+pub mod name;
+pub mod plan;
+pub mod progress;
+pub mod protocol;
+pub mod report;

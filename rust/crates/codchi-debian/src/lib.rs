@@ -1,0 +1,1 @@
+//! Debian mirrors: signatures, indexes, resolution, downloads, unpacking.

@@ -1,0 +1,1 @@
+//! What machines run on: the driver contract and its adapters.

@@ -1,0 +1,1 @@
+//! The static programs and Nix sources carried in the codchi program.

@@ -1,0 +1,239 @@
+//! File access whose errors name the path, atomic writes, file locks.
+//!
+//! Everything in Codchi that touches a file by path goes through here, so that no error is a bare "No such file".
+#![allow(clippy::disallowed_methods)]
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// A file operation that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {op} `{}`: {source}", path.display())]
+pub struct FsError {
+    /// What was tried, such as `read`.
+    pub op: &'static str,
+    /// On which path.
+    pub path: PathBuf,
+    /// Why it failed.
+    pub source: io::Error,
+}
+
+impl FsError {
+    /// Whether the file was not there.
+    pub fn is_not_found(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
+}
+
+/// Adds operation and path to an I/O result.
+pub trait Context<T> {
+    /// Names what was tried, and on which path.
+    fn at(self, op: &'static str, path: impl AsRef<Path>) -> Result<T, FsError>;
+}
+
+impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
+    fn at(self, op: &'static str, path: impl AsRef<Path>) -> Result<T, FsError> {
+        self.map_err(|e| FsError { op, path: path.as_ref().into(), source: e.into() })
+    }
+}
+
+/// Result of a file operation.
+pub type Result<T, E = FsError> = std::result::Result<T, E>;
+
+/// Reads a whole file.
+pub fn read(path: impl AsRef<Path>) -> Result<Vec<u8>> {
+    std::fs::read(&path).at("read", path)
+}
+
+/// Reads a whole UTF-8 file.
+pub fn read_to_string(path: impl AsRef<Path>) -> Result<String> {
+    std::fs::read_to_string(&path).at("read", path)
+}
+
+/// Reads a whole UTF-8 file; `None` where there is none.
+pub fn read_if_exists(path: impl AsRef<Path>) -> Result<Option<String>> {
+    match read_to_string(path) {
+        Ok(s) => Ok(Some(s)),
+        Err(e) if e.is_not_found() => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Opens a file for reading.
+pub fn open(path: impl AsRef<Path>) -> Result<File> {
+    File::open(&path).at("open", path)
+}
+
+/// Creates or truncates a file for writing.
+pub fn create(path: impl AsRef<Path>) -> Result<File> {
+    File::create(&path).at("create", path)
+}
+
+/// Writes a file in place: for kernel files and scratch files; state goes through [`write_atomic`].
+pub fn write(path: impl AsRef<Path>, data: impl AsRef<[u8]>) -> Result<()> {
+    std::fs::write(&path, data).at("write", path)
+}
+
+/// Replaces a file so that a reader, or a power cut, sees the old content or the new, never a part.
+pub fn write_atomic(path: impl AsRef<Path>, data: impl AsRef<[u8]>, mode: u32) -> Result<()> {
+    let path = path.as_ref();
+    let dir = match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let temp = dir.join(format!(".{name}.{}.new", std::process::id()));
+    let done = (|| {
+        let mut f = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temp)?;
+        f.write_all(data.as_ref())?;
+        f.sync_all()?;
+        std::fs::rename(&temp, path)?;
+        File::open(dir)?.sync_all()
+    })();
+    if done.is_err() {
+        let _ = std::fs::remove_file(&temp);
+    }
+    done.at("write", path)
+}
+
+/// Creates a directory and its parents.
+pub fn create_dir_all(path: impl AsRef<Path>) -> Result<()> {
+    std::fs::create_dir_all(&path).at("create directory", path)
+}
+
+/// Creates a directory and its parents that nobody else may enter (mode 0700 for those it creates).
+pub fn create_private_dir(path: impl AsRef<Path>) -> Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).at("create directory", path)
+}
+
+/// Removes a file.
+pub fn remove_file(path: impl AsRef<Path>) -> Result<()> {
+    std::fs::remove_file(&path).at("remove", path)
+}
+
+/// Removes a file; that it is gone already is fine.
+pub fn remove_if_exists(path: impl AsRef<Path>) -> Result<()> {
+    match remove_file(path) {
+        Err(e) if !e.is_not_found() => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a directory and all in it; that it is gone already is fine.
+pub fn remove_dir_all(path: impl AsRef<Path>) -> Result<()> {
+    match std::fs::remove_dir_all(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).at("remove", path),
+        _ => Ok(()),
+    }
+}
+
+/// Renames a file or directory.
+pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+    std::fs::rename(&from, to).at("rename", from)
+}
+
+/// Entries of a directory, sorted by name.
+pub fn read_dir(path: impl AsRef<Path>) -> Result<Vec<std::fs::DirEntry>> {
+    let path = path.as_ref();
+    let mut all = std::fs::read_dir(path).at("list", path)?.collect::<Result<Vec<_>, _>>().at("list", path)?;
+    all.sort_by_key(|e| e.file_name());
+    Ok(all)
+}
+
+/// The target of a symbolic link; `None` where there is none.
+pub fn read_link_if_exists(path: impl AsRef<Path>) -> Result<Option<PathBuf>> {
+    match std::fs::read_link(&path) {
+        Ok(p) => Ok(Some(p)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).at("read link", path),
+    }
+}
+
+/// Points a symbolic link at a target, replacing an earlier link in one step.
+pub fn symlink_atomic(target: impl AsRef<Path>, link: impl AsRef<Path>) -> Result<()> {
+    let link = link.as_ref();
+    let name = link.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let temp = link.with_file_name(format!(".{name}.{}.new", std::process::id()));
+    let _ = std::fs::remove_file(&temp);
+    std::os::unix::fs::symlink(target, &temp).at("create link", link)?;
+    std::fs::rename(&temp, link).at("create link", link)
+}
+
+/// An exclusive lock on a file, released when dropped. The file says who holds it.
+pub struct Lock {
+    _file: File,
+}
+
+/// Why a lock was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Someone else has it.
+    #[error("`{}` is held by {holder}", path.display())]
+    Held {
+        /// The lock file.
+        path: PathBuf,
+        /// What the holder wrote about itself.
+        holder: String,
+    },
+    /// The file could not be used.
+    #[error(transparent)]
+    File(#[from] FsError),
+}
+
+impl Lock {
+    /// Takes the lock without waiting. `who` is shown to others, such as `codchi rebuild (process 4711)`.
+    pub fn try_take(path: impl AsRef<Path>, who: &str) -> Result<Lock, LockError> {
+        let path = path.as_ref();
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .at("open", path)?;
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let holder = std::fs::read_to_string(path).unwrap_or_default();
+                let holder = if holder.trim().is_empty() { "another process".into() } else { holder.trim().into() };
+                return Err(LockError::Held { path: path.into(), holder });
+            }
+            Err(e) => Err(e).at("lock", path)?,
+        }
+        file.set_len(0).at("write", path)?;
+        file.write_all(who.as_bytes()).at("write", path)?;
+        Ok(Lock { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_names_its_holder_and_is_free_again_when_dropped() {
+        let dir = std::env::temp_dir().join(format!("codchi-fs-{}", std::process::id()));
+        create_dir_all(&dir).unwrap();
+        let p = dir.join("lock");
+        let held = Lock::try_take(&p, "the first").unwrap();
+        let Err(LockError::Held { holder, .. }) = Lock::try_take(&p, "the second") else { panic!("taken twice") };
+        assert_eq!(holder, "the first");
+        drop(held);
+        assert!(Lock::try_take(&p, "the second").is_ok());
+        remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn an_atomic_write_replaces_the_file_and_leaves_no_temporary() {
+        let dir = std::env::temp_dir().join(format!("codchi-fs-w-{}", std::process::id()));
+        create_dir_all(&dir).unwrap();
+        write_atomic(dir.join("f"), "one", 0o600).unwrap();
+        write_atomic(dir.join("f"), "two", 0o600).unwrap();
+        assert_eq!(read_to_string(dir.join("f")).unwrap(), "two");
+        assert_eq!(read_dir(&dir).unwrap().len(), 1);
+        remove_dir_all(&dir).unwrap();
+    }
+}

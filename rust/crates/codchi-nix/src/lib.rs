@@ -1,0 +1,1 @@
+//! Nix as a process: evaluation, builds, logs, profiles, closures, fingerprints.

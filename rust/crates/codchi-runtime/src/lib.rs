@@ -1,0 +1,1 @@
+//! Namespaces, mounts, cgroups, network and supervision of a native machine.

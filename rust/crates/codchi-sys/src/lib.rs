@@ -1,0 +1,1 @@
+//! The one place with unsafe code: system calls that rustix does not wrap.

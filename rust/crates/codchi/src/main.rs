@@ -1,0 +1,3 @@
+//! The codchi command.
+
+fn main() {}
