@@ -2,9 +2,13 @@
 //!
 //! Nothing here reads a file, starts a process or looks at the clock; adapters do that and hand the data in.
 
+pub mod dirs;
+pub mod document;
 pub mod manifest;
 pub mod name;
 pub mod plan;
 pub mod progress;
 pub mod protocol;
 pub mod report;
+#[cfg(feature = "host")]
+pub mod settings;

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum NameError {
     /// The text does not have the form of the name.
-    #[error("`{given}` is not allowed as a {what}: use 1 to 63 lower-case letters, digits and `-`, starting with a letter and not ending with `-`")]
+    #[error(
+        "`{given}` is not allowed as a {what}: use 1 to 63 lower-case letters, digits and `-`, starting with a letter and not ending with `-`"
+    )]
     Form {
         /// The kind of name.
         what: &'static str,

@@ -137,7 +137,8 @@ pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
 /// Entries of a directory, sorted by name.
 pub fn read_dir(path: impl AsRef<Path>) -> Result<Vec<std::fs::DirEntry>> {
     let path = path.as_ref();
-    let mut all = std::fs::read_dir(path).at("list", path)?.collect::<Result<Vec<_>, _>>().at("list", path)?;
+    let mut all =
+        std::fs::read_dir(path).at("list", path)?.collect::<Result<Vec<_>, _>>().at("list", path)?;
     all.sort_by_key(|e| e.file_name());
     Ok(all)
 }
@@ -198,7 +199,8 @@ impl Lock {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let holder = std::fs::read_to_string(path).unwrap_or_default();
-                let holder = if holder.trim().is_empty() { "another process".into() } else { holder.trim().into() };
+                let holder =
+                    if holder.trim().is_empty() { "another process".into() } else { holder.trim().into() };
                 return Err(LockError::Held { path: path.into(), holder });
             }
             Err(e) => Err(e).at("lock", path)?,
@@ -219,7 +221,9 @@ mod tests {
         create_dir_all(&dir).unwrap();
         let p = dir.join("lock");
         let held = Lock::try_take(&p, "the first").unwrap();
-        let Err(LockError::Held { holder, .. }) = Lock::try_take(&p, "the second") else { panic!("taken twice") };
+        let Err(LockError::Held { holder, .. }) = Lock::try_take(&p, "the second") else {
+            panic!("taken twice")
+        };
         assert_eq!(holder, "the first");
         drop(held);
         assert!(Lock::try_take(&p, "the second").is_ok());
