@@ -1,0 +1,202 @@
+//! A throw-away home on this host, and the `codchi` program run in it as its user would.
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use libtest_mimic::Failed;
+
+/// What a finished command left.
+#[derive(Debug)]
+pub struct Done {
+    /// Exit status; 128 + n where a signal ended it.
+    pub status: i32,
+    /// Standard output.
+    pub out: Vec<u8>,
+    /// Standard error.
+    pub err: String,
+}
+
+impl Done {
+    /// Standard output as text, without the last newline.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.out).trim_end_matches('\n').to_string()
+    }
+
+    /// Requires exit status 0.
+    pub fn ok(self) -> Result<Done, Failed> {
+        self.exits(0)
+    }
+
+    /// Requires an exit status.
+    pub fn exits(self, status: i32) -> Result<Done, Failed> {
+        if self.status == status {
+            Ok(self)
+        } else {
+            Err(format!("exit status {} where {status} was expected\nstdout: {}\nstderr: {}", self.status, self.text(), self.err).into())
+        }
+    }
+}
+
+/// How Codchi is run: as root, or as an ordinary user with what a desktop session would give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// As root.
+    Root,
+    /// As an ordinary user, with subordinate ids and a delegated cgroup.
+    Rootless,
+}
+
+/// A home directory and the way commands are run in it.
+pub struct Host {
+    /// Root or rootless.
+    pub kind: Kind,
+    /// The Debian release of the built-in base.
+    pub suite: String,
+    /// `HOME` of the commands.
+    pub home: PathBuf,
+    /// The repository under test.
+    pub repo: PathBuf,
+    program: PathBuf,
+    user: String,
+}
+
+impl Host {
+    /// A host in `home`, which is created; `kind-suite` is for example `rootless-trixie`.
+    pub fn new(which: &str, home: PathBuf, repo: PathBuf, program: PathBuf) -> Result<Host, Failed> {
+        let (kind, suite) = which.split_once('-').ok_or("expected KIND-SUITE")?;
+        let kind = match kind {
+            "root" => Kind::Root,
+            "rootless" => Kind::Rootless,
+            other => return Err(format!("unknown kind `{other}`").into()),
+        };
+        codchi_fs::create_dir_all(&home)?;
+        let user = std::env::var("CODCHI_TEST_USER").unwrap_or_else(|_| "codchi-test".into());
+        let host = Host { kind, suite: suite.into(), home, repo, program, user };
+        if kind == Kind::Rootless {
+            run(Command::new("chown").arg(&host.user).arg(&host.home), b"")?.ok()?;
+        }
+        Ok(host)
+    }
+
+    /// A command on the host, as the person under test, in the person's home.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut c = match self.kind {
+            Kind::Root => Command::new(program),
+            Kind::Rootless => {
+                let mut c = Command::new(self.repo.join("tests/rootless-host"));
+                c.arg(&self.user).arg(program);
+                c
+            }
+        };
+        c.env_clear()
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("HOME", &self.home)
+            .env("XDG_RUNTIME_DIR", self.home.join("run"))
+            .env("LANG", "C.UTF-8")
+            .env("CODCHI_BASE", "debian")
+            .env("CODCHI_BASE_SUITE", &self.suite)
+            .env("CODCHI_BASE_ACCEPT_STALE", "1")
+            .current_dir(&self.home);
+        for (k, v) in std::env::vars_os() {
+            let k = k.to_string_lossy().into_owned();
+            if k.ends_with("_proxy") || k.ends_with("_PROXY") || k == "SSL_CERT_FILE" || k.starts_with("CODCHI_TEST_") {
+                c.env(k, v);
+            }
+        }
+        c
+    }
+
+    /// `codchi ARGS`, not yet started.
+    pub fn codchi_command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
+        let mut c = self.command(&self.program);
+        c.args(args);
+        c
+    }
+
+    /// Runs `codchi ARGS` with nothing on standard input.
+    pub fn codchi<S: AsRef<OsStr>>(&self, args: &[S]) -> Result<Done, Failed> {
+        self.codchi_with(args, b"")
+    }
+
+    /// Runs `codchi ARGS` with `input` on standard input.
+    pub fn codchi_with<S: AsRef<OsStr>>(&self, args: &[S], input: &[u8]) -> Result<Done, Failed> {
+        run(&mut self.codchi_command(args), input)
+    }
+
+    /// Runs a shell script in a machine and returns its standard output; anything but success fails the case.
+    pub fn sh(&self, machine: &str, script: &str) -> Result<String, Failed> {
+        Ok(self.codchi(&["exec", machine, "--", "sh", "-c", script])?.ok()?.text())
+    }
+
+    /// The same as the machine's root.
+    pub fn root_sh(&self, machine: &str, script: &str) -> Result<String, Failed> {
+        Ok(self.codchi(&["exec", "-u", "root", machine, "--", "sh", "-c", script])?.ok()?.text())
+    }
+
+    /// `codchi status --json` of one machine.
+    pub fn status(&self, machine: &str) -> Result<serde_json::Value, Failed> {
+        let text = self.codchi(&["status", machine, "--json"])?.ok()?.text();
+        let all: serde_json::Value = serde_json::from_str(&text)?;
+        all["machines"]
+            .as_array()
+            .and_then(|m| m.iter().find(|m| m["name"] == machine))
+            .cloned()
+            .ok_or_else(|| format!("`{machine}` is not in {text}").into())
+    }
+
+    /// Copies a folder of the repository into the home, owned by the person, as a git repository.
+    pub fn checkout(&self, from: &str, to: &str) -> Result<PathBuf, Failed> {
+        let source = self.repo.join(from);
+        let target = self.home.join(to);
+        run(Command::new("cp").arg("-rT").arg(&source).arg(&target), b"")?.ok()?;
+        if self.kind == Kind::Rootless {
+            run(Command::new("chown").arg("-R").arg(&self.user).arg(&target), b"")?.ok()?;
+        }
+        self.commit(&target)?;
+        Ok(target)
+    }
+
+    /// Commits everything in a repository of the person's.
+    pub fn commit(&self, repo: &Path) -> Result<(), Failed> {
+        let script = "cd \"$0\" && git init -q . && git add -A && git -c user.name=t -c user.email=t@example.org commit -qm t";
+        run(self.command("sh").arg("-c").arg(script).arg(repo), b"")?.ok()?;
+        Ok(())
+    }
+
+    /// Every process that belongs to this home: supervisors, daemons, network helpers.
+    pub fn processes(&self) -> Vec<String> {
+        let home = self.home.to_string_lossy().into_owned();
+        let mut found = Vec::new();
+        for entry in codchi_fs::read_dir("/proc").unwrap_or_default() {
+            let pid = entry.file_name().to_string_lossy().into_owned();
+            if !pid.bytes().all(|b| b.is_ascii_digit()) || pid == std::process::id().to_string() {
+                continue;
+            }
+            let env = codchi_fs::read(entry.path().join("environ")).unwrap_or_default();
+            let cmd = codchi_fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let marker = format!("HOME={home}\0");
+            if String::from_utf8_lossy(&env).contains(&marker) {
+                found.push(format!("{pid} {}", String::from_utf8_lossy(&cmd).replace('\0', " ")));
+            }
+        }
+        found
+    }
+}
+
+/// Runs a command to its end with `input` on standard input.
+pub fn run(command: &mut Command, input: &[u8]) -> Result<Done, Failed> {
+    use std::os::unix::process::ExitStatusExt;
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut stdin = child.stdin.take().ok_or("no stdin")?;
+    let input = input.to_vec();
+    let writer = std::thread::spawn(move || {
+        // A command that does not read its input is no failure of the case.
+        let _ = stdin.write_all(&input);
+    });
+    let out = child.wait_with_output()?;
+    let _ = writer.join();
+    let status = out.status.code().unwrap_or_else(|| 128 + out.status.signal().unwrap_or(0));
+    Ok(Done { status, out: out.stdout, err: String::from_utf8_lossy(&out.stderr).into_owned() })
+}
