@@ -1,12 +1,15 @@
 //! The conformance suite: the same cases for every driver, against real machines.
 //!
-//! `CODCHI_CONFORMANCE=KIND-SUITE[-DRIVER]` chooses how Codchi is run (`root` or `rootless`) and which release the built-in
+//! `CODCHI_SUITE` chooses the cases: `conformance` (the default), `templates` (every template is booted and used) or `faults`
+//! (killed at every step). `CODCHI_CONFORMANCE=KIND-SUITE` chooses how Codchi is run (`root` or `rootless`) and which release the built-in
 //! base takes; `CODCHI_PROGRAM` is the program under test. The cases share one home, one store and one machine and run in
 //! order. What a case changes, it puts back, or a later case says that it builds on it.
 #![allow(clippy::print_stderr)]
 
 mod cases;
+mod faults;
 mod host;
+mod templates;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,13 +35,34 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let trials = cases::ALL
+    let suite = std::env::var("CODCHI_SUITE").unwrap_or_else(|_| "conformance".into());
+    let trials: Vec<Trial> = match suite.as_str() {
+        "conformance" => trials(&which, &host, cases::ALL),
+        "faults" => trials(&which, &host, faults::ALL),
+        "templates" => templates::all(&which, &host),
+        other => {
+            eprintln!("no suite is called `{other}`");
+            return ExitCode::FAILURE;
+        }
+    };
+    if trials.is_empty() {
+        eprintln!("the suite `{suite}` has no cases");
+        return ExitCode::FAILURE;
+    }
+    let conclusion = libtest_mimic::run(&args, trials);
+    if !conclusion.has_failed() && args.filter.is_none() {
+        // What is left would be a finding of the last case; after a failure it is evidence and stays.
+        let _ = codchi_fs::remove_dir_all(&home);
+    }
+    conclusion.exit_code()
+}
+
+fn trials(which: &str, host: &Arc<host::Host>, cases: &'static [cases::Case]) -> Vec<Trial> {
+    cases
         .iter()
         .map(|(name, case)| {
             let host = host.clone();
             Trial::test(format!("{which}::{name}"), move || case(&host))
         })
-        .collect();
-    let conclusion = libtest_mimic::run(&args, trials);
-    conclusion.exit_code()
+        .collect()
 }

@@ -1,0 +1,142 @@
+//! Killed before and after every step: nothing is lost, nothing is left, and the next command says what happened.
+//!
+//! Needs a program built with the feature `fault-injection`: `CODCHI_FAULT=before:N` or `after:N` makes it kill itself there.
+
+use libtest_mimic::Failed;
+
+use crate::cases::Case;
+use crate::host::{Done, Host};
+
+/// Every case, in order. The first creates the machine `f` that the later ones use.
+pub const ALL: &[Case] = &[
+    ("init_killed_at_every_step_leaves_nothing_or_is_finished", init),
+    ("rebuild_killed_at_every_step_leaves_a_running_generation", rebuild),
+    ("stop_and_start_killed_at_every_step", stop_start),
+    ("delete_killed_at_every_step_is_finished", delete),
+];
+
+/// More points than any plan has; a plan that reaches this is a defect of the suite.
+const MOST: usize = 60;
+
+/// Runs a command killed at every point in turn; `check` sees the machine after each kill. Ends with the run that lives.
+fn at_every_point(h: &Host, args: &[&str], mut prepare: impl FnMut() -> Result<(), Failed>, mut check: impl FnMut(&str) -> Result<(), Failed>) -> Result<(), Failed> {
+    let mut killed = 0;
+    for n in 0..MOST {
+        for when in ["before", "after"] {
+            prepare()?;
+            let point = format!("{when}:{n}");
+            let mut c = h.codchi_command(args);
+            c.env("CODCHI_FAULT", &point);
+            let done: Done = crate::host::run(&mut c, b"")?;
+            match done.status {
+                137 => killed += 1,
+                0 if when == "before" => {
+                    return if killed > 2 { Ok(()) } else { Err(format!("only {killed} points were reached: is the program built with fault-injection?").into()) };
+                }
+                _ => return Err(format!("`codchi {}` with a kill {point}: status {}\n{}", args.join(" "), done.status, done.err).into()),
+            }
+            check(&point).map_err(|e| format!("after a kill {point}: {}", e.message().unwrap_or_default()))?;
+        }
+    }
+    Err(format!("no end after {MOST} steps").into())
+}
+
+fn exists(h: &Host, name: &str) -> Result<bool, Failed> {
+    let done = h.codchi(&["status", name])?;
+    match done.status {
+        0 => Ok(true),
+        5 => Ok(false),
+        other => Err(format!("status {other}: {}", done.err).into()),
+    }
+}
+
+fn init(h: &Host) -> Result<(), Failed> {
+    let repo = h.checkout("tests/fixtures/conformance", "project")?;
+    let source = repo.to_string_lossy().into_owned();
+    h.codchi(&["init", "bystander"])?.ok()?;
+    let clean = || -> Result<(), Failed> {
+        if exists(h, "f")? {
+            h.codchi(&["delete", "--yes", "f"])?.ok()?;
+        }
+        Ok(())
+    };
+    at_every_point(h, &["init", "f", &source], clean, |_| {
+        // The next command, whatever it is, finishes or undoes, and says so.
+        let next = h.codchi(&["init", "f", &source])?;
+        if next.status == 0 {
+            if h.sh("f", "hello")? != "Hello, world!" {
+                return Err("the machine made after a kill does not work".into());
+            }
+        } else if !next.err.contains("f") || !exists(h, "f")? {
+            return Err(format!("neither made nor there: {}", next.err).into());
+        } else if h.sh("f", "hello")? != "Hello, world!" {
+            return Err("the finished machine does not work".into());
+        }
+        if h.sh("bystander", "echo fine")? != "fine" {
+            return Err("another machine suffered".into());
+        }
+        Ok(())
+    })
+}
+
+fn rebuild(h: &Host) -> Result<(), Failed> {
+    if !exists(h, "f")? {
+        return Err("the machine of the case before is not there".into());
+    }
+    let module = h.home.join("project/module.nix");
+    let original = codchi_fs::read_to_string(&module)?;
+    let mut n = 0;
+    let result = at_every_point(
+        h,
+        &["rebuild", "f"],
+        || {
+            n += 1;
+            let text = original.replace("generation one", &format!("generation {n}"));
+            Ok(codchi_fs::write(&module, text)?)
+        },
+        |_| {
+            if h.sh("f", "hello; systemctl is-active fixture.service")? != "Hello, world!\nactive" {
+                return Err("the running generation does not work".into());
+            }
+            Ok(())
+        },
+    );
+    h.codchi(&["rebuild", "f"])?.ok()?;
+    let wanted = format!("generation {n}");
+    let got = h.sh("f", "cat /etc/fixture/file")?;
+    codchi_fs::write(&module, original)?;
+    result?;
+    if got == wanted { Ok(()) } else { Err(format!("after the last rebuild: `{got}`, not `{wanted}`").into()) }
+}
+
+fn stop_start(h: &Host) -> Result<(), Failed> {
+    at_every_point(h, &["stop", "f"], || Ok(h.codchi(&["start", "f"]).and_then(Done::ok).map(|_| ())?), |_| Ok(()))?;
+    at_every_point(
+        h,
+        &["start", "f"],
+        || Ok(h.codchi(&["stop", "f"]).and_then(Done::ok).map(|_| ())?),
+        |_| if h.sh("f", "hello")? == "Hello, world!" { Ok(()) } else { Err("it does not come up".into()) },
+    )
+}
+
+fn delete(h: &Host) -> Result<(), Failed> {
+    let source = h.home.join("project").to_string_lossy().into_owned();
+    at_every_point(
+        h,
+        &["delete", "--yes", "f"],
+        || {
+            if !exists(h, "f")? {
+                h.codchi(&["init", "f", &source])?.ok()?;
+            }
+            Ok(())
+        },
+        |_| {
+            // Deletion that has begun is finished by the next command.
+            let again = h.codchi(&["delete", "--yes", "f"])?;
+            if (again.status == 0 || again.status == 5) && !exists(h, "f")? { Ok(()) } else { Err(format!("status {}: {}", again.status, again.err).into()) }
+        },
+    )?;
+    h.codchi(&["delete", "--yes", "bystander"])?.ok()?;
+    h.codchi(&["store", "remove", "--yes"])?.ok()?;
+    Ok(())
+}

@@ -1,0 +1,40 @@
+//! Every template is an ordinary repository: it is turned into a machine, must come up whole, and its check must pass inside.
+
+use std::sync::Arc;
+
+use libtest_mimic::{Failed, Trial};
+
+use crate::host::Host;
+
+/// One case per folder of `docs/templates`.
+pub fn all(which: &str, host: &Arc<Host>) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for entry in codchi_fs::read_dir(host.repo.join("docs/templates")).unwrap_or_default() {
+        if entry.path().join("flake.nix").exists() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let host = host.clone();
+            trials.push(Trial::test(format!("{which}::template_{name}"), move || boot(&host, &name)));
+        }
+    }
+    let host = host.clone();
+    trials.push(Trial::test(format!("{which}::leave_nothing"), move || {
+        host.codchi(&["store", "remove", "--yes"])?.ok()?;
+        Ok(())
+    }));
+    trials
+}
+
+fn boot(h: &Host, name: &str) -> Result<(), Failed> {
+    let check = codchi_fs::read(h.repo.join("tests/templates.d").join(format!("{name}.sh")))?;
+    let repo = h.checkout(&format!("docs/templates/{name}"), &format!("template-{name}"))?;
+    let machine = format!("t-{name}");
+    h.codchi(&["init", &machine, &repo.to_string_lossy()])?.ok()?;
+    let state = h.codchi(&["exec", "-u", "root", &machine, "--", "systemctl", "is-system-running"])?;
+    if state.text() != "running" {
+        let failed = h.root_sh(&machine, "systemctl --failed --no-pager; journalctl -p err -b --no-pager | tail -n 20")?;
+        return Err(format!("the machine is {}:\n{failed}", state.text()).into());
+    }
+    h.codchi_with(&["exec", &machine, "--", "bash", "-euo", "pipefail", "-s"], &check)?.ok()?;
+    h.codchi(&["delete", "--yes", &machine])?.ok()?;
+    Ok(())
+}
