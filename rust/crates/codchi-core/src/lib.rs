@@ -2,8 +2,13 @@
 //!
 //! Nothing here reads a file, starts a process or looks at the clock; adapters do that and hand the data in.
 
+pub mod attr;
 pub mod dirs;
 pub mod document;
+#[cfg(feature = "host")]
+pub mod flake;
+#[cfg(feature = "host")]
+pub mod machine;
 pub mod manifest;
 pub mod name;
 pub mod plan;
@@ -12,3 +17,6 @@ pub mod protocol;
 pub mod report;
 #[cfg(feature = "host")]
 pub mod settings;
+pub mod source;
+pub mod status;
+pub mod text;

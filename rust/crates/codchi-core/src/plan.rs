@@ -1,12 +1,18 @@
-//! What a command is about to change, as data: shown by `--dry-run`, printed as JSON, then carried out.
+//! What a command is about to change, as data: shown by `--dry-run`, printed as JSON, journalled, then carried out.
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::name::MachineName;
 
+/// The schema version of [`Plan`].
+pub const PLAN_VERSION: u32 = 1;
+
 /// A plan: the steps of one command on one machine, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Plan<S> {
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+pub struct Plan {
     /// Schema version of this document.
     pub version: u32,
     /// The command, such as `init`.
@@ -14,8 +20,331 @@ pub struct Plan<S> {
     /// The machine it concerns.
     pub machine: MachineName,
     /// The steps. Each is idempotent and knows its inverse.
-    pub steps: Vec<S>,
+    pub steps: Vec<PlanStep>,
 }
 
-/// The schema version of [`Plan`].
-pub const PLAN_VERSION: u32 = 1;
+/// A step with its summary for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+pub struct PlanStep {
+    /// What it does, in one line.
+    pub summary: String,
+    /// The step itself.
+    #[serde(flatten)]
+    pub step: Step,
+}
+
+/// How a machine takes a new generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Activation {
+    /// Now, in the running machine.
+    Switch,
+    /// At the next start.
+    Boot,
+}
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+#[serde(tag = "kind", rename_all = "kebab-case", rename_all_fields = "camelCase")]
+pub enum Step {
+    /// Download what the build needs.
+    Fetch {
+        /// Files.
+        files: u64,
+        /// Their size; 0 where it is not known.
+        bytes: u64,
+    },
+    /// Build the system.
+    Build {
+        /// The derivation.
+        drv_path: String,
+    },
+    /// Make an empty root file system owned by the machine's ids.
+    CreateRoot {
+        /// Where.
+        path: PathBuf,
+        /// First id of the machine's range, as root; none where the caller's subordinate ids are used.
+        uid_base: Option<u32>,
+    },
+    /// Record a built system.
+    AddGeneration {
+        /// Its number.
+        number: u32,
+        /// The system.
+        toplevel: String,
+    },
+    /// Move a finished machine folder to its place: from here on the machine exists.
+    InstallConfig {
+        /// Where it was made.
+        from: PathBuf,
+        /// Its place.
+        to: PathBuf,
+    },
+    /// Make the machine's system the one of a generation.
+    Activate {
+        /// The generation.
+        number: u32,
+        /// The system.
+        toplevel: String,
+        /// Now or at the next start.
+        how: Activation,
+        /// The generation before, to go back to.
+        previous: Option<u32>,
+    },
+    /// Start the machine and wait until it is up.
+    Start,
+    /// Run the init script as the machine's user.
+    InitScript {
+        /// Its path in the store.
+        script: String,
+    },
+    /// Run a command inside.
+    Run {
+        /// The command and its arguments.
+        argv: Vec<String>,
+    },
+    /// Stop the machine.
+    Stop,
+    /// Remove its root file system and all in it.
+    RemoveRoot {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Forget its generations; the store keeps the files until they are collected.
+    RemoveGenerations {
+        /// Where they are recorded.
+        path: PathBuf,
+    },
+    /// Remove the machine folder.
+    RemoveConfig {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Remove its logs.
+    RemoveLogs {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Replace the machine's flake.nix and flake.lock with those of a generation.
+    RestoreConfig {
+        /// The generation.
+        number: u32,
+        /// The machine folder.
+        path: PathBuf,
+    },
+    /// Put a new flake.lock in place.
+    UpdateLock {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl Step {
+    /// What undoes it; none where nothing needs to be, or nothing can be.
+    pub fn inverse(&self) -> Option<Step> {
+        match self {
+            Step::CreateRoot { path, .. } => Some(Step::RemoveRoot { path: path.clone() }),
+            Step::AddGeneration { .. } => None,
+            Step::InstallConfig { to, .. } => Some(Step::RemoveConfig { path: to.clone() }),
+            Step::Start => Some(Step::Stop),
+            _ => None,
+        }
+    }
+
+    /// Whether it only prepares (downloads, builds): it changes nothing of the machine, is not journalled, and runs without
+    /// the machine's lock.
+    pub fn prepares(&self) -> bool {
+        matches!(self, Step::Fetch { .. } | Step::Build { .. })
+    }
+
+    /// What it does, in one line.
+    pub fn summary(&self) -> String {
+        use crate::text::{bytes, count};
+        match self {
+            Step::Fetch { files, bytes: 0 } => format!("download {}", count(*files, "file", "files")),
+            Step::Fetch { files, bytes: n } => {
+                format!("download {}, {}", count(*files, "file", "files"), bytes(*n))
+            }
+            Step::Build { drv_path } => format!("build `{drv_path}`"),
+            Step::CreateRoot { path, uid_base: Some(base) } => {
+                format!("make the root file system `{}`, owned by ids from {base} on", path.display())
+            }
+            Step::CreateRoot { path, uid_base: None } => {
+                format!("make the root file system `{}`", path.display())
+            }
+            Step::AddGeneration { number, .. } => format!("record generation {number}"),
+            Step::InstallConfig { to, .. } => format!("put the machine folder at `{}`", to.display()),
+            Step::Activate { number, how: Activation::Switch, .. } => {
+                format!("switch to generation {number}")
+            }
+            Step::Activate { number, how: Activation::Boot, .. } => {
+                format!("use generation {number} from the next start on")
+            }
+            Step::Start => "start the machine".into(),
+            Step::InitScript { .. } => "run the init script".into(),
+            Step::Run { argv } => format!("run `{}` inside", crate::text::printable_line(&argv.join(" "))),
+            Step::Stop => "stop the machine".into(),
+            Step::RemoveRoot { path } => format!("remove `{}` with all files of the machine", path.display()),
+            Step::RemoveGenerations { path } => format!("forget the generations in `{}`", path.display()),
+            Step::RemoveConfig { path } => format!("remove `{}`", path.display()),
+            Step::RemoveLogs { path } => format!("remove `{}`", path.display()),
+            Step::RestoreConfig { number, .. } => {
+                format!("take flake.nix and flake.lock from generation {number}")
+            }
+            Step::UpdateLock { path } => format!("replace `{}`", path.display()),
+        }
+    }
+}
+
+impl Plan {
+    /// A plan of these steps.
+    pub fn new(command: &str, machine: &MachineName, steps: Vec<Step>) -> Plan {
+        Plan {
+            version: PLAN_VERSION,
+            command: command.into(),
+            machine: machine.clone(),
+            steps: steps.into_iter().map(|step| PlanStep { summary: step.summary(), step }).collect(),
+        }
+    }
+
+    /// What to do about a plan that was cut short when its first `begun` steps had begun.
+    ///
+    /// A machine that exists stays: its creation is finished. One that does not is taken back. What removes a machine is
+    /// finished. A new generation is finished once its activation began, else taken back.
+    pub fn recovery(&self, begun: usize) -> Recovery {
+        let begun = begun.min(self.steps.len());
+        let steps: Vec<&Step> = self.steps.iter().map(|s| &s.step).collect();
+        let decisive = |s: &&Step| {
+            matches!(
+                s,
+                Step::InstallConfig { .. }
+                    | Step::Activate { .. }
+                    | Step::RemoveRoot { .. }
+                    | Step::Stop
+                    | Step::RestoreConfig { .. }
+                    | Step::UpdateLock { .. }
+            )
+        };
+        // The step begun last may be half done, so finishing repeats it.
+        let committed = match self.command.as_str() {
+            // A half-made folder in place cannot be: the move is atomic. Whether it happened, the next step tells.
+            "init" => {
+                steps[..begun.saturating_sub(1)].iter().any(|s| matches!(s, Step::InstallConfig { .. }))
+            }
+            _ => steps[..begun].iter().any(decisive),
+        };
+        if committed {
+            Recovery::Finish(steps[begun.saturating_sub(1)..].iter().map(|s| (*s).clone()).collect())
+        } else {
+            let mut back: Vec<Step> = Vec::new();
+            for s in steps[..begun].iter().rev() {
+                match s {
+                    Step::AddGeneration { .. } => back.push((*s).clone()),
+                    other => back.extend(other.inverse()),
+                }
+            }
+            Recovery::Undo(back)
+        }
+    }
+}
+
+/// How an interrupted plan is brought to an end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recovery {
+    /// Run these steps.
+    Finish(Vec<Step>),
+    /// Run these steps; [`Step::AddGeneration`] here means to take the generation back.
+    Undo(Vec<Step>),
+}
+
+/// The journal version this program writes.
+pub const JOURNAL_VERSION: u32 = 1;
+
+/// The journal of a plan that is being carried out; written before each step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Journal {
+    /// [`JOURNAL_VERSION`] of the writer.
+    pub version: u32,
+    /// Codchi version of the writer.
+    pub codchi: String,
+    /// The plan.
+    pub plan: Plan,
+    /// How many steps have begun.
+    pub begun: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn init() -> Plan {
+        Plan::new(
+            "init",
+            &"m".parse().unwrap(),
+            vec![
+                Step::Build { drv_path: "/nix/store/x.drv".into() },
+                Step::CreateRoot { path: "/r".into(), uid_base: Some(1 << 20) },
+                Step::AddGeneration { number: 1, toplevel: "/nix/store/t".into() },
+                Step::InstallConfig { from: "/s".into(), to: "/c".into() },
+                Step::Start,
+                Step::InitScript { script: "/nix/store/i".into() },
+            ],
+        )
+    }
+
+    #[test]
+    fn a_plan_prints_kind_and_summary_of_each_step() {
+        insta::assert_json_snapshot!(init().steps[1], @r#"
+        {
+          "summary": "make the root file system `/r`, owned by ids from 1048576 on",
+          "kind": "create-root",
+          "path": "/r",
+          "uidBase": 1048576
+        }
+        "#);
+    }
+
+    #[test]
+    fn a_creation_cut_short_is_taken_back_until_the_machine_exists() {
+        assert_eq!(init().recovery(2), Recovery::Undo(vec![Step::RemoveRoot { path: "/r".into() }]));
+        let Recovery::Undo(steps) = init().recovery(4) else { panic!("kept") };
+        assert!(matches!(
+            steps[..],
+            [Step::RemoveConfig { .. }, Step::AddGeneration { .. }, Step::RemoveRoot { .. }]
+        ));
+        assert_eq!(
+            init().recovery(5),
+            Recovery::Finish(vec![Step::Start, Step::InitScript { script: "/nix/store/i".into() }])
+        );
+    }
+
+    #[test]
+    fn a_rebuild_cut_short_is_finished_once_the_switch_began() {
+        let t = "/nix/store/t".to_string();
+        let plan = Plan::new(
+            "rebuild",
+            &"m".parse().unwrap(),
+            vec![
+                Step::AddGeneration { number: 2, toplevel: t.clone() },
+                Step::Activate { number: 2, toplevel: t, how: Activation::Switch, previous: Some(1) },
+            ],
+        );
+        assert!(
+            matches!(plan.recovery(1), Recovery::Undo(s) if matches!(s[..], [Step::AddGeneration { number: 2, .. }]))
+        );
+        assert!(matches!(plan.recovery(2), Recovery::Finish(s) if matches!(s[..], [Step::Activate { .. }])));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn every_point_of_a_plan_has_a_recovery_that_a_journal_keeps(begun in 0usize..9) {
+            let journal = Journal { version: 1, codchi: "0".into(), plan: init(), begun };
+            let text = serde_json::to_string(&journal).unwrap();
+            let back: Journal = serde_json::from_str(&text).unwrap();
+            assert_eq!(back.plan.recovery(begun), init().recovery(begun));
+        }
+    }
+}
