@@ -4,7 +4,13 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+pub use libc::{SIGCHLD, SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use rustix::process::Pid;
+
+/// The number of the n-th real-time signal.
+pub fn real_time(n: i32) -> i32 {
+    libc::SIGRTMIN() + n
+}
 
 /// Signals of this thread, blocked and read from a descriptor instead; the former mask comes back when it is dropped.
 /// See signalfd(2).

@@ -1,0 +1,188 @@
+//! Ranges of user and group ids: what `/etc/subuid` lends to a caller, what is free for a machine of root.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Ids that every machine has: 0 to 65535.
+pub const COUNT: u32 = 65536;
+/// The caller's own id as the outer namespace shows it.
+pub const CALLER: u32 = 65536;
+
+/// One line of an id map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// First id in the namespace.
+    pub inside: u32,
+    /// First id in its parent.
+    pub outside: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// User and group ids of a namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMap {
+    /// User ids.
+    pub uids: Vec<Extent>,
+    /// Group ids.
+    pub gids: Vec<Extent>,
+}
+
+/// The text that the kernel takes for a map.
+pub fn map_text(extents: &[Extent]) -> String {
+    extents.iter().map(|e| format!("{} {} {}\n", e.inside, e.outside, e.count)).collect()
+}
+
+/// The ranges `(first, count)` that a file such as `/etc/subuid` gives to a user, by name or by number.
+pub fn ranges_of(file: &str, name: &str, uid: u32) -> Vec<(u32, u32)> {
+    let mut all = Vec::new();
+    for line in file.lines() {
+        let mut f = line.trim().split(':');
+        let (Some(who), Some(first), Some(count)) = (f.next(), f.next(), f.next()) else { continue };
+        if who != name && who.parse::<u32>() != Ok(uid) {
+            continue;
+        }
+        if let (Ok(first), Ok(count)) = (first.parse::<u32>(), count.parse::<u32>())
+            && count > 0
+            && first.checked_add(count).is_some()
+            && !all.contains(&(first, count))
+        {
+            all.push((first, count));
+        }
+    }
+    all
+}
+
+/// Lays ranges after one another until [`COUNT`] ids are mapped; `None` when they do not suffice.
+pub fn lay(ranges: &[(u32, u32)]) -> Option<Vec<Extent>> {
+    let mut all = Vec::new();
+    let mut next = 0;
+    for (first, count) in ranges {
+        if next == COUNT {
+            break;
+        }
+        let count = (*count).min(COUNT - next);
+        all.push(Extent { inside: next, outside: *first, count });
+        next += count;
+    }
+    (next == COUNT).then_some(all)
+}
+
+/// The map of a machine inside an outer namespace whose map is `outer`: the same ids, except that the machine's
+/// `user` is the caller when asked for. One extent never spans two of the parent's.
+pub fn child_of(outer: &[Extent], user: Option<u32>) -> Vec<Extent> {
+    let mut all = Vec::new();
+    for e in outer.iter().filter(|e| e.inside < COUNT) {
+        let end = e.inside + e.count;
+        match user {
+            Some(u) if (e.inside..end).contains(&u) => {
+                if u > e.inside {
+                    all.push(Extent { inside: e.inside, outside: e.inside, count: u - e.inside });
+                }
+                all.push(Extent { inside: u, outside: CALLER, count: 1 });
+                if u + 1 < end {
+                    all.push(Extent { inside: u + 1, outside: u + 1, count: end - u - 1 });
+                }
+            }
+            _ => all.push(Extent { inside: e.inside, outside: e.inside, count: e.count }),
+        }
+    }
+    all
+}
+
+/// First ids that root tries for machines: above what distributions hand out, below what 32-bit signed ids lose.
+const FIRST: u32 = 0x4000_0000;
+/// End of them.
+const LAST: u32 = 0x7000_0000;
+
+/// Whether a range of root's is outside every range of `/etc/subuid` and `/etc/subgid` and every account.
+pub fn is_free(base: u32, lent: &[(u32, u32)], accounts: &[u32]) -> bool {
+    let end = base + COUNT;
+    !lent.iter().any(|(f, c)| *f < end && base < f.saturating_add(*c))
+        && !accounts.iter().any(|a| (base..end).contains(a))
+}
+
+/// Chooses a range for a new machine of root: not in `taken` (the bases of the other machines), not lent to anyone.
+///
+/// The supervisor takes the lock of the range when the machine starts.
+pub fn choose_base(name: &str, taken: &[u32]) -> Result<u32> {
+    let mut lent = Vec::new();
+    for file in ["/etc/subuid", "/etc/subgid"] {
+        for line in codchi_fs::read_if_exists(file)?.unwrap_or_default().lines() {
+            let mut f = line.split(':').skip(1);
+            if let (Some(Ok(a)), Some(Ok(b))) = (f.next().map(str::parse), f.next().map(str::parse)) {
+                lent.push((a, b));
+            }
+        }
+    }
+    let accounts: Vec<u32> = accounts()?;
+    let slots = (LAST - FIRST) / COUNT;
+    // The name decides where to begin, so that a machine made again is likely to get the same ids.
+    let hash = name.bytes().fold(2_166_136_261u32, |h, b| (h ^ u32::from(b)).wrapping_mul(16_777_619));
+    for i in 0..slots {
+        let base = FIRST + ((hash % slots + i) % slots) * COUNT;
+        if !taken.contains(&base) && is_free(base, &lent, &accounts) {
+            return Ok(base);
+        }
+    }
+    Err(Error::Host { what: "no range of 65536 user ids is free".into(), hints: vec![] })
+}
+
+fn accounts() -> Result<Vec<u32>> {
+    let text = codchi_fs::read_if_exists("/etc/passwd")?.unwrap_or_default();
+    Ok(text.lines().filter_map(|l| l.split(':').nth(2)?.parse().ok()).collect())
+}
+
+/// Takes the lock of a range of root's; it is held until the result is dropped.
+pub fn lock_base(base: u32, who: &str) -> Result<codchi_fs::Lock> {
+    let dir = Path::new("/run/lock/codchi/uid");
+    codchi_fs::create_dir_all(dir)?;
+    match codchi_fs::Lock::try_take(dir.join(base.to_string()), who) {
+        Ok(l) => Ok(l),
+        Err(codchi_fs::LockError::File(e)) => Err(e.into()),
+        Err(e) => Err(Error::Host {
+            what: format!("the range of user ids at {base} is in use: {e}"),
+            hints: vec!["two machines cannot run on the same ids; stop the other one".into()],
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_found_by_name_and_by_number() {
+        let file = "a:100:5\nb:200:6\n1000:300:7\n# a:1:1\na:nonsense:1\na:4294967295:2\n";
+        assert_eq!(ranges_of(file, "a", 1000), [(100, 5), (300, 7)]);
+        assert_eq!(ranges_of(file, "c", 7), []);
+    }
+
+    #[test]
+    fn several_ranges_are_laid_after_one_another() {
+        assert_eq!(lay(&[(100_000, 65535)]), None);
+        let e = lay(&[(100_000, 65535), (300_000, 65536)]).unwrap();
+        assert_eq!(e.len(), 2);
+        assert_eq!(e[1], Extent { inside: 65535, outside: 300_000, count: 1 });
+    }
+
+    #[test]
+    fn a_machine_gets_one_extent_per_extent_of_its_parent() {
+        let mut outer = lay(&[(100_000, 1500), (300_000, 65536)]).unwrap();
+        outer.push(Extent { inside: CALLER, outside: 1001, count: 1 });
+        assert_eq!(map_text(&child_of(&outer, None)), "0 0 1500\n1500 1500 64036\n");
+        assert_eq!(map_text(&child_of(&outer, Some(1000))), "0 0 1000\n1000 65536 1\n1001 1001 499\n1500 1500 64036\n");
+        assert_eq!(map_text(&child_of(&outer, Some(0))), "0 65536 1\n1 1 1499\n1500 1500 64036\n");
+    }
+
+    #[test]
+    fn a_free_range_touches_nobody_elses() {
+        assert!(is_free(FIRST, &[(100_000, 65536), (FIRST + COUNT, 1)], &[0, 1000]));
+        assert!(!is_free(FIRST, &[(FIRST + COUNT - 1, 1)], &[]));
+        assert!(!is_free(FIRST, &[(FIRST - 1, 2)], &[]));
+        assert!(!is_free(FIRST, &[], &[FIRST + 9]));
+    }
+}

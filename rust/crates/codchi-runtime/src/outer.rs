@@ -1,0 +1,539 @@
+//! The outer namespace: where /nix is put, Nix runs, and the mounts of machines are made.
+//!
+//! There is no keeper process. Every program that needs the outer namespace makes one with the same ids and mounts; it
+//! costs a few milliseconds, and nothing has to be kept alive or found again.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use codchi_fs::Context;
+use codchi_sys::process::{End, Namespaces};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Doing, Error, Result};
+use crate::ids::{self, Extent, IdMap};
+
+/// What the outer namespace looks like.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OuterConfig {
+    /// The directory that is `/nix` there (an own store); none: the host's `/nix`, if it has one.
+    pub nix: Option<PathBuf>,
+}
+
+/// As whom to go on in the outer namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The person who called: their own id on the host, without privileges. As root: root.
+    Caller,
+    /// Root of the outer namespace, who owns an own store.
+    Maintainer,
+}
+
+/// An outer namespace that this process is in.
+#[derive(Clone, Debug)]
+pub struct Outer {
+    /// Its ids; empty as root, who needs no user namespace of this kind.
+    pub ids: IdMap,
+    /// Whether it was made by root.
+    pub privileged: bool,
+}
+
+/// A directory of the outer root that belongs to the runtime.
+pub const OWN_DIR: &str = "/.codchi";
+
+/// First and number of the build users of an own store.
+const BUILD_USERS: (u32, u32) = (30001, 32);
+const BUILD_GROUP: u32 = 30000;
+
+/// Whether this process is root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Moves this process, which must have one thread, into a new outer namespace. Its ids stay; rootless it has all
+/// capabilities there until the next exec.
+///
+/// # Errors
+/// [`Error::Host`] with the command that mends it where the host does not allow user namespaces, lends no subordinate
+/// ids, or lacks newuidmap.
+pub fn enter(config: &OuterConfig) -> Result<Outer> {
+    let privileged = is_root();
+    let caller = if privileged { None } else { Some(Caller::find()?) };
+    let ids = match &caller {
+        None => IdMap::default(),
+        Some(c) => enter_user_namespace(c)?,
+    };
+    codchi_sys::process::unshare(Namespaces::MOUNT).map_err(|e| mounts_refused(e, privileged))?;
+    // What the host mounts and unmounts later shows here, nothing made here shows on the host.
+    let follow = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", follow).map_err(|e| mounts_refused(e.into(), privileged))?;
+    build_root(config)?;
+    let own = config.nix.is_some();
+    if caller.is_some() || own {
+        name_ids(caller.as_ref(), own)?;
+    }
+    Ok(Outer { ids, privileged })
+}
+
+/// Goes on as a role, in a process that is in the outer namespace.
+pub fn become_role(outer: &Outer, role: Role) -> Result<()> {
+    match (outer.privileged, role) {
+        (true, _) => Ok(()),
+        (false, Role::Caller) => codchi_sys::identity::set_capabilities(0, 0, 0).doing("drop capabilities"),
+        (false, Role::Maintainer) => {
+            codchi_sys::identity::set_groups(&[]).doing("drop groups")?;
+            codchi_sys::identity::set_gid(0).doing("become root of the namespace")?;
+            codchi_sys::identity::set_uid(0).doing("become root of the namespace")
+        }
+    }
+}
+
+/// Replaces this process by a program in the outer namespace. Answers only when that failed.
+pub fn exec(config: &OuterConfig, role: Role, program: &OsStr, args: &[OsString]) -> Error {
+    let go = || -> Result<std::convert::Infallible> {
+        let outer = enter(config)?;
+        become_role(&outer, role)?;
+        let source = Command::new(program).args(args).exec();
+        Err(Error::Os { doing: format!("run `{}`", program.display()), source })
+    };
+    match go() {
+        Err(e) => e,
+        Ok(never) => match never {},
+    }
+}
+
+/// Runs a function in a copy of this process that is in the outer namespace, and hands back the bytes it made.
+/// This process must have one thread.
+pub fn run<F>(config: &OuterConfig, role: Role, f: F) -> Result<Vec<u8>>
+where
+    F: FnOnce(&Outer) -> Result<Vec<u8>>,
+{
+    let (r, w) = pipe()?;
+    let child = codchi_sys::process::fork(|| {
+        let done = enter(config).and_then(|o| become_role(&o, role).map(|()| o)).and_then(|o| f(&o));
+        let (code, bytes) = match done {
+            Ok(b) => (0, b),
+            Err(Error::Host { what, hints }) => (3, [&[what][..], &hints].concat().join("\n").into_bytes()),
+            Err(e) => (1, e.to_string().into_bytes()),
+        };
+        if std::fs::File::from(w).write_all(&bytes).is_err() { 1 } else { code }
+    })
+    .doing("start a process")?;
+    // The closure has moved the write end into the child; this process holds no copy that would keep the pipe open.
+    let mut bytes = Vec::new();
+    std::fs::File::from(r).read_to_end(&mut bytes).doing("read from the outer namespace")?;
+    let end = child.wait().doing("wait for a process")?;
+    let text = || String::from_utf8_lossy(&bytes).into_owned();
+    match end {
+        End::Code(0) => Ok(bytes),
+        End::Code(3) => {
+            let mut lines = text().lines().map(String::from).collect::<Vec<_>>().into_iter();
+            Err(Error::Host { what: lines.next().unwrap_or_default(), hints: lines.collect() })
+        }
+        End::Code(1) if !bytes.is_empty() => Err(Error::Told(text())),
+        end => Err(Error::Told(format!("a process in the outer namespace ended: {end:?}"))),
+    }
+}
+
+/// Removes a tree whose files belong to ids that only the outer namespace has.
+pub fn remove_tree(path: &Path) -> Result<()> {
+    let path = path.to_path_buf();
+    if is_root() {
+        return Ok(codchi_fs::remove_dir_all(path)?);
+    }
+    run(&OuterConfig::default(), Role::Maintainer, move |outer| {
+        // The parent belongs to the caller, the tree to subordinate ids: root of the namespace may change both.
+        let _ = outer;
+        codchi_fs::remove_dir_all(path)?;
+        Ok(Vec::new())
+    })
+    .map(|_| ())
+}
+
+pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).doing("make a pipe")
+}
+
+/// The person who called, by the host's ids.
+struct Caller {
+    name: String,
+    uid: u32,
+    gid: u32,
+    home: PathBuf,
+    uids: Vec<Extent>,
+    gids: Vec<Extent>,
+}
+
+impl Caller {
+    fn find() -> Result<Caller> {
+        let uid = rustix::process::getuid().as_raw();
+        let gid = rustix::process::getgid().as_raw();
+        let name = user_name(uid)?;
+        let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_else(|| "/".into());
+        let uids = subordinate(&name, uid, "/etc/subuid", false)?;
+        let gids = subordinate(&name, uid, "/etc/subgid", true)?;
+        Ok(Caller { name, uid, gid, home, uids, gids })
+    }
+}
+
+/// The caller's login name, by the account data base or the environment.
+pub(crate) fn user_name(uid: u32) -> Result<String> {
+    let passwd = codchi_fs::read_if_exists("/etc/passwd")?.unwrap_or_default();
+    for line in passwd.lines() {
+        let mut f = line.split(':');
+        if let (Some(name), Some(_), Some(id)) = (f.next(), f.next(), f.next())
+            && id.parse() == Ok(uid)
+        {
+            return Ok(name.into());
+        }
+    }
+    // An account of a directory service: `id` asks it.
+    let out = Command::new("id").arg("-un").output().ok().filter(|o| o.status.success());
+    let name = out.and_then(|o| String::from_utf8(o.stdout).ok()).map(|s| s.trim().to_string());
+    Ok(name.filter(|n| !n.is_empty()).unwrap_or_else(|| format!("user{uid}")))
+}
+
+/// What `/etc/subuid` or `/etc/subgid` lends to the caller; a directory service is asked by getsubids.
+pub(crate) fn subordinate(name: &str, uid: u32, file: &str, group: bool) -> Result<Vec<Extent>> {
+    let text = codchi_fs::read_if_exists(file)?.unwrap_or_default();
+    let mut ranges = ids::ranges_of(&text, name, uid);
+    if ranges.is_empty() {
+        let mut c = Command::new("getsubids");
+        if group {
+            c.arg("-g");
+        }
+        if let Ok(o) = c.arg(name).output() {
+            // Lines such as `0: name 100000 65536`.
+            for l in String::from_utf8_lossy(&o.stdout).lines() {
+                let w: Vec<&str> = l.split_whitespace().collect();
+                if let [.., first, count] = w[..]
+                    && let (Ok(f), Ok(c)) = (first.parse(), count.parse())
+                {
+                    ranges.push((f, c));
+                }
+            }
+        }
+    }
+    ids::lay(&ranges).ok_or_else(|| {
+        let free = next_free(&text);
+        Error::Host {
+            what: format!("`{file}` lends `{name}` fewer than 65536 ids, which a machine without root needs"),
+            hints: vec![
+                format!("`sudo usermod --add-subuids {free}-{0} --add-subgids {free}-{0} {name}`", free + 65535),
+                "on NixOS: `users.users.NAME.autoSubUidGidRange = true;`".into(),
+            ],
+        }
+    })
+}
+
+/// The first id at or after 100000 that follows every range lent.
+fn next_free(file: &str) -> u32 {
+    let end = |l: &str| {
+        let mut f = l.split(':').skip(1);
+        let first: u32 = f.next()?.trim().parse().ok()?;
+        first.checked_add(f.next()?.trim().parse().ok()?)
+    };
+    file.lines().filter_map(end).filter(|e| *e < 0x7000_0000).max().unwrap_or(0).max(100_000)
+}
+
+fn enter_user_namespace(c: &Caller) -> Result<IdMap> {
+    let mut ids = IdMap { uids: c.uids.clone(), gids: c.gids.clone() };
+    ids.uids.push(Extent { inside: ids::CALLER, outside: c.uid, count: 1 });
+    ids.gids.push(Extent { inside: ids::CALLER, outside: c.gid, count: 1 });
+
+    // newuidmap has to run outside: a copy of this process waits there until the namespace exists.
+    let (go_r, go_w) = pipe()?;
+    let (said_r, said_w) = pipe()?;
+    let target = rustix::process::getpid().as_raw_nonzero().get();
+    let helper = codchi_sys::process::fork(|| {
+        let mut go = [0];
+        match std::fs::File::from(go_r).read(&mut go) {
+            Ok(1) if go[0] == b'x' => {}
+            _ => return 0,
+        }
+        match map_by_helpers(target, &ids) {
+            Ok(()) => 0,
+            Err(said) => {
+                let _ = std::fs::File::from(said_w).write_all(said.as_bytes());
+                1
+            }
+        }
+    })
+    .doing("start a process")?;
+    let entered = codchi_sys::process::unshare(Namespaces::USER);
+    // The copy holds this end of the pipe, too: only a word ends its waiting.
+    let word: &[u8] = if entered.is_ok() { b"x" } else { b"n" };
+    rustix::io::write(&go_w, word).doing("start the mapping of user ids")?;
+    let end = helper.wait().doing("wait for newuidmap")?;
+    entered.map_err(user_namespace_refused)?;
+    if end != End::Code(0) {
+        let mut said = String::new();
+        let _ = std::fs::File::from(said_r).read_to_string(&mut said);
+        return Err(mapping_refused(said.trim()));
+    }
+    Ok(ids)
+}
+
+fn map_by_helpers(pid: i32, ids: &IdMap) -> std::result::Result<(), String> {
+    for (program, map) in [("newuidmap", &ids.uids), ("newgidmap", &ids.gids)] {
+        let mut c = Command::new(program);
+        c.arg(pid.to_string());
+        for e in map {
+            c.args([e.inside.to_string(), e.outside.to_string(), e.count.to_string()]);
+        }
+        match c.stdin(std::process::Stdio::null()).output() {
+            Ok(o) if o.status.success() => {}
+            Ok(o) => return Err(format!("{program}: {}", String::from_utf8_lossy(&o.stderr).trim())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(format!("{program}: not found")),
+            Err(e) => return Err(format!("{program}: {e}")),
+        }
+    }
+    Ok(())
+}
+
+/// The hint that fits Ubuntu's restriction of user namespaces, where it is on.
+pub(crate) fn apparmor_hints() -> Option<Vec<String>> {
+    let on = codchi_fs::read_to_string("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").ok()?;
+    (on.trim() == "1").then(|| {
+        let exe = std::env::current_exe().map(|p| p.display().to_string()).unwrap_or_else(|_| "/usr/bin/codchi".into());
+        vec![
+            "this system lets only programs that AppArmor knows make user namespaces; to let Codchi:".into(),
+            format!(
+                "`printf 'abi <abi/4.0>,\\nprofile codchi {exe} flags=(unconfined) {{ userns, }}\\n' | sudo tee /etc/apparmor.d/codchi && sudo apparmor_parser -r /etc/apparmor.d/codchi`"
+            ),
+            "or for all programs: `sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`".into(),
+        ]
+    })
+}
+
+fn user_namespace_refused(e: io::Error) -> Error {
+    let mut hints = Vec::new();
+    let sysctl = |name: &str| codchi_fs::read_to_string(Path::new("/proc/sys").join(name)).ok();
+    if sysctl("kernel/unprivileged_userns_clone").is_some_and(|v| v.trim() == "0") {
+        hints.push("`sudo sysctl -w kernel.unprivileged_userns_clone=1`".into());
+    }
+    if sysctl("user/max_user_namespaces").is_some_and(|v| v.trim() == "0") {
+        hints.push("`sudo sysctl -w user.max_user_namespaces=65536`".into());
+    }
+    if let Some(h) = apparmor_hints() {
+        hints.extend(h);
+    }
+    if hints.is_empty() {
+        hints.push("inside a container, the outer engine has to allow user namespaces".into());
+    }
+    Error::Host { what: format!("this system does not let you make user namespaces: {e}"), hints }
+}
+
+fn mounts_refused(e: io::Error, privileged: bool) -> Error {
+    if !privileged && let Some(hints) = apparmor_hints() {
+        return Error::Host { what: format!("this system takes the rights away inside user namespaces: {e}"), hints };
+    }
+    Error::Os { doing: "make a mount namespace".into(), source: e }
+}
+
+fn mapping_refused(said: &str) -> Error {
+    let hints = if said.ends_with("not found") {
+        vec![
+            "Debian, Ubuntu: `sudo apt install uidmap`; Fedora: `sudo dnf install shadow-utils-subid`; Arch has it in `shadow`"
+                .into(),
+        ]
+    } else {
+        vec![
+            "`newuidmap` must be set-user-id root or have file capabilities: `ls -l $(command -v newuidmap)`".into(),
+            "and `/etc/subuid`, `/etc/subgid` must lend you the ids: `codchi doctor` shows them".into(),
+        ]
+    };
+    Error::Host { what: format!("the user ids could not be mapped: {said}"), hints }
+}
+
+/// A clone of the mounts at a path, attached nowhere yet.
+pub(crate) fn clone_tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_NO_AUTOMOUNT;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    Ok(rustix::mount::open_tree(CWD, path, flags)?)
+}
+
+/// Attaches a detached tree at an open directory or file.
+pub(crate) fn attach(tree: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(rustix::mount::move_mount(tree, "", target, "", flags)?)
+}
+
+enum Entry {
+    Link(PathBuf),
+    Tree { fd: OwnedFd, dir: bool },
+}
+
+/// A root of our own that shows what the host's shows, except for /nix.
+fn build_root(config: &OuterConfig) -> Result<()> {
+    let cwd = std::env::current_dir().ok();
+    let mut entries: Vec<(OsString, Entry)> = Vec::new();
+    for e in codchi_fs::read_dir("/")? {
+        let name = e.file_name();
+        if (name == "nix" && config.nix.is_some()) || name.as_bytes() == &OWN_DIR.as_bytes()[1..] {
+            continue;
+        }
+        let path = e.path();
+        let kind = e.file_type().at("examine", &path)?;
+        if kind.is_symlink() {
+            let to = rustix::fs::readlink(&path, Vec::new()).at("read link", &path)?;
+            entries.push((name, Entry::Link(PathBuf::from(OsStr::from_bytes(to.as_bytes())))));
+        } else if kind.is_dir() || kind.is_file() {
+            match clone_tree(&path, true) {
+                Ok(fd) => entries.push((name, Entry::Tree { fd, dir: kind.is_dir() })),
+                // A place that even its existence is kept from us, such as a stale network mount, is left out.
+                Err(_) if kind.is_file() => {}
+                Err(e) if matches!(e.raw_os_error(), Some(116 | 107 | 13)) => {}
+                Err(e) => return Err(e).doing(format!("show `{}` in the namespace", path.display())),
+            }
+        }
+    }
+    if let Some(nix) = &config.nix {
+        let fd = clone_tree(nix, true).doing(format!("show `{}` as `/nix`", nix.display()))?;
+        entries.push(("nix".into(), Entry::Tree { fd, dir: true }));
+    }
+
+    // The clones are taken: what is covered now does not matter.
+    let place = ["/tmp", "/run", "/mnt", "/proc"].into_iter().find(|p| Path::new(p).is_dir()).unwrap_or("/proc");
+    rustix::mount::mount("codchi", place, "tmpfs", MountFlags::NOSUID, c"mode=0755")
+        .doing("mount a root for the namespace")?;
+    let root = rustix::fs::open(place, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .at("open", place)?;
+    rustix::mount::mount_change(place, MountPropagationFlags::PRIVATE).doing("make the root private")?;
+    for (name, e) in &entries {
+        let shown = || format!("show `/{}` in the namespace", name.display());
+        match e {
+            Entry::Link(to) => rustix::fs::symlinkat(to, &root, name).doing(shown())?,
+            Entry::Tree { fd, dir } => {
+                let target = make_at(&root, name, *dir).doing(shown())?;
+                attach(fd, &target).doing(shown())?;
+            }
+        }
+    }
+    rustix::fs::mkdirat(&root, OWN_DIR.trim_start_matches('/'), Mode::from_raw_mode(0o755))
+        .doing("make a directory in the namespace")?;
+    change_root(root)?;
+    if cwd.is_none_or(|d| rustix::process::chdir(&d).is_err()) {
+        rustix::process::chdir("/").doing("change directory")?;
+    }
+    Ok(())
+}
+
+fn make_at(root: &OwnedFd, name: &OsStr, dir: bool) -> io::Result<OwnedFd> {
+    if dir {
+        rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o755))?;
+    } else {
+        rustix::fs::mknodat(root, name, FileType::RegularFile, Mode::from_raw_mode(0o644), 0)?;
+    }
+    Ok(rustix::fs::openat(root, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Makes the mount that is open as `root` the root, and lets go of the old one.
+pub(crate) fn change_root(root: OwnedFd) -> Result<()> {
+    let old = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .doing("open the root")?;
+    rustix::process::fchdir(&root).doing("enter the new root")?;
+    rustix::process::pivot_root(".", ".").doing("change the root")?;
+    rustix::process::fchdir(&old).doing("enter the old root")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).doing("let go of the old root")?;
+    rustix::process::chdir("/").doing("enter the new root")
+}
+
+/// Private account files: the caller under the id the namespace shows, and the build users of an own store.
+fn name_ids(caller: Option<&Caller>, build_users: bool) -> Result<()> {
+    let read = |p| codchi_fs::read_if_exists(p).map(Option::unwrap_or_default);
+    let (passwd, group) = account_files(&read("/etc/passwd")?, &read("/etc/group")?, caller, build_users);
+    for (name, text) in [("passwd", passwd), ("group", group)] {
+        let own = Path::new(OWN_DIR).join(name);
+        codchi_fs::write(&own, text)?;
+        let there = Path::new("/etc").join(name);
+        let target = rustix::fs::open(&there, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).at("open", &there)?;
+        let tree = clone_tree(&own, false).doing(format!("show `{}`", own.display()))?;
+        attach(&tree, &target).doing(format!("put a private file over `{}`", there.display()))?;
+    }
+    Ok(())
+}
+
+fn account_files(passwd: &str, group: &str, caller: Option<&Caller>, build_users: bool) -> (String, String) {
+    let (mut p, mut g) = (String::new(), String::new());
+    let mine = |l: &str| l.starts_with("nixbld");
+    for l in passwd.lines().filter(|l| !(build_users && mine(l))) {
+        let name = l.split(':').next().unwrap_or_default();
+        if caller.is_none_or(|c| c.name != name) {
+            p.push_str(l);
+            p.push('\n');
+        }
+    }
+    for l in group.lines().filter(|l| !(build_users && mine(l))) {
+        let mut f: Vec<&str> = l.split(':').collect();
+        let shown = ids::CALLER.to_string();
+        if let (Some(c), [_, _, gid, ..]) = (caller, &mut f[..])
+            && gid.parse() == Ok(c.gid)
+        {
+            *gid = &shown;
+        }
+        g.push_str(&f.join(":"));
+        g.push('\n');
+    }
+    if let Some(c) = caller {
+        let id = ids::CALLER;
+        p.push_str(&format!("{}:x:{id}:{id}::{}:/bin/sh\n", c.name, c.home.display()));
+        if !g.lines().any(|l| l.split(':').nth(2).and_then(|i| i.parse().ok()) == Some(id)) {
+            g.push_str(&format!("{}:x:{id}:\n", c.name));
+        }
+    }
+    if build_users {
+        let names: Vec<String> = (1..=BUILD_USERS.1).map(|n| format!("nixbld{n}")).collect();
+        g.push_str(&format!("nixbld:x:{BUILD_GROUP}:{}\n", names.join(",")));
+        for (uid, name) in (BUILD_USERS.0..).zip(&names) {
+            p.push_str(&format!("{name}:x:{uid}:{BUILD_GROUP}:Nix build user:/var/empty:/bin/false\n"));
+        }
+    }
+    (p, g)
+}
+
+/// Opens a path inside `root` as if that were the root of everything: no link leads out of it.
+pub(crate) fn open_inside(root: impl AsFd, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    use rustix::fs::ResolveFlags;
+    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    Ok(rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), how)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_callers_line_shows_the_id_of_the_namespace() {
+        let c = Caller {
+            name: "ann".into(),
+            uid: 1001,
+            gid: 100,
+            home: "/home/ann".into(),
+            uids: vec![],
+            gids: vec![],
+        };
+        let passwd = "root:x:0:0::/root:/bin/sh\nann:x:1001:100::/home/ann:/bin/zsh\nnixbld1:x:7:7::/:/bin/false\n";
+        let (p, g) = account_files(passwd, "root:x:0:\nusers:x:100:bob\n", Some(&c), true);
+        assert!(p.contains("ann:x:65536:65536::/home/ann:/bin/sh\n"), "{p}");
+        assert!(!p.contains("1001"), "{p}");
+        assert_eq!(p.matches("nixbld1:").count(), 1);
+        assert!(g.contains("users:x:65536:bob\n") && g.contains("nixbld:x:30000:nixbld1,"), "{g}");
+    }
+
+    #[test]
+    fn a_new_range_follows_those_that_are_lent() {
+        assert_eq!(next_free(""), 100_000);
+        assert_eq!(next_free("a:100000:65536\nb:165536:65536\n"), 231_072);
+    }
+}
