@@ -134,6 +134,14 @@ pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
     std::fs::rename(&from, to).at("rename", from)
 }
 
+/// Gives a file a second name, or a copy where the file system or the kernel refuses a hard link.
+pub fn link_or_copy(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+    if std::fs::hard_link(&from, &to).is_ok() {
+        return Ok(());
+    }
+    std::fs::copy(&from, &to).map(drop).at("copy", from)
+}
+
 /// Entries of a directory, sorted by name.
 pub fn read_dir(path: impl AsRef<Path>) -> Result<Vec<std::fs::DirEntry>> {
     let path = path.as_ref();

@@ -1,0 +1,203 @@
+//! What a build will need from outside the store.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use crate::{NixError, Result, StorePath, aterm};
+
+/// A file that a build wants by hash and that is not in the store yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The address in the derivation, such as `mirror://debian/pool/main/h/hello/hello_2.10-3_amd64.deb`.
+    pub url: String,
+    /// The hash of its content, in hexadecimal.
+    pub sha256: String,
+    /// The name it has in the store.
+    pub name: String,
+    /// Where it will be in the store.
+    pub out: StorePath,
+}
+
+/// Walks the derivations that `drv` needs and collects the fetches of `mirror://` addresses not yet in the store, in
+/// the order of their names. What has been built already is not looked into.
+///
+/// `store_dir` is where this host reads `/nix/store`.
+pub fn missing_sources(store_dir: &Path, drv: &StorePath) -> Result<Vec<Source>> {
+    let mut found = Vec::new();
+    let mut seen = HashSet::from([drv.clone()]);
+    let mut queue = vec![drv.clone()];
+    while let Some(path) = queue.pop() {
+        let file = store_dir.join(path.base_name());
+        let text = codchi_fs::read(&file)?;
+        let d = aterm::parse(&text).map_err(|e| NixError::Parse {
+            path: file.clone(),
+            line: 1,
+            reason: format!("not a derivation: {e}"),
+        })?;
+        if d.outputs.values().all(|o| !o.is_empty() && exists(&host(store_dir, o))) {
+            continue;
+        }
+        let url = d.env.get("url").map(String::as_str).unwrap_or_default();
+        if d.builder == "builtin:fetchurl" && url.starts_with("mirror://") {
+            let hash = d.env.get("outputHash").map(String::as_str).unwrap_or_default();
+            let bad = |reason: &str| NixError::Parse { path: file.clone(), line: 1, reason: reason.into() };
+            found.push(Source {
+                url: url.to_owned(),
+                sha256: sha256_hex(hash).ok_or_else(|| bad("its outputHash is no sha256"))?,
+                name: d.env.get("name").cloned().ok_or_else(|| bad("it has no name"))?,
+                out: d.outputs.get("out").ok_or_else(|| bad("it has no output `out`"))?.parse()?,
+            });
+            continue;
+        }
+        for input in d.inputs.keys() {
+            let input: StorePath = input.parse()?;
+            if seen.insert(input.clone()) {
+                queue.push(input);
+            }
+        }
+    }
+    found.sort_by(|a, b| (&a.name, &a.url).cmp(&(&b.name, &b.url)));
+    found.dedup_by(|a, b| a.out == b.out);
+    Ok(found)
+}
+
+fn host(store_dir: &Path, path: &str) -> PathBuf {
+    store_dir.join(path.rsplit('/').next().unwrap_or(path))
+}
+
+fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+/// A sha256 in any of Nix's ways of writing one (hexadecimal, its own base 32, SRI), as hexadecimal.
+pub fn sha256_hex(hash: &str) -> Option<String> {
+    let text = hash.strip_prefix("sha256:").unwrap_or(hash);
+    let bytes = if let Some(sri) = hash.strip_prefix("sha256-") {
+        base64(sri)?
+    } else if text.len() == 64 {
+        return text.bytes().all(|b| b.is_ascii_hexdigit()).then(|| text.to_ascii_lowercase());
+    } else if text.len() == 52 {
+        base32(text)?
+    } else if text.len() == 44 {
+        base64(text)?
+    } else {
+        return None;
+    };
+    (bytes.len() == 32).then(|| bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// Nix's base 32: its own alphabet, least significant digit last.
+fn base32(text: &str) -> Option<Vec<u8>> {
+    const ALPHABET: &[u8] = b"0123456789abcdfghijklmnpqrsvwxyz";
+    let mut out = vec![0u8; text.len() * 5 / 8];
+    for (n, c) in text.bytes().rev().enumerate() {
+        let digit = ALPHABET.iter().position(|a| *a == c)? as u16;
+        let (i, shift) = (n * 5 / 8, n * 5 % 8);
+        let wide = digit << shift;
+        *out.get_mut(i)? |= wide as u8;
+        match out.get_mut(i + 1) {
+            Some(next) => *next |= (wide >> 8) as u8,
+            None if wide >> 8 != 0 => return None,
+            None => {}
+        }
+    }
+    Some(out)
+}
+
+/// Writes a hash in Nix's base 32.
+pub fn to_base32(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8] = b"0123456789abcdfghijklmnpqrsvwxyz";
+    let digits = (bytes.len() * 8).div_ceil(5);
+    (0..digits)
+        .rev()
+        .map(|n| {
+            let (i, shift) = (n * 5 / 8, n * 5 % 8);
+            let low = u16::from(bytes[i]) >> shift;
+            let high = u16::from(bytes.get(i + 1).copied().unwrap_or(0)) << (8 - shift);
+            ALPHABET[usize::from((low | high) & 31)] as char
+        })
+        .collect()
+}
+
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    let (mut bits, mut count) = (0u32, 0);
+    for c in text.trim_end_matches('=').bytes() {
+        let v = match c {
+            b'A'..=b'Z' => c - b'A',
+            b'a'..=b'z' => c - b'a' + 26,
+            b'0'..=b'9' => c - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        bits = bits << 6 | u32::from(v);
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            out.push((bits >> count) as u8);
+            bits &= (1 << count) - 1;
+        }
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashes_are_read_in_every_form() {
+        // The three forms of the hash of the empty string, from the Nix manual's conversions.
+        let hex = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(sha256_hex(hex).as_deref(), Some(hex));
+        assert_eq!(sha256_hex("sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=").as_deref(), Some(hex));
+        assert_eq!(sha256_hex("0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73").as_deref(), Some(hex));
+        assert_eq!(sha256_hex("sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73").as_deref(), Some(hex));
+        for bad in ["", "sha256-", "zz", &"e".repeat(52), &"g".repeat(64), "sha512-47DEQpj8HBSa"] {
+            assert_eq!(sha256_hex(bad), None, "{bad}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn base32_goes_both_ways(bytes in proptest::array::uniform32(0u8..)) {
+            let text = to_base32(&bytes);
+            proptest::prop_assert_eq!(text.len(), 52);
+            proptest::prop_assert_eq!(base32(&text), Some(bytes.to_vec()));
+        }
+
+        #[test]
+        fn any_hash_is_survived(text in ".{0,80}") {
+            let _ = sha256_hex(&text);
+        }
+    }
+
+    fn derive(out: &str, builder: &str, inputs: &[&str], env: &[(&str, &str)]) -> String {
+        let inputs: Vec<_> = inputs.iter().map(|i| format!("(\"{i}\",[\"out\"])")).collect();
+        let env: Vec<_> = env.iter().map(|(k, v)| format!("(\"{k}\",\"{v}\")")).collect();
+        format!("Derive([(\"out\",\"{out}\",\"\",\"\")],[{}],[],\"s\",\"{builder}\",[],[{}])", inputs.join(","), env.join(","))
+    }
+
+    #[test]
+    fn only_what_is_not_in_the_store_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let p = |n: &str, name: &str| format!("/nix/store/{}-{name}", n.repeat(32));
+        let put = |path: &str, text: &str| codchi_fs::write(host(dir.path(), path), text).unwrap();
+        let sha = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        let fetch = |out: &str, name: &str| {
+            derive(out, "builtin:fetchurl", &[], &[("url", &format!("mirror://debian/{name}")), ("outputHash", sha), ("name", name)])
+        };
+        put(&p("0", "top.drv"), &derive(&p("1", "top"), "sh", &[&p("2", "a.drv"), &p("4", "built.drv"), &p("6", "there.drv")], &[]));
+        put(&p("2", "a.drv"), &fetch(&p("3", "a"), "a"));
+        put(&p("4", "built.drv"), &derive(&p("5", "built"), "sh", &[&p("9", "not-even-present.drv")], &[]));
+        put(&p("5", "built"), "");
+        put(&p("6", "there.drv"), &fetch(&p("7", "there"), "there"));
+        put(&p("7", "there"), "");
+        let top = p("0", "top.drv").parse().unwrap();
+        let missing = missing_sources(dir.path(), &top).unwrap();
+        assert_eq!(missing.len(), 1);
+        assert_eq!((missing[0].name.as_str(), missing[0].sha256.as_str()), ("a", sha));
+        assert_eq!(missing[0].out.as_str(), p("3", "a"));
+    }
+}

@@ -1,0 +1,107 @@
+//! What can go wrong with Nix.
+
+use std::path::PathBuf;
+
+use codchi_core::report::{Diagnose, Kind};
+use codchi_fs::FsError;
+
+use crate::nix::Version;
+
+/// A failure of Nix, or of reading what it wrote.
+#[derive(Debug, thiserror::Error)]
+pub enum NixError {
+    /// The program could not be started.
+    #[error("cannot run `{program}`: {source}")]
+    Spawn {
+        /// Its name.
+        program: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Nix is older than what Codchi needs.
+    #[error("Nix {found} is too old: Codchi needs {needed} or later")]
+    TooOld {
+        /// What the program said.
+        found: Version,
+        /// The floor.
+        needed: Version,
+    },
+    /// A Nix command failed. `message` is made for a person: where in their module first, then why.
+    #[error("{what} failed: {message}")]
+    Command {
+        /// What was being done, such as `evaluating the machine`.
+        what: String,
+        /// The shortened message of Nix.
+        message: String,
+    },
+    /// A build failed.
+    #[error("{message}")]
+    Build {
+        /// The shortened message of Nix.
+        message: String,
+        /// The derivation that failed, where Nix named one.
+        drv: Option<String>,
+        /// The last lines of that build's log.
+        log: Vec<String>,
+    },
+    /// Nix answered with something this program does not understand.
+    #[error("cannot understand the answer of `{what}`: {reason}")]
+    Answer {
+        /// The command.
+        what: String,
+        /// What was odd about it.
+        reason: String,
+    },
+    /// Text that is not a store path.
+    #[error("`{0}` is not a store path")]
+    StorePath(String),
+    /// A file that should have a known form has not.
+    #[error("`{}`, line {line}: {reason}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is no flake where one was expected.
+    #[error("`{0}` has no flake.nix")]
+    NoFlake(String),
+    /// The flake has no module to make a machine of.
+    #[error("`{0}` has no module: neither `nixosModules` nor `codchiModules`")]
+    NoModule(String),
+    /// A generation that is asked for does not exist.
+    #[error("there is no generation {0}")]
+    NoGeneration(u64),
+    /// Interrupted by a signal.
+    #[error("interrupted")]
+    Interrupted,
+    /// A file operation failed.
+    #[error(transparent)]
+    File(#[from] FsError),
+}
+
+impl Diagnose for NixError {
+    fn kind(&self) -> Kind {
+        match self {
+            NixError::Spawn { .. } | NixError::TooOld { .. } => Kind::Host,
+            NixError::NoGeneration(_) => Kind::NotFound,
+            NixError::Interrupted => Kind::Interrupted,
+            _ => Kind::Failed,
+        }
+    }
+
+    fn hints(&self) -> Vec<String> {
+        match self {
+            NixError::TooOld { .. } => vec!["`codchi doctor` tells how to use a store of Codchi's own".into()],
+            NixError::Command { message, .. } if crate::trace::is_network(message) => vec![
+                "the source could not be reached: check the network, or use `--offline` with what is already there".into(),
+            ],
+            NixError::NoModule(_) => {
+                vec!["add `nixosModules.default` to its outputs; the templates of Codchi show how".into()]
+            }
+            _ => Vec::new(),
+        }
+    }
+}

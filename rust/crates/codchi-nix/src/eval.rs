@@ -1,0 +1,97 @@
+//! Evaluating and building, with progress.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+
+use codchi_core::progress::{Event, Progress};
+use serde_json::Value;
+
+use crate::log::Parser;
+use crate::nix::was_interrupted;
+use crate::{Nix, NixError, Result, StorePath, trace};
+
+impl Nix {
+    /// Evaluates `installable` (such as `path:DIR#nixosConfigurations.native`) and gives `apply` of it, or itself.
+    ///
+    /// The flake's lock is used as it is and never written.
+    pub fn eval_json(&self, installable: &str, apply: Option<&str>, progress: &dyn Progress) -> Result<Value> {
+        progress.report(Event::Phase("evaluating"));
+        let mut c = self.command(&["eval", "--json", "--no-write-lock-file"]);
+        c.args(&self.options().extra);
+        if let Some(f) = apply {
+            c.args(["--apply", f]);
+        }
+        c.arg(installable);
+        let out = self.run_logged(c, "evaluating", progress)?;
+        serde_json::from_str(&out)
+            .map_err(|e| NixError::Answer { what: "nix eval".into(), reason: e.to_string() })
+    }
+
+    /// Evaluates an expression that stands alone.
+    pub fn eval_expr(&self, expression: &str) -> Result<Value> {
+        let mut c = self.command(&["eval", "--json"]);
+        c.args(["--expr", expression]);
+        let out = self.run(c, "evaluating")?;
+        serde_json::from_str(&out)
+            .map_err(|e| NixError::Answer { what: "nix eval".into(), reason: e.to_string() })
+    }
+
+    /// Builds all outputs of a derivation and gives their paths by name.
+    ///
+    /// Nothing is rooted: use [`Nix::add_root`] before the result may be collected.
+    pub fn build(&self, drv: &StorePath, progress: &dyn Progress) -> Result<BTreeMap<String, StorePath>> {
+        progress.report(Event::Phase("building"));
+        let mut c = self.command(&["build", "--json", "--no-link"]);
+        c.args(&self.options().extra);
+        c.arg(format!("{drv}^*"));
+        let out = self.run_logged(c, "building", progress)?;
+        let odd = |reason: String| NixError::Answer { what: "nix build".into(), reason };
+        let v: Value = serde_json::from_str(&out).map_err(|e| odd(e.to_string()))?;
+        let outputs = v[0]["outputs"].as_object().ok_or_else(|| odd(format!("no outputs in {out}")))?;
+        outputs
+            .iter()
+            .map(|(n, p)| Ok((n.clone(), p.as_str().unwrap_or_default().parse()?)))
+            .collect()
+    }
+
+    /// Runs a prepared `nix` command, telling its progress as it goes, and gives its stdout.
+    pub(crate) fn run_logged(&self, mut c: Command, what: &str, progress: &dyn Progress) -> Result<String> {
+        c.args(["--log-format", "internal-json", "-v"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let spawned = c.spawn();
+        let mut child = spawned.map_err(|source| NixError::Spawn { program: "nix".into(), source })?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let mut parser = Parser::new();
+        let mut out = Vec::new();
+        // Both pipes are drained at once, else a full one would stop Nix.
+        std::thread::scope(|scope| {
+            scope.spawn(|| stdout.map(|mut s| s.read_to_end(&mut out)));
+            if let Some(s) = stderr {
+                let mut reader = BufReader::new(s);
+                let mut line = Vec::new();
+                while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+                    parser.line(String::from_utf8_lossy(&line).trim_end(), progress);
+                    line.clear();
+                }
+            }
+        });
+        let status = child.wait().map_err(|source| NixError::Spawn { program: "nix".into(), source })?;
+        if status.success() {
+            return String::from_utf8(out)
+                .map_err(|_| NixError::Answer { what: what.into(), reason: "not UTF-8".into() });
+        }
+        if was_interrupted(status) {
+            return Err(NixError::Interrupted);
+        }
+        if let Some((drv, log)) = parser.failed_build() {
+            let message = format!("the build of `{}` failed", crate::log::package_name(drv));
+            return Err(NixError::Build { message, drv: Some(drv.into()), log: log.to_vec() });
+        }
+        let text = parser.errors();
+        if what == "building" {
+            let message = trace::shorten(&text, &self.options().labels);
+            return Err(NixError::Build { message, drv: None, log: Vec::new() });
+        }
+        Err(self.failure(what, &text))
+    }
+}

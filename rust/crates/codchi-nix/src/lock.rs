@@ -1,0 +1,556 @@
+//! Locking a machine flake so that evaluating it later needs no flags and no network.
+//!
+//! The base stands in for every nixpkgs: that of Codchi and that of each module, at any depth. In flake.lock `original`
+//! stays as the flake.nix says it and `locked` is a store path, which Nix accepts as a lock like any other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use codchi_core::progress::{Event, Progress};
+use serde_json::{Map, Value, json};
+
+use crate::flake::{self, Flake, Input, Reference};
+use crate::{Nix, NixError, Result, StorePath};
+
+/// Which locks are made anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Update {
+    /// Only those that are missing.
+    #[default]
+    Missing,
+    /// Those of these inputs.
+    Inputs(Vec<String>),
+    /// All.
+    All,
+}
+
+/// What to lock a machine flake to.
+#[derive(Clone, Debug, Default)]
+pub struct LockRequest {
+    /// What stands in for every nixpkgs; `None` leaves them as they are.
+    pub base: Option<StorePath>,
+    /// What stands in for the input `codchi`; `None` fetches what its URL says.
+    pub codchi: Option<StorePath>,
+    /// Which locks are made anew.
+    pub update: Update,
+    /// Look again at inputs that are folders of this host, whatever `update` says.
+    pub refresh_local: bool,
+}
+
+/// A lock that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Locked {
+    /// The text of flake.lock.
+    pub text: String,
+    /// Whether it differs from what was there.
+    pub changed: bool,
+    /// Store paths it refers to. They must be kept from collection for as long as the lock is used.
+    pub roots: Vec<StorePath>,
+}
+
+/// An input, by the names that lead to it, and the store path it is locked to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Override {
+    path: Vec<String>,
+    target: StorePath,
+    dir: String,
+    /// As the flake.nix says it.
+    reference: Option<Reference>,
+}
+
+impl Nix {
+    /// Locks the machine flake in `dir` and writes its flake.lock.
+    pub fn lock(&self, dir: &Path, request: &LockRequest, progress: &dyn Progress) -> Result<Locked> {
+        progress.report(Event::Phase("locking inputs"));
+        let flake = flake::read(dir, &dir.to_string_lossy())?;
+        let file = dir.join("flake.lock");
+        let before = codchi_fs::read_if_exists(&file)?;
+        let mut lock = before.as_deref().map(|t| parse(&file, t)).transpose()?.unwrap_or_else(empty);
+        match &request.update {
+            Update::Missing => {}
+            Update::All => lock = empty(),
+            Update::Inputs(names) => names.iter().for_each(|n| forget(&mut lock, n)),
+        }
+        let mut overrides = Vec::new();
+        self.collect(&flake, &lock, &[], &BTreeMap::new(), request, &mut overrides, progress)?;
+
+        let scratch = tempfile_dir()?;
+        let (old, new) = (scratch.join("old"), scratch.join("new"));
+        let made = (|| {
+            codchi_fs::write(&old, lock.to_string())?;
+            let mut c = self.command(&["flake", "lock"]);
+            c.arg(format!("path:{}", dir.display()));
+            c.arg("--reference-lock-file").arg(&old).arg("--output-lock-file").arg(&new);
+            for o in &overrides {
+                c.args(["--override-input", &o.path.join("/"), &target(o)]);
+            }
+            self.run_logged(c, "locking the inputs", progress)?;
+            // Nix writes nothing when nothing changed.
+            let text = codchi_fs::read_if_exists(&new)?.unwrap_or_else(|| lock.to_string());
+            parse(&new, &text)
+        })();
+        codchi_fs::remove_dir_all(&scratch)?;
+        let mut lock = made?;
+        for o in &overrides {
+            let node = node_of(&lock, &o.path).and_then(|n| lock["nodes"].get(&n)).cloned();
+            let Some(reference) = node.and_then(|n| (n["original"]["path"] == o.target.as_str()).then_some(&o.reference)) else {
+                continue;
+            };
+            if let Some(reference) = reference {
+                let original = self.original(reference)?;
+                set_original(&mut lock, &o.path, original);
+            }
+        }
+        let text = render(&lock);
+        let changed = before.as_deref() != Some(text.as_str());
+        if changed {
+            codchi_fs::write_atomic(&file, &text, 0o644)?;
+        }
+        Ok(Locked { roots: roots(&lock), text, changed })
+    }
+
+    /// Finds what of `flake` is overridden; `lock` is that flake's own, `overlay` what flakes above say of its inputs.
+    #[allow(clippy::too_many_arguments)]
+    fn collect(
+        &self,
+        flake: &Flake,
+        lock: &Value,
+        prefix: &[String],
+        overlay: &BTreeMap<String, Input>,
+        request: &LockRequest,
+        found: &mut Vec<Override>,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        // Inputs that lead to themselves do not exist in Nix, but a text can say anything.
+        const DEEP: usize = 16;
+        for (name, written) in &flake.inputs {
+            let above = overlay.get(name);
+            let follows = above.and_then(|i| i.follows.as_ref()).or(written.follows.as_ref());
+            if follows.is_some() || prefix.len() >= DEEP {
+                continue;
+            }
+            let reference = above.and_then(|i| i.reference.as_ref()).or(written.reference.as_ref());
+            let mut path = prefix.to_vec();
+            path.push(name.clone());
+            let mut inner = written.inputs.clone();
+            inner.extend(above.map(|i| i.inputs.clone()).unwrap_or_default());
+            let put = |target: &StorePath, dir: &str| Override {
+                path: path.clone(),
+                target: target.clone(),
+                dir: dir.into(),
+                reference: reference.cloned(),
+            };
+
+            if let Some(base) = request.base.as_ref().filter(|_| is_nixpkgs(name, reference)) {
+                found.push(put(base, ""));
+                continue;
+            }
+            let top = prefix.is_empty();
+            let source = if let Some(codchi) = request.codchi.as_ref().filter(|_| top && name == "codchi") {
+                found.push(put(codchi, ""));
+                (codchi.clone(), String::new())
+            } else if let Some(node) = lock["nodes"]["root"]["inputs"][name].as_str().map(str::to_owned)
+                && !(top && request.refresh_local && reference.is_some_and(is_local))
+            {
+                // The lock says what is below.
+                if let Some(base) = &request.base {
+                    let mut seen = BTreeSet::new();
+                    walk(lock, &node, &path, &inner, base, found, &mut seen);
+                }
+                if top && let Some((target, dir)) = locked_in_store(lock, &node) {
+                    found.push(put(&target, &dir));
+                }
+                continue;
+            } else {
+                let Some(reference) = reference else { continue };
+                let local = top && is_local(reference);
+                if !local && (request.base.is_none() || !written.is_flake) {
+                    continue;
+                }
+                let got = self.prefetch(&self.text_of(reference)?, progress)?;
+                if local {
+                    found.push(put(&got.path, got.dir()));
+                }
+                if !written.is_flake {
+                    continue;
+                }
+                (got.path.clone(), got.dir().to_owned())
+            };
+            let at = self.launch().host_path(&source.0).join(&source.1);
+            let flake = flake::read(&at, name)?;
+            let file = at.join("flake.lock");
+            let lock =
+                codchi_fs::read_if_exists(&file)?.map(|t| parse(&file, &t)).transpose()?.unwrap_or_else(empty);
+            self.collect(&flake, &lock, &path, &inner, request, found, progress)?;
+        }
+        Ok(())
+    }
+
+    fn text_of(&self, reference: &Reference) -> Result<String> {
+        match reference {
+            Reference::Url(u) => Ok(u.clone()),
+            Reference::Attrs(a) => {
+                let v = self.eval_expr(&format!("builtins.flakeRefToString (builtins.fromJSON {})", quote(a)))?;
+                Ok(v.as_str().unwrap_or_default().to_owned())
+            }
+        }
+    }
+
+    fn original(&self, reference: &Reference) -> Result<Value> {
+        match reference {
+            Reference::Url(u) => self.eval_expr(&format!("builtins.parseFlakeRef {}", nix_string(u))),
+            Reference::Attrs(a) => Ok(Value::Object(a.clone())),
+        }
+    }
+}
+
+/// A Nix string that holds `text` as it is.
+pub fn nix_string(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' | '$' => {
+                out.push('\\');
+                out.push(c);
+            }
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+fn quote(attrs: &Map<String, Value>) -> String {
+    nix_string(&Value::Object(attrs.clone()).to_string())
+}
+
+fn target(o: &Override) -> String {
+    if o.dir.is_empty() { format!("path:{}", o.target) } else { format!("path:{}?dir={}", o.target, o.dir) }
+}
+
+/// A folder of our own for the lock on its way; not in the machine's folder, whose content Nix copies.
+fn tempfile_dir() -> Result<std::path::PathBuf> {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let dir = std::env::temp_dir().join(format!("codchi-lock-{}-{n}", std::process::id()));
+    codchi_fs::remove_dir_all(&dir)?;
+    codchi_fs::create_private_dir(&dir)?;
+    Ok(dir)
+}
+
+/// Whether an input is a nixpkgs, by its name or by where it comes from.
+pub fn is_nixpkgs(name: &str, reference: Option<&Reference>) -> bool {
+    if name == "nixpkgs" || name.starts_with("nixpkgs-") || name.starts_with("nixpkgs_") {
+        return true;
+    }
+    match reference {
+        Some(Reference::Url(u)) => {
+            let u = u.to_ascii_lowercase();
+            let path = u.split(['?', '#']).next().unwrap_or_default();
+            ["github:nixos/nixpkgs", "flake:nixpkgs"].iter().any(|p| {
+                path.strip_prefix(p).is_some_and(|r| r.is_empty() || r.starts_with('/'))
+            }) || path == "nixpkgs"
+                || path.starts_with("nixpkgs/")
+                || ["github.com/nixos/nixpkgs", "//channels.nixos.org/", "//releases.nixos.org/nixos", "//releases.nixos.org/nixpkgs", "flakehub.com/f/nixos/nixpkgs"]
+                    .iter()
+                    .any(|p| path.contains(p))
+        }
+        Some(Reference::Attrs(a)) => original_is_nixpkgs(&Value::Object(a.clone())),
+        None => false,
+    }
+}
+
+fn original_is_nixpkgs(original: &Value) -> bool {
+    let is = |key: &str, value: &str| original[key].as_str().is_some_and(|v| v.eq_ignore_ascii_case(value));
+    is("type", "indirect") && is("id", "nixpkgs")
+        || is("owner", "nixos") && is("repo", "nixpkgs")
+        || original["url"].as_str().is_some_and(|u| is_nixpkgs("", Some(&Reference::Url(u.into()))))
+}
+
+/// Whether a reference is a folder of this host.
+pub fn is_local(reference: &Reference) -> bool {
+    match reference {
+        Reference::Url(u) => {
+            let rest = u.strip_prefix("path:").or_else(|| u.strip_prefix("git+file:")).or_else(|| u.strip_prefix("git+file+"));
+            let path = rest.unwrap_or(u);
+            (rest.is_some() || u.starts_with(['/', '.'])) && !path.starts_with("/nix/store/")
+        }
+        Reference::Attrs(a) => local_original(&Value::Object(a.clone())).is_some(),
+    }
+}
+
+/// The folder of this host an `original` of a lock means, and whether it is a git work tree.
+pub fn local_original(original: &Value) -> Option<(String, bool)> {
+    match original["type"].as_str()? {
+        "path" => original["path"].as_str().filter(|p| !p.starts_with("/nix/store/")).map(|p| (p.to_owned(), false)),
+        "git" => original["url"].as_str()?.strip_prefix("file://").map(|p| (p.to_owned(), true)),
+        _ => None,
+    }
+}
+
+fn empty() -> Value {
+    json!({ "nodes": { "root": {} }, "root": "root", "version": 7 })
+}
+
+fn parse(file: &Path, text: &str) -> Result<Value> {
+    let bad = |line, reason| NixError::Parse { path: file.into(), line, reason };
+    let mut lock: Value = serde_json::from_str(text).map_err(|e| bad(e.line(), e.to_string()))?;
+    if !matches!(lock["version"].as_u64(), Some(5..=7)) {
+        return Err(bad(1, format!("version {} of lock files is not known", lock["version"])));
+    }
+    // The root node has a name that can be chosen; everything here calls it `root`.
+    let root = lock["root"].as_str().unwrap_or("root").to_owned();
+    if !lock["nodes"][&root].is_object() {
+        return Err(bad(1, "it has no root node".into()));
+    }
+    if root != "root" {
+        lock["nodes"]["root"] = lock["nodes"][&root].clone();
+        lock["root"] = "root".into();
+    }
+    Ok(lock)
+}
+
+fn render(lock: &Value) -> String {
+    // serde_json's map is sorted, as Nix writes it.
+    serde_json::to_string_pretty(lock).map(|t| t + "\n").unwrap_or_default()
+}
+
+fn forget(lock: &mut Value, input: &str) {
+    if let Some(inputs) = lock["nodes"]["root"]["inputs"].as_object_mut() {
+        inputs.remove(input);
+    }
+}
+
+/// The name of the node an input path leads to, through `follows` as well.
+fn node_of(lock: &Value, path: &[String]) -> Option<String> {
+    fn go(lock: &Value, path: &[String], depth: usize) -> Option<String> {
+        let mut node = "root".to_owned();
+        for name in path {
+            node = match &lock["nodes"][&node]["inputs"][name] {
+                Value::String(s) => s.clone(),
+                Value::Array(a) if depth < 32 => {
+                    let path: Option<Vec<String>> = a.iter().map(|s| s.as_str().map(str::to_owned)).collect();
+                    go(lock, &path?, depth + 1)?
+                }
+                _ => return None,
+            };
+        }
+        Some(node)
+    }
+    go(lock, path, 0)
+}
+
+fn set_original(lock: &mut Value, path: &[String], original: Value) {
+    if let Some(node) = node_of(lock, path)
+        && let Some(n) = lock["nodes"].get_mut(&node)
+    {
+        n["original"] = original;
+    }
+}
+
+/// Finds the nixpkgs inputs below a node of a lock.
+fn walk(
+    lock: &Value,
+    node: &str,
+    path: &[String],
+    overlay: &BTreeMap<String, Input>,
+    base: &StorePath,
+    found: &mut Vec<Override>,
+    seen: &mut BTreeSet<String>,
+) {
+    if !seen.insert(node.to_owned()) {
+        return;
+    }
+    for (name, to) in lock["nodes"][node]["inputs"].as_object().into_iter().flatten() {
+        let above = overlay.get(name);
+        // An array is a `follows`.
+        let (Value::String(to), None) = (to, above.and_then(|i| i.follows.as_ref())) else { continue };
+        let mut path = path.to_vec();
+        path.push(name.clone());
+        let original = &lock["nodes"][to]["original"];
+        let reference = above
+            .and_then(|i| i.reference.clone())
+            .or_else(|| original.as_object().map(|o| Reference::Attrs(o.clone())));
+        if is_nixpkgs(name, reference.as_ref()) || original_is_nixpkgs(original) {
+            found.push(Override { path, target: base.clone(), dir: String::new(), reference });
+        } else {
+            let none = BTreeMap::new();
+            walk(lock, to, &path, above.map_or(&none, |i| &i.inputs), base, found, seen);
+        }
+    }
+    seen.remove(node);
+}
+
+/// The store path a node is locked to, where it is one that this module chose (its original says something else).
+fn locked_in_store(lock: &Value, node: &str) -> Option<(StorePath, String)> {
+    let n = &lock["nodes"][node];
+    let path = n["locked"]["path"].as_str()?.parse().ok()?;
+    (n["original"]["path"] != n["locked"]["path"])
+        .then(|| (path, n["locked"]["dir"].as_str().unwrap_or_default().to_owned()))
+}
+
+/// All store paths a lock refers to.
+fn roots(lock: &Value) -> Vec<StorePath> {
+    let mut all: Vec<StorePath> = lock["nodes"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(_, n)| n["locked"]["path"].as_str()?.parse().ok())
+        .collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn path(p: &str) -> Vec<String> {
+        p.split('/').map(str::to_owned).collect()
+    }
+
+    fn sample() -> Value {
+        json!({ "version": 7, "root": "root", "nodes": {
+            "root": { "inputs": { "mod": "mod", "nixpkgs": ["mod", "nixpkgs"] } },
+            "mod": { "inputs": { "nixpkgs": "nixpkgs", "utils": "utils", "mine": ["nixpkgs"], "stable": "stable" },
+                     "locked": { "type": "path", "path": "/home/x" }, "original": { "type": "path", "path": "/home/x" } },
+            "utils": { "inputs": { "nixpkgs-lib": "lib", "loop": "mod" }, "original": { "type": "github", "owner": "n", "repo": "u" } },
+            "lib": { "original": { "type": "github", "owner": "n", "repo": "nixpkgs.lib" } },
+            "stable": { "original": { "type": "github", "owner": "NixOS", "repo": "nixpkgs", "ref": "x" } },
+            "nixpkgs": { "locked": { "type": "path", "path": "/nix/store/00000000000000000000000000000000-base" },
+                         "original": { "type": "path", "path": "/nix/store/00000000000000000000000000000000-base" } } } })
+    }
+
+    fn base() -> StorePath {
+        "/nix/store/11111111111111111111111111111111-base".parse().unwrap()
+    }
+
+    #[test]
+    fn every_nixpkgs_below_a_locked_input_is_found_once() {
+        let mut found = Vec::new();
+        walk(&sample(), "mod", &path("mod"), &BTreeMap::new(), &base(), &mut found, &mut BTreeSet::new());
+        let paths: Vec<_> = found.iter().map(|o| o.path.join("/")).collect();
+        assert_eq!(paths, ["mod/nixpkgs", "mod/stable", "mod/utils/nixpkgs-lib"]);
+    }
+
+    #[test]
+    fn what_the_flake_above_lets_follow_is_left_alone() {
+        let overlay = BTreeMap::from([("nixpkgs".into(), Input { follows: Some(path("x")), ..Input::default() })]);
+        let mut found = Vec::new();
+        walk(&sample(), "mod", &path("mod"), &overlay, &base(), &mut found, &mut BTreeSet::new());
+        assert!(!found.iter().any(|o| o.path == path("mod/nixpkgs")));
+    }
+
+    #[test]
+    fn originals_are_set_through_follows_and_nothing_else_changes() {
+        let mut lock = sample();
+        set_original(&mut lock, &path("nixpkgs"), json!({ "type": "indirect", "id": "nixpkgs" }));
+        assert_eq!(lock["nodes"]["nixpkgs"]["original"]["id"], "nixpkgs");
+        lock["nodes"]["nixpkgs"]["original"] = sample()["nodes"]["nixpkgs"]["original"].clone();
+        assert_eq!(lock, sample());
+        assert_eq!(roots(&lock).len(), 1);
+    }
+
+    #[test]
+    fn nixpkgs_is_known_by_name_or_origin() {
+        let url = |u: &str| Some(Reference::Url(u.into()));
+        for (name, u) in [
+            ("nixpkgs", "path:./x"),
+            ("nixpkgs-unstable", "x:y"),
+            ("pkgs", "github:NixOS/nixpkgs/nixos-24.05"),
+            ("pkgs", "github:nixos/nixpkgs?ref=x"),
+            ("pkgs", "https://github.com/NixOS/nixpkgs/archive/master.tar.gz"),
+            ("pkgs", "https://channels.nixos.org/nixos-unstable/nixexprs.tar.xz"),
+            ("pkgs", "git+https://github.com/NixOS/nixpkgs?shallow=1"),
+            ("pkgs", "nixpkgs/nixos-24.05"),
+        ] {
+            assert!(is_nixpkgs(name, url(u).as_ref()), "{name} {u}");
+        }
+        for (name, u) in [("utils", "github:numtide/flake-utils"), ("x", "github:nixos/nixpkgs-fmt"), ("nixpkgsish", "path:/x")] {
+            assert!(!is_nixpkgs(name, url(u).as_ref()), "{name} {u}");
+        }
+    }
+
+    #[test]
+    fn folders_of_the_host_are_local() {
+        let local = |u: &str| is_local(&Reference::Url(u.into()));
+        assert!(local("path:/x") && local("/x") && local("git+file:///x") && local("./x"));
+        assert!(!local("path:/nix/store/x") && !local("github:a/b") && !local("git+ssh://h/x"));
+    }
+
+    #[test]
+    fn a_lock_that_is_none_is_an_error() {
+        let file = Path::new("flake.lock");
+        assert!(parse(file, "{").is_err());
+        assert!(parse(file, "{}").is_err());
+        assert!(parse(file, r#"{"version":7,"root":"r","nodes":{}}"#).is_err());
+        assert!(parse(file, r#"{"version":99,"root":"root","nodes":{"root":{}}}"#).is_err());
+        assert_eq!(parse(file, r#"{"version":7,"root":"r","nodes":{"r":{}}}"#).unwrap()["root"], "root");
+    }
+
+    fn name() -> impl Strategy<Value = String> {
+        "[a-d]"
+    }
+
+    fn any_lock() -> impl Strategy<Value = Value> {
+        let to = prop_oneof![
+            name().prop_map(Value::from),
+            proptest::collection::vec(name(), 0..3).prop_map(Value::from),
+        ];
+        let inputs = proptest::collection::btree_map(name(), to, 0..4);
+        proptest::collection::btree_map(prop_oneof![name(), Just("root".to_owned())], inputs, 1..5).prop_map(|nodes| {
+            let mut lock = empty();
+            for (n, inputs) in nodes {
+                lock["nodes"][n] = json!({ "inputs": inputs, "original": { "type": "x" } });
+            }
+            lock
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_graph_ends(lock in any_lock(), p in proptest::collection::vec(name(), 0..4)) {
+            let _ = node_of(&lock, &p);
+            let mut found = Vec::new();
+            walk(&lock, "root", &[], &BTreeMap::new(), &base(), &mut found, &mut BTreeSet::new());
+        }
+
+        #[test]
+        fn rewriting_touches_one_original_only(lock in any_lock(), p in proptest::collection::vec(name(), 1..4)) {
+            let mut after = lock.clone();
+            set_original(&mut after, &p, json!({ "type": "new" }));
+            match node_of(&lock, &p) {
+                Some(n) if lock["nodes"].get(&n).is_some() => {
+                    prop_assert_eq!(&after["nodes"][&n]["original"]["type"], "new");
+                    after["nodes"][&n]["original"] = lock["nodes"][&n]["original"].clone();
+                    if lock["nodes"][&n].get("original").is_none() {
+                        after["nodes"][&n].as_object_mut().unwrap().remove("original");
+                    }
+                    prop_assert_eq!(after, lock);
+                }
+                _ => prop_assert_eq!(after, lock),
+            }
+        }
+
+        #[test]
+        fn strings_for_nix_hold_no_interpolation(text in ".{0,30}") {
+            let s = nix_string(&text);
+            let parsed = rnix::Root::parse(&s);
+            prop_assert!(parsed.errors().is_empty());
+            let Some(rnix::ast::Expr::Str(s)) = parsed.tree().expr() else { panic!("no string") };
+            let parts = s.normalized_parts();
+            let read: String = parts.into_iter().map(|p| match p {
+                rnix::ast::InterpolPart::Literal(t) => t,
+                rnix::ast::InterpolPart::Interpolation(_) => panic!("interpolation"),
+            }).collect();
+            prop_assert_eq!(read, text);
+        }
+    }
+}
