@@ -1,0 +1,2 @@
+# Lists of systems for `meta.platforms`.
+{ lib }: lib.systems.doubles
