@@ -1,0 +1,7 @@
+{
+  description = "C and C++ with CMake, Ninja and a debugger";
+
+  outputs = _: {
+    nixosModules.default = ./machine.nix;
+  };
+}

@@ -1,0 +1,7 @@
+{
+  description = "An empty machine, to be filled";
+
+  outputs = _: {
+    nixosModules.default = ./machine.nix;
+  };
+}

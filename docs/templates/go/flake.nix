@@ -1,0 +1,7 @@
+{
+  description = "Go with its tools";
+
+  outputs = _: {
+    nixosModules.default = ./machine.nix;
+  };
+}

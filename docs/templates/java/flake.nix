@@ -1,0 +1,7 @@
+{
+  description = "Java with Maven and Gradle";
+
+  outputs = _: {
+    nixosModules.default = ./machine.nix;
+  };
+}

@@ -1,0 +1,9 @@
+{ pkgs, ... }:
+{
+  environment.systemPackages = [
+    pkgs.git
+    pkgs.gradle
+    pkgs.jdk
+    pkgs.maven
+  ];
+}

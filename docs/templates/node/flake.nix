@@ -1,0 +1,7 @@
+{
+  description = "Node.js with npm";
+
+  outputs = _: {
+    nixosModules.default = ./machine.nix;
+  };
+}

@@ -1,0 +1,7 @@
+{
+  description = "Rust with clippy, rustfmt and a linker";
+
+  outputs = _: {
+    nixosModules.default = ./machine.nix;
+  };
+}

@@ -1,0 +1,50 @@
+# Codchi's own container runtime.
+{
+  name = "native";
+  kind = "container";
+  description = "a container of Codchi's own runtime, as root or as an ordinary user";
+  supports = {
+    store = [
+      "shared"
+      "closure"
+    ];
+    resources = [
+      "memory"
+      "cpus"
+      "tasks"
+    ];
+    capabilities = [
+      "certificates"
+      "display"
+      "git-credentials"
+      "gpu"
+      "kvm"
+      "netrc"
+      "sound"
+      "ssh-agent"
+      "usb"
+    ];
+  };
+  requires = [
+    "user-namespaces"
+    "subordinate-ids"
+    "cgroup2"
+  ];
+  variables = [
+    "agent"
+    "bin"
+    "endpoint"
+    "host"
+    "name"
+    "notify"
+    "root"
+    "store"
+    "toplevel"
+  ];
+  allowedSettings = [
+    "environment"
+    "resources"
+  ];
+  machine = ./machine.nix;
+  host = ./host.nix;
+}

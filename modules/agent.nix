@@ -1,0 +1,28 @@
+# The program in the machine that carries out what the host asks: commands, log-ins, deliveries.
+{ config, lib, ... }:
+let
+  cfg = config.codchi;
+  driver = (import ../lib/drivers.nix).${cfg.driver.name};
+in
+{
+  config = lib.mkIf (cfg.enable && driver.kind == "container") {
+    systemd.services.codchi-agent = {
+      description = "Codchi agent";
+      documentation = [ "https://github.com/codchi/codchi" ];
+      wantedBy = [ "multi-user.target" ];
+      environment.CODCHI_USER = cfg.user.name;
+      # What runs through it would end with it.
+      restartIfChanged = false;
+      serviceConfig = {
+        ExecStart = "/run/codchi/bin/codchi-agent";
+        Restart = "always";
+        RestartSec = "200ms";
+        # Commands get cgroups of their own below the unit's, and outlive a restarted agent.
+        Delegate = true;
+        KillMode = "process";
+        OOMPolicy = "continue";
+        TasksMax = "infinity";
+      };
+    };
+  };
+}

@@ -1,0 +1,54 @@
+# What a container needs so that systemd gets to `running` in a user namespace, with everything about the host left
+# to the runtime.
+{
+  config,
+  lib,
+  options,
+  ...
+}:
+let
+  cfg = config.codchi;
+  driver = (import ../lib/drivers.nix).${cfg.driver.name};
+  # Stronger than the defaults of a base's own modules, weaker than anything a person writes.
+  prefer = lib.mkOverride 900;
+  # For options that only one of the bases has.
+  whereDeclared =
+    path: value: lib.optionalAttrs (lib.hasAttrByPath path options) (lib.setAttrByPath path value);
+in
+{
+  config = lib.mkIf (cfg.enable && driver.kind == "container") (
+    lib.mkMerge [
+      {
+        boot.isContainer = true;
+
+        # Host name, address, route and resolver belong to a host, so the runtime sets them.
+        networking = {
+          hostName = lib.mkDefault "";
+          useDHCP = prefer false;
+          dhcpcd.enable = prefer false;
+          useHostResolvConf = prefer false;
+          resolvconf.enable = prefer false;
+          # Only ports that were asked for are forwarded into the machine's own network.
+          firewall.enable = prefer false;
+        };
+        environment.etc."resolv.conf".source = prefer "/run/codchi/host/resolv.conf";
+
+        # The console is a log, not a terminal.
+        systemd.services.console-getty.enable = prefer false;
+
+        # First, so that a person's own lines win.
+        services.journald.extraConfig = lib.mkBefore ''
+          SystemMaxUse=256M
+          RuntimeMaxUse=32M
+        '';
+
+        environment.defaultPackages = prefer [ ];
+      }
+      # The runtime has mounted these, and a machine may not remount them.
+      (whereDeclared [ "boot" "specialFileSystems" ] (lib.mkForce { }))
+      (whereDeclared [ "services" "logrotate" "enable" ] (prefer false))
+      (whereDeclared [ "programs" "command-not-found" "enable" ] (prefer false))
+      (whereDeclared [ "systemd" "oomd" "enable" ] (prefer false))
+    ]
+  );
+}

@@ -1,0 +1,29 @@
+{ config, lib, ... }:
+let
+  cfg = config.codchi;
+  driver = (import ../lib/drivers.nix).${cfg.driver.name};
+in
+{
+  options.codchi.isolation.store = lib.mkOption {
+    type = lib.types.enum [
+      "shared"
+      "closure"
+    ];
+    default = "shared";
+    example = "closure";
+    description = ''
+      What of the store the machine sees: the host's whole store, with Nix working inside, or only its own closure,
+      without Nix.
+    '';
+  };
+
+  config = lib.mkIf (cfg.enable && driver.supports ? store) {
+    assertions = [
+      {
+        assertion = lib.elem cfg.isolation.store driver.supports.store;
+        message = ''
+          codchi.isolation.store = "${cfg.isolation.store}" is not possible with driver `${driver.name}`, which has ${lib.concatStringsSep ", " driver.supports.store}'';
+      }
+    ];
+  };
+}

@@ -1,0 +1,50 @@
+{ config, lib, ... }:
+let
+  cfg = config.codchi;
+  isAbsolute = path: lib.hasPrefix "/" path && !(lib.hasInfix "/../" "${path}/");
+  badTargets = lib.filter (path: !(isAbsolute path)) (lib.attrNames cfg.mounts);
+in
+{
+  options.codchi.mounts = lib.mkOption {
+    type = lib.types.attrsOf (
+      lib.types.submodule {
+        options = {
+          source = lib.mkOption {
+            type = lib.types.strMatching "(/|~$|~/).*";
+            example = "~/datasets";
+            description = "Folder or file on the host; `~` is the home of the host's user.";
+          };
+          readOnly = lib.mkOption {
+            type = lib.types.bool;
+            default = false;
+            example = true;
+            description = "Whether the machine may only read it.";
+          };
+          optional = lib.mkOption {
+            type = lib.types.bool;
+            default = false;
+            example = true;
+            description = "Whether the machine does without it where the host lacks it.";
+          };
+        };
+      }
+    );
+    default = { };
+    example = {
+      "/data" = {
+        source = "~/datasets";
+        readOnly = true;
+      };
+    };
+    description = "Host folders in the machine, by their absolute path inside.";
+  };
+
+  config = lib.mkIf cfg.enable {
+    assertions = [
+      {
+        assertion = badTargets == [ ];
+        message = "codchi.mounts: ${lib.concatStringsSep ", " badTargets}: give absolute paths inside the machine, without `..`";
+      }
+    ];
+  };
+}

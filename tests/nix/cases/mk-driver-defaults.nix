@@ -1,0 +1,6 @@
+{ codchi, ... }:
+codchi.mkDriver {
+  name = "x";
+  kind = "vm";
+  description = "a driver";
+}

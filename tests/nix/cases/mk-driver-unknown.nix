@@ -1,0 +1,7 @@
+{ codchi, ... }:
+codchi.mkDriver {
+  name = "x";
+  kind = "vm";
+  description = "a driver";
+  suports = { };
+}

@@ -1,0 +1,1 @@
+{ machine, ... }: (machine [ ]).config.codchi.build.needs

@@ -1,0 +1,2 @@
+{ machine, ... }:
+(machine [ ../fixtures/everything.nix ]).config.codchi.build.needs

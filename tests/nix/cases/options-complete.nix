@@ -1,0 +1,3 @@
+# Every option has a type, a description and an example.
+{ codchi, machine, ... }:
+codchi.optionsReference.gaps (machine [ ]).options

@@ -1,0 +1,3 @@
+# needs: packages
+{ machine, ... }:
+(machine [ { codchi.secrets."my-token".kind = "env"; } ]).config.codchi.build.evaluation.drvPath

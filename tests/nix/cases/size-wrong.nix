@@ -1,0 +1,1 @@
+{ codchi, ... }: codchi.size.toBytes "4 GB"
