@@ -1,0 +1,254 @@
+//! The index of a suite that the base's Nix code reads, and the tables of the base that decide what is in it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use codchi_core::progress::{Event, Progress};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::hash::{self, Hasher};
+use crate::mirror::Mirror;
+use crate::packages::{Archive, Id};
+use crate::release::Freshness;
+use crate::suite::{State, Suite};
+
+/// Changes when the same mirror would give another index.
+const FORMAT: &str = "codchi index 1\n";
+
+/// A set of packages.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Debs {
+    /// Names of Debian packages.
+    pub debs: Vec<String>,
+}
+
+/// What a name of nixpkgs stands for; also the shape of the list of the base system.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Alias {
+    /// In every suite that is not named.
+    #[serde(default)]
+    pub debs: Option<Vec<String>>,
+    /// The program, where it is not called like the alias.
+    #[serde(default)]
+    pub main_program: Option<String>,
+    /// In bookworm.
+    #[serde(default)]
+    pub bookworm: Option<Debs>,
+    /// In trixie.
+    #[serde(default)]
+    pub trixie: Option<Debs>,
+    /// In forky.
+    #[serde(default)]
+    pub forky: Option<Debs>,
+    /// In sid.
+    #[serde(default)]
+    pub sid: Option<Debs>,
+}
+
+impl Alias {
+    /// The packages in a suite; `None` when the suite has none.
+    pub fn debs(&self, suite: &str) -> Option<&[String]> {
+        let own = match suite {
+            "bookworm" => &self.bookworm,
+            "trixie" => &self.trixie,
+            "forky" => &self.forky,
+            "sid" => &self.sid,
+            _ => &None,
+        };
+        own.as_ref().map(|d| &d.debs).or(self.debs.as_ref()).map(Vec::as_slice)
+    }
+}
+
+/// The tables of the base: `pkgs/aliases.json` and `pkgs/base-system.json`.
+#[derive(Clone, Debug, Default)]
+pub struct Tables {
+    /// What names of nixpkgs stand for. A name with a `*` is a pattern.
+    pub aliases: BTreeMap<String, Alias>,
+    /// What each machine has.
+    pub base_system: Alias,
+    sum: [u8; 32],
+}
+
+impl Tables {
+    /// Reads both from the base's folder.
+    pub fn read(base: &Path) -> Result<Tables> {
+        fn parse<T: for<'de> Deserialize<'de>>(path: &Path, text: &str) -> Result<T> {
+            serde_json::from_str(text)
+                .map_err(|e| Error::BadBase { path: path.into(), reason: e.to_string() })
+        }
+        let (aliases, system) = (base.join("pkgs/aliases.json"), base.join("pkgs/base-system.json"));
+        let (aliases_text, system_text) =
+            (codchi_fs::read_to_string(&aliases)?, codchi_fs::read_to_string(&system)?);
+        let mut hasher = Hasher::default();
+        for text in [&aliases_text, &system_text] {
+            hasher.update(&hash::sha256(text.as_bytes()));
+        }
+        Ok(Tables {
+            aliases: parse(&aliases, &aliases_text)?,
+            base_system: parse(&system, &system_text)?,
+            sum: hasher.finish(),
+        })
+    }
+
+    /// All packages that the tables name for a suite, patterns left out.
+    fn named(&self, suite: &str) -> BTreeSet<&str> {
+        self.aliases
+            .values()
+            .filter_map(|alias| alias.debs(suite))
+            .flatten()
+            .map(String::as_str)
+            .filter(|name| !name.contains('*'))
+            .collect()
+    }
+}
+
+/// An index on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Index {
+    /// The folder with `suite.json`, `core.json`, `names.json` and `shards/`.
+    pub dir: PathBuf,
+    /// The suite.
+    pub suite: String,
+    /// A sum of the verified Release files it is made from.
+    pub fingerprint: String,
+    /// Whether it was made by this call.
+    pub rebuilt: bool,
+}
+
+/// The index of a suite for the base in the folder `base`, made when the mirror or the base changed.
+pub fn ensure(
+    mirror: &Mirror,
+    suite: &str,
+    system: &str,
+    base: &Path,
+    cache: &Path,
+    freshness: Freshness,
+    progress: &dyn Progress,
+) -> Result<Index> {
+    let tables = Tables::read(base)?;
+    let state = State::load(mirror, suite, system, cache, freshness, progress)?;
+    let mut hasher = Hasher::default();
+    hasher.update(FORMAT.as_bytes());
+    hasher.update(state.fingerprint().as_bytes());
+    hasher.update(&tables.sum);
+    let key = hash::to_hex(&hasher.finish());
+    let folder = cache.join("index");
+    let dir = folder.join(format!("{suite}-{system}-{}", &key[..32]));
+    let fingerprint = state.fingerprint().to_owned();
+    let index =
+        |rebuilt| Index { dir: dir.clone(), suite: suite.into(), fingerprint: fingerprint.clone(), rebuilt };
+    // `suite.json` is there only when all else is: the folder is renamed to its place as a whole.
+    if dir.join("suite.json").exists() {
+        return Ok(index(false));
+    }
+    progress.report(Event::Phase("resolving packages"));
+    let roots: Vec<&str> =
+        tables.base_system.debs(suite).unwrap_or_default().iter().map(String::as_str).collect();
+    let resolved = state.packages(mirror, cache, &roots, progress)?;
+    codchi_fs::create_dir_all(&folder)?;
+    let temp = folder.join(format!(".new-{}-{}", std::process::id(), &key[..8]));
+    codchi_fs::remove_dir_all(&temp)?;
+    let written =
+        write(&resolved, &tables, &temp, progress).and_then(|()| match codchi_fs::rename(&temp, &dir) {
+            // Another process made the same one meanwhile.
+            Err(_) if dir.join("suite.json").exists() => Ok(()),
+            other => Ok(other?),
+        });
+    // After a rename there is nothing left to remove.
+    let _ = codchi_fs::remove_dir_all(&temp);
+    written?;
+    remove_old(&folder, &dir);
+    Ok(index(true))
+}
+
+/// Removes indexes (finished or not) that were made over a week ago, since another process may be reading a younger one.
+fn remove_old(folder: &Path, current: &Path) {
+    const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+    for entry in codchi_fs::read_dir(folder).unwrap_or_default() {
+        let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
+        if entry.path() != current && age.is_some_and(|a| a > WEEK) {
+            let _ = codchi_fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// A package as Nix reads it; the names are short because there are tens of thousands.
+#[derive(Serialize)]
+struct Entry<'a> {
+    v: &'a str,
+    f: &'a str,
+    a: Archive,
+    h: String,
+    s: u64,
+    d: Vec<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    b: Option<&'a str>,
+}
+
+/// Writes the index of a resolved suite into a new folder.
+pub fn write(suite: &Suite, tables: &Tables, dir: &Path, progress: &dyn Progress) -> Result<()> {
+    let (packages, resolution) = suite.parts();
+    let mut roots = Vec::new();
+    for name in tables.base_system.debs(suite.name()).unwrap_or_default() {
+        roots.push(suite.id(name)?);
+    }
+    for name in tables.named(suite.name()) {
+        match packages.find(name) {
+            Some(id) => roots.push(id),
+            // A mirror may drop a package; only who asks for it needs to know.
+            None => progress.report(Event::Warning(&format!(
+                "`{name}`, which the base has a name for, is not in Debian's `{}`",
+                suite.name()
+            ))),
+        }
+    }
+    let core: BTreeSet<Id> = resolution.closure(roots).into_iter().collect();
+    let entry = |id: Id| Entry {
+        v: packages.version(id),
+        f: packages.file(id),
+        a: packages.archive(id),
+        h: hash::to_hex(packages.sha256(id)),
+        s: packages.size(id),
+        d: resolution.depends(id).iter().map(|d| packages.name(*d)).collect(),
+        b: resolution.broken(id),
+    };
+    let mut in_core: BTreeMap<&str, Entry<'_>> = BTreeMap::new();
+    let mut shards: Vec<BTreeMap<&str, Entry<'_>>> = (0..256).map(|_| BTreeMap::new()).collect();
+    for id in packages.ids() {
+        let name = packages.name(id);
+        if core.contains(&id) {
+            in_core.insert(name, entry(id));
+        } else {
+            shards[usize::from(hash::sha256(name.as_bytes())[0])].insert(name, entry(id));
+        }
+    }
+    codchi_fs::create_dir_all(dir.join("shards"))?;
+    for (i, shard) in shards.iter().enumerate() {
+        put(&dir.join(format!("shards/{i:02x}.json")), shard)?;
+    }
+    put(&dir.join("core.json"), &in_core)?;
+    put(&dir.join("names.json"), &suite.names())?;
+    put(
+        &dir.join("suite.json"),
+        &serde_json::json!({
+            "version": 1,
+            "suite": suite.name(),
+            "release": suite.release(),
+            "label": suite.label(),
+            "system": suite.system(),
+            "archives": { "main": Archive::Main.host(), "security": Archive::Security.host() },
+            "fingerprint": suite.fingerprint(),
+        }),
+    )
+}
+
+fn put(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut text =
+        serde_json::to_vec(value).map_err(|e| Error::BadBase { path: path.into(), reason: e.to_string() })?;
+    text.push(b'\n');
+    Ok(codchi_fs::write(path, text)?)
+}

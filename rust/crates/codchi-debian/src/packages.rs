@@ -1,0 +1,347 @@
+//! `Packages` files: what a suite has, kept small (one text buffer for all fields).
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::io::BufRead;
+
+use serde::{Deserialize, Serialize};
+
+use crate::version;
+
+/// Which of Debian's archives a package comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Archive {
+    /// The main archive (suites and their `-updates`).
+    Main,
+    /// The security archive.
+    Security,
+}
+
+impl Archive {
+    /// The name in `mirror://NAME/` addresses.
+    pub fn host(self) -> &'static str {
+        match self {
+            Archive::Main => "debian",
+            Archive::Security => "debian-security",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Span {
+    start: u32,
+    len: u32,
+}
+
+/// Index of a package in [`Packages`].
+pub type Id = u32;
+
+/// A package of the suite.
+#[derive(Clone, Copy)]
+struct Package {
+    name: Span,
+    version: Span,
+    file: Span,
+    depends: Span,
+    provides: Span,
+    sha256: [u8; 32],
+    size: u64,
+    archive: Archive,
+    priority: u8,
+}
+
+/// All packages of a suite, the newest version of each.
+#[derive(Default)]
+pub struct Packages {
+    text: String,
+    all: Vec<Package>,
+    by_name: HashMap<Box<str>, Id>,
+}
+
+/// The fields of one paragraph while it is read.
+#[derive(Default)]
+struct Paragraph {
+    fields: [String; FIELDS.len()],
+    any: bool,
+}
+
+const FIELDS: [&str; 9] =
+    ["Package", "Version", "Filename", "SHA256", "Size", "Priority", "Pre-Depends", "Depends", "Provides"];
+
+impl Packages {
+    /// Adds the paragraphs of a `Packages` file. `Err` says what is wrong in which paragraph.
+    pub fn read(&mut self, mut input: impl BufRead, archive: Archive) -> Result<(), ReadError> {
+        let mut line = Vec::new();
+        let mut paragraph = Paragraph::default();
+        let mut current: Option<usize> = None;
+        loop {
+            line.clear();
+            let end = input.read_until(b'\n', &mut line).map_err(ReadError::Io)? == 0;
+            while line.last().is_some_and(|b| matches!(b, b'\n' | b'\r')) {
+                line.pop();
+            }
+            match line.first() {
+                None => {
+                    if paragraph.any {
+                        self.add(&paragraph, archive)?;
+                        paragraph.fields.iter_mut().for_each(String::clear);
+                        paragraph.any = false;
+                    }
+                    current = None;
+                    if end {
+                        return Ok(());
+                    }
+                }
+                Some(b' ' | b'\t') => {
+                    if let Some(i) = current {
+                        paragraph.fields[i].push_str(&String::from_utf8_lossy(&line));
+                    }
+                }
+                Some(b'#') => {}
+                Some(_) => {
+                    paragraph.any = true;
+                    current = None;
+                    if let Some(colon) = line.iter().position(|b| *b == b':') {
+                        let name = &line[..colon];
+                        current = FIELDS.iter().position(|f| f.as_bytes().eq_ignore_ascii_case(name));
+                        if let Some(i) = current {
+                            let value = line[colon + 1..].trim_ascii();
+                            paragraph.fields[i].push_str(&String::from_utf8_lossy(value));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, p: &Paragraph, archive: Archive) -> Result<(), ReadError> {
+        let [name, version, file, sha256, size, priority, pre, depends, provides] = &p.fields;
+        let bad = |what: &'static str| ReadError::Paragraph { package: name.clone(), what };
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.');
+        if name.is_empty() || !name.bytes().all(plain) || name.starts_with(['.', '-']) {
+            return Err(bad("its name is not allowed"));
+        }
+        if version.is_empty() || !version.bytes().all(|b| plain(b) || matches!(b, b':' | b'~')) {
+            return Err(bad("its version is not allowed"));
+        }
+        let path = |b: u8| plain(b) || matches!(b, b'/' | b'_' | b'~' | b':' | b'%');
+        if !file.bytes().all(path)
+            || file.starts_with('/')
+            || file.split('/').any(|c| matches!(c, "" | "." | ".."))
+        {
+            return Err(bad("its file name is not allowed"));
+        }
+        let sha256 = crate::hash::from_hex(sha256).ok_or_else(|| bad("it has no SHA256"))?;
+        let size = size.parse().map_err(|_| bad("it has no size"))?;
+        let known = self.by_name.get(name.as_str()).copied();
+        if let Some(id) = known {
+            if version::compare(version, self.version(id)) != Ordering::Greater {
+                return Ok(());
+            }
+        }
+        let mut depends_text = pre.clone();
+        if !depends.is_empty() {
+            if !depends_text.is_empty() {
+                depends_text.push(',');
+            }
+            depends_text.push_str(depends);
+        }
+        let package = Package {
+            name: self.keep(name)?,
+            version: self.keep(version)?,
+            file: self.keep(file)?,
+            depends: self.keep(&depends_text)?,
+            provides: self.keep(provides)?,
+            sha256,
+            size,
+            archive,
+            priority: match priority.as_str() {
+                "required" => 0,
+                "important" => 1,
+                "standard" => 2,
+                "optional" => 3,
+                "extra" => 4,
+                _ => 5,
+            },
+        };
+        match known {
+            Some(id) => self.all[id as usize] = package,
+            None => {
+                self.by_name.insert(name.as_str().into(), self.all.len() as Id);
+                self.all.push(package);
+            }
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, text: &str) -> Result<Span, ReadError> {
+        let (Ok(start), Ok(len)) = (u32::try_from(self.text.len()), u32::try_from(text.len())) else {
+            return Err(ReadError::TooBig);
+        };
+        self.text.push_str(text);
+        Ok(Span { start, len })
+    }
+
+    fn text(&self, span: Span) -> &str {
+        let start = span.start as usize;
+        self.text.get(start..start + span.len as usize).unwrap_or_default()
+    }
+
+    /// How many packages there are; ids are below this.
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// The package of that name.
+    pub fn find(&self, name: &str) -> Option<Id> {
+        self.by_name.get(name).copied()
+    }
+
+    /// All ids.
+    pub fn ids(&self) -> std::ops::Range<Id> {
+        0..self.all.len() as Id
+    }
+
+    /// A package's name.
+    pub fn name(&self, id: Id) -> &str {
+        self.text(self.all[id as usize].name)
+    }
+
+    /// A package's version.
+    pub fn version(&self, id: Id) -> &str {
+        self.text(self.all[id as usize].version)
+    }
+
+    /// Where the file lies below the archive.
+    pub fn file(&self, id: Id) -> &str {
+        self.text(self.all[id as usize].file)
+    }
+
+    /// `Pre-Depends` and `Depends` as one field.
+    pub fn depends(&self, id: Id) -> &str {
+        self.text(self.all[id as usize].depends)
+    }
+
+    /// The field `Provides`.
+    pub fn provides(&self, id: Id) -> &str {
+        self.text(self.all[id as usize].provides)
+    }
+
+    /// SHA-256 of the file.
+    pub fn sha256(&self, id: Id) -> &[u8; 32] {
+        &self.all[id as usize].sha256
+    }
+
+    /// Size of the file in bytes.
+    pub fn size(&self, id: Id) -> u64 {
+        self.all[id as usize].size
+    }
+
+    /// The archive the file is in.
+    pub fn archive(&self, id: Id) -> Archive {
+        self.all[id as usize].archive
+    }
+
+    /// Rank of the priority: 0 is `required`, 5 unknown.
+    pub fn priority(&self, id: Id) -> u8 {
+        self.all[id as usize].priority
+    }
+}
+
+/// Why a `Packages` file was not read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The stream failed.
+    #[error("{0}")]
+    Io(std::io::Error),
+    /// A paragraph is not what it should be.
+    #[error("the entry of `{package}`: {what}")]
+    Paragraph {
+        /// The package.
+        package: String,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// More than 4 GiB of text.
+    #[error("it is too big")]
+    TooBig,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A `Packages` file from lines `name version | extra field | extra field`.
+    pub(crate) fn sample(lines: &[&str]) -> Packages {
+        let mut packages = Packages::default();
+        packages.read(text(lines).as_bytes(), Archive::Main).unwrap();
+        packages
+    }
+
+    fn text(lines: &[&str]) -> String {
+        let mut out = String::new();
+        for line in lines {
+            let mut parts = line.split(" / ");
+            let (name, version) = parts.next().unwrap().split_once(' ').unwrap();
+            out += &format!("Package: {name}\nVersion: {version}\nSHA256: {}\nSize: 7\n", "ab".repeat(32));
+            out += &format!("Filename: pool/{name}.deb\n");
+            for field in parts {
+                out += &format!("{field}\n");
+            }
+            out.push('\n');
+        }
+        out
+    }
+
+    #[test]
+    fn fields_fold_and_the_newest_version_wins() {
+        let mut all = Packages::default();
+        let main = text(&["a 1.0 / Pre-Depends: x / Depends: y,\n z / Priority: required", "b 2"]);
+        all.read(main.as_bytes(), Archive::Main).unwrap();
+        all.read(text(&["a 1.0+deb12u1", "b 1"]).as_bytes(), Archive::Security).unwrap();
+        let (a, b) = (all.find("a").unwrap(), all.find("b").unwrap());
+        assert_eq!((all.version(a), all.archive(a)), ("1.0+deb12u1", Archive::Security));
+        assert_eq!((all.version(b), all.archive(b), all.size(b)), ("2", Archive::Main, 7));
+        assert_eq!(all.len(), 2);
+
+        let all = sample(&["a 1.0 / Pre-Depends: x / Depends: y,\n z / Priority: required"]);
+        assert_eq!(all.depends(0), "x,y, z");
+        assert_eq!(all.priority(0), 0);
+    }
+
+    #[test]
+    fn entries_that_could_do_harm_are_refused() {
+        let good = text(&["a 1"]);
+        for (from, to) in [
+            ("pool/a.deb", "../../etc/passwd"),
+            ("pool/a.deb", "/etc/passwd"),
+            ("pool/a.deb", "pool/a.deb?x=1"),
+            ("Package: a", "Package: a/b"),
+            ("Package: a", "Package: .."),
+            ("Version: 1", "Version: 1 2"),
+            ("SHA256: ab", "SHA256: xx"),
+            ("SHA256: ab", "MD5: ab"),
+            ("Size: 7", "Size: -7"),
+        ] {
+            let bad = good.replace(from, to);
+            assert_ne!(bad, good);
+            let result = Packages::default().read(bad.as_bytes(), Archive::Main);
+            assert!(matches!(result, Err(ReadError::Paragraph { .. })), "{to}: {result:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_without_a_panic(text in "(Package: [a-z]{1,3}\n|Version: [0-9]\n|\n| [a-z]*\n|[A-Za-z: ]*\n){0,20}") {
+            let _ = Packages::default().read(text.as_bytes(), Archive::Main);
+        }
+    }
+}

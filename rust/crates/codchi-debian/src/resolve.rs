@@ -1,0 +1,309 @@
+//! Chooses, once for the whole suite, which packages satisfy each package's dependencies.
+//!
+//! The choice does not depend on what else a machine has, so that a package has one store path for all machines.
+//! Conflicts are looked at when the packages of one machine are put together.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::depends::{Atom, Relation, clauses};
+use crate::packages::{Id, Packages};
+
+/// Needed to install or configure a package on Debian, not to run it: maintainer scripts never run here.
+/// A dependency on the exact version of one is kept, since it is then part of the same program.
+const PACKAGING: &[&str] = &[
+    "adduser",
+    "apt",
+    "debconf",
+    "debconf-2.0",
+    "dpkg",
+    "init-system-helpers",
+    "install-info",
+    "lsb-base",
+    "sysvinit-utils",
+    "ucf",
+    "update-inetd",
+    "usr-is-merged",
+    "usrmerge",
+];
+
+/// Dependencies of each package of a suite.
+pub struct Resolution {
+    /// By package, sorted by name, each once.
+    depends: Vec<Box<[Id]>>,
+    /// Packages that cannot work in this suite, and why.
+    broken: BTreeMap<Id, String>,
+}
+
+impl Resolution {
+    /// What the package needs directly.
+    pub fn depends(&self, id: Id) -> &[Id] {
+        &self.depends[id as usize]
+    }
+
+    /// Why the package cannot work, if so.
+    pub fn broken(&self, id: Id) -> Option<&str> {
+        self.broken.get(&id).map(String::as_str)
+    }
+
+    /// How many packages cannot work.
+    pub fn broken_count(&self) -> usize {
+        self.broken.len()
+    }
+
+    /// The packages and all they need, by id.
+    pub fn closure(&self, roots: impl IntoIterator<Item = Id>) -> Vec<Id> {
+        let mut seen = vec![false; self.depends.len()];
+        let mut open: Vec<Id> = roots.into_iter().collect();
+        let mut all = Vec::new();
+        while let Some(id) = open.pop() {
+            if !std::mem::replace(&mut seen[id as usize], true) {
+                all.push(id);
+                open.extend(self.depends(id));
+            }
+        }
+        all.sort_unstable();
+        all
+    }
+}
+
+/// Resolves every package. `roots` are the packages that each machine has: they, and what they need, win wherever
+/// they satisfy a dependency. `architecture` is Debian's name, such as `amd64`.
+pub fn resolve(packages: &Packages, architecture: &str, roots: &[&str]) -> Resolution {
+    let resolver = Resolver { packages, architecture, providers: providers(packages) };
+    let mut preferred: HashSet<Id> = roots.iter().filter_map(|n| resolver.named(n)).collect();
+    // First what the roots need, by need; then everything, with those preferred.
+    let mut open: Vec<Id> = preferred.iter().copied().collect();
+    open.sort_unstable();
+    let mut done = preferred.clone();
+    let mut base = preferred.clone();
+    while let Some(id) = open.pop() {
+        for dependency in resolver.package(id, &preferred).unwrap_or_else(|(found, _)| found) {
+            if done.insert(dependency) {
+                base.insert(dependency);
+                open.push(dependency);
+            }
+        }
+    }
+    preferred = base;
+    let mut depends = Vec::with_capacity(packages.len());
+    let mut broken = BTreeMap::new();
+    for id in packages.ids() {
+        let found = resolver.package(id, &preferred).unwrap_or_else(|(found, reason)| {
+            broken.insert(id, reason);
+            found
+        });
+        depends.push(found.into());
+    }
+    Resolution { depends, broken }
+}
+
+/// Who provides a name, and in which version if that is said; best first.
+type Providers<'a> = HashMap<&'a str, Vec<(Id, Option<&'a str>)>>;
+
+fn providers(packages: &Packages) -> Providers<'_> {
+    let mut all: Providers<'_> = HashMap::new();
+    for id in packages.ids() {
+        // A provision that cannot be read provides nothing.
+        for atom in clauses(packages.provides(id)).flatten().flatten() {
+            let version = atom.version.and_then(|(r, v)| (r == Relation::Equal).then_some(v));
+            all.entry(atom.name).or_default().push((id, version));
+        }
+    }
+    for list in all.values_mut() {
+        list.sort_by_key(|(id, _)| (packages.priority(*id), packages.name(*id)));
+    }
+    all
+}
+
+/// Pairs of a provided name and a package that provides it.
+pub fn provided(packages: &Packages) -> impl Iterator<Item = (&str, &str)> {
+    packages.ids().flat_map(move |id| {
+        clauses(packages.provides(id)).flatten().flatten().map(move |atom| (atom.name, packages.name(id)))
+    })
+}
+
+struct Resolver<'a> {
+    packages: &'a Packages,
+    architecture: &'a str,
+    providers: Providers<'a>,
+}
+
+impl<'a> Resolver<'a> {
+    /// The package of that name, or the best that provides it.
+    fn named(&self, name: &str) -> Option<Id> {
+        self.packages.find(name).or_else(|| self.providers.get(name)?.first().map(|(id, _)| *id))
+    }
+
+    /// All packages that satisfy an alternative, best first.
+    fn candidates(&self, atom: Atom<'a>) -> impl Iterator<Item = Id> {
+        let here = atom.arch.is_none_or(|a| a == "any" || a == "native" || a == self.architecture);
+        let fits = move |version: &str| atom.version.is_none_or(|(r, v)| r.holds(version, v));
+        let real = self.packages.find(atom.name).filter(|id| fits(self.packages.version(*id)));
+        let virt =
+            self.providers.get(atom.name).map_or(&[][..], Vec::as_slice).iter().filter_map(move |(id, v)| {
+                match (atom.version, v) {
+                    (None, _) => Some(*id),
+                    // Only a versioned provision satisfies a versioned dependency (policy manual 7.5).
+                    (Some(_), Some(v)) => fits(v).then_some(*id),
+                    (Some(_), None) => None,
+                }
+            });
+        real.into_iter().chain(virt).filter(move |_| here)
+    }
+
+    /// The dependencies of a package; `Err` with those found and why it cannot work.
+    fn package(&self, id: Id, preferred: &HashSet<Id>) -> Result<Vec<Id>, (Vec<Id>, String)> {
+        let mut found: Vec<Id> = Vec::new();
+        let mut problem = None;
+        for clause in clauses(self.packages.depends(id)) {
+            let alternatives = match clause {
+                Ok(a) => a,
+                Err(text) => {
+                    problem.get_or_insert_with(|| format!("its dependency `{text}` cannot be read"));
+                    continue;
+                }
+            };
+            if alternatives.iter().any(packaging) {
+                continue;
+            }
+            let mut first = None;
+            let mut chosen = None;
+            'clause: for atom in &alternatives {
+                for candidate in self.candidates(*atom) {
+                    if candidate == id || preferred.contains(&candidate) {
+                        chosen = Some(candidate);
+                        break 'clause;
+                    }
+                    first.get_or_insert(candidate);
+                }
+            }
+            match chosen.or(first) {
+                Some(c) if c == id => {}
+                Some(c) => found.push(c),
+                None => {
+                    problem.get_or_insert_with(|| self.reason(&alternatives));
+                }
+            }
+        }
+        found.sort_unstable_by_key(|d| self.packages.name(*d));
+        found.dedup();
+        match problem {
+            None => Ok(found),
+            Some(problem) => Err((found, problem)),
+        }
+    }
+
+    fn reason(&self, alternatives: &[Atom<'_>]) -> String {
+        let show = |a: &Atom<'_>| match a.version {
+            None => a.name.to_owned(),
+            Some((r, v)) => format!("{} ({} {v})", a.name, sign(r)),
+        };
+        let wanted = alternatives.iter().map(show).collect::<Vec<_>>().join(" | ");
+        match alternatives.first().and_then(|a| self.packages.find(a.name)) {
+            Some(id) => {
+                format!("it needs `{wanted}`, but the suite has version {}", self.packages.version(id))
+            }
+            None => format!("it needs `{wanted}`, which the suite does not have"),
+        }
+    }
+}
+
+fn packaging(atom: &Atom<'_>) -> bool {
+    PACKAGING.contains(&atom.name) && !matches!(atom.version, Some((Relation::Equal, _)))
+}
+
+fn sign(relation: Relation) -> &'static str {
+    match relation {
+        Relation::Less => "<<",
+        Relation::LessEqual => "<=",
+        Relation::Equal => "=",
+        Relation::GreaterEqual => ">=",
+        Relation::Greater => ">>",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packages::tests::sample;
+
+    fn depends(lines: &[&str], roots: &[&str], of: &str) -> Vec<String> {
+        let packages = sample(lines);
+        let resolution = resolve(&packages, "amd64", roots);
+        let id = packages.find(of).unwrap();
+        if let Some(reason) = resolution.broken(id) {
+            return vec![format!("broken: {reason}")];
+        }
+        resolution.depends(id).iter().map(|d| packages.name(*d).to_owned()).collect()
+    }
+
+    #[test]
+    fn the_rules_of_choice() {
+        let suite = &[
+            "app 1 / Depends: first | second",
+            "late 1 / Depends: missing | second",
+            "virt 1 / Depends: mail",
+            "versioned 1 / Depends: mail (>= 2)",
+            "wrapped 1 / Depends: debconf (>= 0.5) | debconf-2.0, first, init-system-helpers (>= 1.54~), dpkg (>= 1)",
+            "tool 1 / Depends: apt (= 2)",
+            "apt 2",
+            "self 1 / Depends: service / Provides: service",
+            "service 1",
+            "qualified 1 / Depends: first:any, second:amd64",
+            "foreign 1 / Depends: first:i386",
+            "old 1 / Depends: first (>= 9)",
+            "twice 1 / Pre-Depends: first / Depends: first (>= 1)",
+            "gone 1 / Depends: missing (<< 3) | also-missing",
+            "unreadable 1 / Depends: first second",
+            "first 1",
+            "second 1",
+            "b-mta 1 / Provides: mail / Priority: optional",
+            "a-mta 1 / Provides: mail (= 1) / Priority: optional",
+            "z-mta 1 / Provides: mail (= 2) / Priority: important",
+        ];
+        for (of, roots, want) in [
+            ("app", &[][..], &["first"][..]),
+            ("app", &["second"], &["second"]),
+            ("late", &[], &["second"]),
+            ("virt", &[], &["z-mta"]),
+            ("virt", &["b-mta"], &["b-mta"]),
+            ("versioned", &[], &["z-mta"]),
+            ("versioned", &["b-mta"], &["z-mta"]),
+            ("wrapped", &[], &["first"]),
+            ("tool", &[], &["apt"]),
+            ("self", &[], &[]),
+            ("qualified", &[], &["first", "second"]),
+            ("foreign", &[], &["broken: it needs `first`, but the suite has version 1"]),
+            ("old", &[], &["broken: it needs `first (>= 9)`, but the suite has version 1"]),
+            ("twice", &[], &["first"]),
+            (
+                "gone",
+                &[],
+                &["broken: it needs `missing (<< 3) | also-missing`, which the suite does not have"],
+            ),
+            ("unreadable", &[], &["broken: its dependency `first second` cannot be read"]),
+        ] {
+            assert_eq!(depends(suite, roots, of), want, "{of} with {roots:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_roots_need_wins_too() {
+        let suite = &[
+            "init 1 / Depends: mawk",
+            "script 1 / Depends: gawk | awk",
+            "gawk 1 / Provides: awk",
+            "mawk 1 / Provides: awk",
+        ];
+        assert_eq!(depends(suite, &[], "script"), ["gawk"]);
+        assert_eq!(depends(suite, &["init"], "script"), ["mawk"]);
+    }
+
+    #[test]
+    fn a_closure_ends_on_cycles() {
+        let packages = sample(&["a 1 / Depends: b", "b 1 / Depends: a, c", "c 1", "d 1"]);
+        let resolution = resolve(&packages, "amd64", &[]);
+        let names: Vec<_> = resolution.closure([0]).into_iter().map(|id| packages.name(id)).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+    }
+}
