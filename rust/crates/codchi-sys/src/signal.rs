@@ -90,6 +90,16 @@ pub fn reset() {
     }
 }
 
+/// Whether this process ignores a signal.
+pub fn is_ignored(signal: i32) -> bool {
+    let mut now = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: with a null pointer for the new action the call only fills `now`; all zeroes is a valid value of it.
+    unsafe {
+        libc::sigaction(signal, std::ptr::null(), now.as_mut_ptr()) == 0
+            && now.assume_init().sa_sigaction == libc::SIG_IGN
+    }
+}
+
 /// Sends a signal, by number, to a process group.
 pub fn kill_group(group: Pid, signal: i32) -> io::Result<()> {
     // SAFETY: kill(2) touches no memory of ours.
