@@ -37,7 +37,11 @@ impl Cgroups {
             let path = own.join(if n == 0 { format!("exec-{pid}") } else { format!("exec-{pid}-{n}") });
             match rustix::fs::mkdir(&path, Mode::from(0o755)) {
                 Ok(()) => {
-                    let dir = rustix::fs::open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+                    let dir = rustix::fs::open(
+                        &path,
+                        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                        Mode::empty(),
+                    );
                     return dir.ok().map(|dir| Cgroup { path, dir });
                 }
                 Err(rustix::io::Errno::EXIST) => {}

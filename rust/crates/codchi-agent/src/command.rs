@@ -33,14 +33,17 @@ pub struct Streams {
 impl Streams {
     /// Pipes or a terminal, owned by `user`, so that `/dev/stderr` and `/dev/tty` open.
     pub fn make(user: &User, tty: Option<WindowSize>, stderr_apart: bool) -> Result<Streams, Error> {
-        let give = |fd: &OwnedFd| fchown(fd, Some(user.uid), Some(user.gid)).map_err(Error::system("give the command its streams"));
+        let give = |fd: &OwnedFd| {
+            fchown(fd, Some(user.uid), Some(user.gid)).map_err(Error::system("give the command its streams"))
+        };
         let pipe = || -> Result<(OwnedFd, OwnedFd), Error> {
             let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(Error::system("make a pipe"))?;
             give(&read)?;
             Ok((read, write))
         };
         let Some(size) = tty else {
-            let ((in_read, in_write), (out_read, out_write), (err_read, err_write)) = (pipe()?, pipe()?, pipe()?);
+            let ((in_read, in_write), (out_read, out_write), (err_read, err_write)) =
+                (pipe()?, pipe()?, pipe()?);
             return Ok(Streams {
                 child: [in_read, out_write, err_write],
                 terminal: false,
@@ -51,7 +54,8 @@ impl Streams {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let host = rustix::pty::openpt(flags).map_err(what("open a terminal"))?;
         rustix::pty::unlockpt(&host).map_err(what("unlock the terminal"))?;
-        let peer = rustix::pty::ioctl_tiocgptpeer(&host, flags).map_err(what("open the terminal's other end"))?;
+        let peer =
+            rustix::pty::ioctl_tiocgptpeer(&host, flags).map_err(what("open the terminal's other end"))?;
         resize(host.as_fd(), size)?;
         fchown(&peer, Some(user.uid), None).map_err(what("give the terminal to the user"))?;
         fchmod(&peer, Mode::from(0o620)).map_err(what("give the terminal to the user"))?;
@@ -189,10 +193,14 @@ impl Command {
             rustix::process::WaitId::PidFd(child.pidfd.as_fd()),
             rustix::process::WaitIdOptions::EXITED,
         );
-        let source = io::Error::from_raw_os_error(i32::from_le_bytes([message[1], message[2], message[3], message[4]]));
+        let source = io::Error::from_raw_os_error(i32::from_le_bytes([
+            message[1], message[2], message[3], message[4],
+        ]));
         let name = self.name.clone();
         Err(match message[0] {
-            s if s == Step::Directory as u8 => Error::Directory { dir: self.dir.to_string_lossy().into_owned(), source },
+            s if s == Step::Directory as u8 => {
+                Error::Directory { dir: self.dir.to_string_lossy().into_owned(), source }
+            }
             s if s == Step::Interpreter as u8 => {
                 Error::NotExecutable { name, why: "its interpreter is missing".into() }
             }

@@ -21,13 +21,14 @@ pub struct Connection {
     decoder: Decoder,
     out: Vec<u8>,
     sent: usize,
+    greeted: bool,
 }
 
 impl Connection {
     /// Takes over an accepted connection.
     pub fn new(fd: OwnedFd) -> Self {
         let _ = rustix::io::ioctl_fionbio(&fd, true);
-        Connection { fd, decoder: Decoder::new(MAX_MESSAGE), out: Vec::new(), sent: 0 }
+        Connection { fd, decoder: Decoder::new(MAX_MESSAGE), out: Vec::new(), sent: 0, greeted: false }
     }
 
     /// Reads what has arrived. False: the host has gone.
@@ -71,10 +72,23 @@ impl Connection {
     }
 
     /// Queues a frame with a JSON payload.
-    pub fn queue_json<T: serde::Serialize>(&mut self, kind: FrameType, what: &'static str, value: &T) -> Result<(), Error> {
+    pub fn queue_json<T: serde::Serialize>(
+        &mut self,
+        kind: FrameType,
+        what: &'static str,
+        value: &T,
+    ) -> Result<(), Error> {
         let mut result = Ok(());
         self.queue(|out| result = protocol::put_json(out, kind, what, value));
         Ok(result?)
+    }
+
+    /// Queues the greeting, once.
+    pub fn greet(&mut self) -> Result<(), Error> {
+        if std::mem::replace(&mut self.greeted, true) {
+            return Ok(());
+        }
+        self.queue_json(FrameType::Hello, "hello", &Hello { proto: protocol::VERSION, streams: false })
     }
 
     /// Bytes queued and not sent.
@@ -119,8 +133,7 @@ impl Connection {
 
     /// Tells the host why its command does not run, and ends.
     pub fn refuse(mut self, error: &Error) {
-        let hello = Hello { proto: protocol::VERSION, streams: false };
-        let _ = self.queue_json(FrameType::Hello, "hello", &hello);
+        let _ = self.greet();
         let _ = self.queue_json(FrameType::Failure, "failure", &error.failure());
         self.flush_all();
     }

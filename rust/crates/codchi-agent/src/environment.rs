@@ -105,9 +105,10 @@ pub fn minimal(user: &User) -> Environment {
 fn session(env: &mut Environment, user: &User) {
     let folder = format!("/run/user/{}", user.uid.as_raw());
     let bus = format!("{folder}/bus");
-    for (name, value, path) in
-        [("XDG_RUNTIME_DIR", folder.clone(), &folder), ("DBUS_SESSION_BUS_ADDRESS", format!("unix:path={bus}"), &bus)]
-    {
+    for (name, value, path) in [
+        ("XDG_RUNTIME_DIR", folder.clone(), &folder),
+        ("DBUS_SESSION_BUS_ADDRESS", format!("unix:path={bus}"), &bus),
+    ] {
         if rustix::fs::stat(path.as_str()).is_ok() {
             env.entry(name.into()).or_insert(value.into());
         } else if env.get(name.as_bytes()).is_some_and(|v| v == value.as_bytes()) {
@@ -117,21 +118,34 @@ fn session(env: &mut Environment, user: &User) {
 }
 
 /// The login environment, from the cache when nothing it was made from has changed. The second value says what went wrong.
-pub fn login(user: &User, settings: &Settings, cgroup: Option<BorrowedFd<'_>>) -> (Environment, Option<String>) {
+///
+/// `computing` is called before a login shell is run.
+pub fn login(
+    user: &User,
+    settings: &Settings,
+    cgroup: Option<BorrowedFd<'_>>,
+    computing: impl FnOnce(),
+) -> (Environment, Option<String>) {
     let file = settings.cache.join(format!("environment-{}", user.uid.as_raw()));
     let key = key(user);
     let mut env = match cached(&file, &key) {
         Some(env) => env,
-        None => match compute(user, settings, cgroup) {
-            Ok(env) => {
-                let _ = store(&file, &key, &env);
-                env
+        None => {
+            computing();
+            match compute(user, settings, cgroup) {
+                Ok(env) => {
+                    let _ = store(&file, &key, &env);
+                    env
+                }
+                Err(why) => {
+                    let shell = user.shell.display();
+                    return (
+                        minimal(user),
+                        Some(format!("the login shell `{shell}` gave no environment: {why}")),
+                    );
+                }
             }
-            Err(why) => {
-                let shell = user.shell.display();
-                return (minimal(user), Some(format!("the login shell `{shell}` gave no environment: {why}")));
-            }
-        },
+        }
     };
     session(&mut env, user);
     (env, None)
@@ -151,7 +165,14 @@ fn key(user: &User) -> Vec<u8> {
     let mut add = |path: &Path| {
         match rustix::fs::stat(path) {
             Ok(s) => {
-                for n in [s.st_dev, s.st_ino, s.st_size as u64, s.st_mtime as u64, s.st_mtime_nsec, s.st_ctime_nsec] {
+                for n in [
+                    s.st_dev,
+                    s.st_ino,
+                    s.st_size as u64,
+                    s.st_mtime as u64,
+                    s.st_mtime_nsec,
+                    s.st_ctime_nsec,
+                ] {
                     key.extend_from_slice(&n.to_le_bytes());
                 }
             }
@@ -221,7 +242,8 @@ fn compute(user: &User, settings: &Settings, cgroup: Option<BorrowedFd<'_>>) -> 
     let who = Identity::of(user);
 
     let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| text(e.into()))?;
-    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|e| text(e.into()))?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| text(e.into()))?;
     let child = spawn::fork(cgroup, || {
         codchi_sys::signal::reset();
         let prepared = (|| -> std::io::Result<()> {
@@ -299,7 +321,9 @@ fn quote(path: &Path) -> Result<String, String> {
 /// As execve(2) takes it.
 pub fn list(env: &Environment) -> Result<Vec<CString>, Error> {
     env.iter()
-        .map(|(name, value)| CString::new([&name[..], b"=", value].concat()).map_err(|_| Error::Nul("a variable")))
+        .map(|(name, value)| {
+            CString::new([&name[..], b"=", value].concat()).map_err(|_| Error::Nul("a variable"))
+        })
         .collect()
 }
 

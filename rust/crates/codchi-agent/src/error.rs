@@ -32,7 +32,9 @@ pub enum Error {
     #[error("{0} commands run already, which is the limit")]
     Busy(usize),
     /// The host speaks another version.
-    #[error("the host speaks version {0} of the agent protocol, this machine's agent speaks {1}; restart the machine")]
+    #[error(
+        "the host speaks version {0} of the agent protocol, this machine's agent speaks {1}; restart the machine"
+    )]
     Version(u32, u32),
     /// No such account.
     #[error("there is no user `{0}` in this machine")]

@@ -24,7 +24,8 @@ fn main() -> ExitCode {
         (None, _) => server::serve().map(|never| match never {}),
         (Some(flag), Some(mark)) if flag == environment::FLAG => environment::dump(&mark),
         (Some(dir), None) if dir.as_bytes().starts_with(b"/") => {
-            server::serve_in(dir.as_ref(), OsStr::new("/run/codchi-agent").as_ref()).map(|never| match never {})
+            server::serve_in(dir.as_ref(), OsStr::new("/run/codchi-agent").as_ref())
+                .map(|never| match never {})
         }
         _ => Err(error::Error::Usage),
     };

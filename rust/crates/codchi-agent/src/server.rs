@@ -109,7 +109,8 @@ fn listen(dir: &Path) -> Result<UnixListener, Error> {
     let temporary = dir.join(format!(".socket.{}", std::process::id()));
     codchi_fs::remove_if_exists(&temporary)?;
     let listener = UnixListener::bind(&temporary).at("listen on", &temporary)?;
-    rustix::fs::chmodat(CWD, &temporary, Mode::from(0o666), rustix::fs::AtFlags::empty()).at("set the mode of", &temporary)?;
+    rustix::fs::chmodat(CWD, &temporary, Mode::from(0o666), rustix::fs::AtFlags::empty())
+        .at("set the mode of", &temporary)?;
     codchi_fs::rename(&temporary, dir.join("socket"))?;
     Ok(listener)
 }

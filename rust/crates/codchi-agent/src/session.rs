@@ -3,7 +3,9 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
-use codchi_core::protocol::{self, Exec, Exit, Frame, FrameType, Hello, ProtocolError, Signal, Started, WindowSize};
+use codchi_core::protocol::{
+    self, Exec, Exit, Frame, FrameType, Hello, ProtocolError, Signal, Started, WindowSize,
+};
 use codchi_sys::signal::{kill_group, kill_process};
 use codchi_sys::spawn::Child;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -47,7 +49,11 @@ struct Running {
 }
 
 /// Reads the request and starts the command. None: the host only wanted to know that someone is here.
-fn begin(conn: &mut Connection, settings: &Settings, cgroup: &mut Option<Cgroup>) -> Result<Option<Running>, Error> {
+fn begin(
+    conn: &mut Connection,
+    settings: &Settings,
+    cgroup: &mut Option<Cgroup>,
+) -> Result<Option<Running>, Error> {
     let deadline = Instant::now() + PATIENCE;
     let expect = |frame: Frame, kind| {
         if frame.kind == kind { Ok(frame) } else { Err(Error::from(ProtocolError::Unexpected(frame.kind))) }
@@ -56,11 +62,10 @@ fn begin(conn: &mut Connection, settings: &Settings, cgroup: &mut Option<Cgroup>
     if hello.proto != protocol::VERSION {
         return Err(Error::Version(hello.proto, protocol::VERSION));
     }
-    let greeting = Hello { proto: protocol::VERSION, streams: hello.streams };
     let frame = match conn.next_frame()? {
         Some(frame) => frame,
         None => {
-            conn.queue_json(FrameType::Hello, "hello", &greeting)?;
+            conn.greet()?;
             conn.flush_all();
             match conn.wait_frame(deadline) {
                 Err(Error::Closed) => return Ok(None),
@@ -77,7 +82,11 @@ fn begin(conn: &mut Connection, settings: &Settings, cgroup: &mut Option<Cgroup>
     let group = cgroup.as_ref().map(AsFd::as_fd);
     let (env, warning) = match exec.argv.is_empty() {
         true => (environment::minimal(&user), None),
-        false => environment::login(&user, settings, group),
+        false => environment::login(&user, settings, group, || {
+            // A login shell takes its time: the host shall know that someone is here.
+            let _ = conn.greet();
+            conn.flush_all();
+        }),
     };
     let command = Command::new(&exec, &user, env)?;
     let streams = Streams::make(&user, exec.tty, exec.stderr_apart)?;
@@ -85,7 +94,7 @@ fn begin(conn: &mut Connection, settings: &Settings, cgroup: &mut Option<Cgroup>
     let host = streams.into_host();
 
     let started = Started { pid: child.pid.as_raw_nonzero().get() as u32, warning };
-    conn.queue_json(FrameType::Hello, "hello", &greeting)?;
+    conn.greet()?;
     conn.queue_json(FrameType::Started, "started", &started)?;
     let lost = |e| {
         hang_up(&child, cgroup.as_ref());

@@ -178,7 +178,9 @@ impl Relay {
             return self.outputs.iter().all(|o| o.fd.is_none());
         }
         self.ended
-            && self.outputs.iter().filter(|o| o.kind == FrameType::Stdout || o.fd.is_some()).all(|o| match &o.fd {
+            && self.outputs.iter().filter(|o| o.kind == FrameType::Stdout || o.fd.is_some()).all(|o| match &o
+                .fd
+            {
                 None => true,
                 Some(fd) => {
                     let mut one = [PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)];

@@ -92,13 +92,14 @@ fn parse(passwd: &str, wanted: &str) -> Option<User> {
     let number = wanted.parse().ok().map(Uid::from_raw);
     let mut users = passwd.lines().filter_map(parse_line);
     let mut by_number = None;
-    users.find(|u| {
-        if by_number.is_none() && Some(u.uid) == number {
-            by_number = Some(u.clone());
-        }
-        u.name == wanted
-    })
-    .or(by_number)
+    users
+        .find(|u| {
+            if by_number.is_none() && Some(u.uid) == number {
+                by_number = Some(u.clone());
+            }
+            u.name == wanted
+        })
+        .or(by_number)
 }
 
 fn groups(group: &str, user: &User) -> Vec<Gid> {

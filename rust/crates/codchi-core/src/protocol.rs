@@ -106,7 +106,8 @@ pub struct Frame {
 impl Frame {
     /// Reads a JSON payload.
     pub fn json<'a, T: Deserialize<'a>>(&'a self, what: &'static str) -> Result<T, ProtocolError> {
-        serde_json::from_slice(&self.payload).map_err(|e| ProtocolError::Malformed { what, why: e.to_string() })
+        serde_json::from_slice(&self.payload)
+            .map_err(|e| ProtocolError::Malformed { what, why: e.to_string() })
     }
 }
 
@@ -126,8 +127,14 @@ pub fn put(out: &mut Vec<u8>, kind: FrameType, mut payload: &[u8]) {
 }
 
 /// Appends one frame with a JSON payload.
-pub fn put_json<T: Serialize>(out: &mut Vec<u8>, kind: FrameType, what: &'static str, value: &T) -> Result<(), ProtocolError> {
-    let json = serde_json::to_vec(value).map_err(|e| ProtocolError::Malformed { what, why: e.to_string() })?;
+pub fn put_json<T: Serialize>(
+    out: &mut Vec<u8>,
+    kind: FrameType,
+    what: &'static str,
+    value: &T,
+) -> Result<(), ProtocolError> {
+    let json =
+        serde_json::to_vec(value).map_err(|e| ProtocolError::Malformed { what, why: e.to_string() })?;
     if json.len() > MAX_MESSAGE {
         return Err(ProtocolError::TooLong(json.len()));
     }
@@ -336,7 +343,9 @@ mod tests {
     use super::*;
 
     fn kinds() -> impl Strategy<Value = FrameType> {
-        (1u8..=12).prop_map(|n| FrameType::try_from(n).unwrap()).prop_filter("parts are joined", |k| *k != FrameType::Part)
+        (1u8..=12)
+            .prop_map(|n| FrameType::try_from(n).unwrap())
+            .prop_filter("parts are joined", |k| *k != FrameType::Part)
     }
 
     proptest! {

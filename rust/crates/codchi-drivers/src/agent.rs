@@ -93,7 +93,11 @@ pub fn exec(agent_dir: &Path, request: ExecRequest) -> Result<u8, AgentError> {
 }
 
 /// [`exec`] that tells what did not go as it should, such as a login shell that failed.
-pub fn exec_warning(agent_dir: &Path, request: ExecRequest, warn: &mut dyn FnMut(&str)) -> Result<u8, AgentError> {
+pub fn exec_warning(
+    agent_dir: &Path,
+    request: ExecRequest,
+    warn: &mut dyn FnMut(&str),
+) -> Result<u8, AgentError> {
     exec_with(Channel::connect(agent_dir)?, request, warn)
 }
 

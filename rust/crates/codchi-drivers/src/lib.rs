@@ -1,1 +1,3 @@
 //! What machines run on: the driver contract and its adapters.
+
+pub mod agent;

@@ -105,7 +105,9 @@ pub fn capture(
                 watched.push(PollFd::new(&channel, PollFlags::IN));
             }
             let first = watched.len();
-            watched.extend(outputs.iter().filter_map(|(fd, _)| fd.as_ref()).map(|fd| PollFd::new(fd, PollFlags::IN)));
+            watched.extend(
+                outputs.iter().filter_map(|(fd, _)| fd.as_ref()).map(|fd| PollFd::new(fd, PollFlags::IN)),
+            );
             let last = watched.len();
             watched.extend(input.as_ref().map(|(fd, _)| PollFd::new(fd, PollFlags::OUT)));
             match poll(&mut watched, Some(&channel::timeout(deadline))) {
@@ -114,7 +116,8 @@ pub fn capture(
                 r => r.map_err(AgentError::stream("wait for the command"))?,
             };
             heard = status.is_none() && !watched[0].revents().is_empty();
-            readable = watched[first..last].iter().map(|w| !w.revents().is_empty()).collect::<Vec<_>>().into_iter();
+            readable =
+                watched[first..last].iter().map(|w| !w.revents().is_empty()).collect::<Vec<_>>().into_iter();
             writable = watched.get(last).is_some_and(|w| !w.revents().is_empty());
         }
         for (fd, into) in outputs.iter_mut().filter(|(fd, _)| fd.is_some()) {

@@ -11,7 +11,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType,
 };
 
 use super::error::AgentError;
@@ -43,27 +44,51 @@ impl Channel {
         let path = agent_dir.join(SOCKET);
         let none = |why: String| AgentError::NoSocket { path: path.clone(), why };
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let dir = rustix::fs::open(agent_dir, flags | OFlags::DIRECTORY, Mode::empty()).map_err(|e| none(e.to_string()))?;
+        let dir = rustix::fs::open(agent_dir, flags | OFlags::DIRECTORY, Mode::empty())
+            .map_err(|e| none(e.to_string()))?;
         let file = rustix::fs::openat(&dir, SOCKET, flags, Mode::empty()).map_err(|e| none(e.to_string()))?;
         let stat = rustix::fs::fstat(&file).map_err(|e| none(e.to_string()))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
             return Err(none("it is not a socket".into()));
         }
         let open = || -> Result<OwnedFd, Errno> {
-            let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+            let fd = rustix::net::socket_with(
+                AddressFamily::UNIX,
+                SocketType::STREAM,
+                SocketFlags::CLOEXEC,
+                None,
+            )?;
             // Against a listener that never accepts.
-            rustix::net::sockopt::set_socket_timeout(&fd, rustix::net::sockopt::Timeout::Send, Some(PATIENCE))?;
+            rustix::net::sockopt::set_socket_timeout(
+                &fd,
+                rustix::net::sockopt::Timeout::Send,
+                Some(PATIENCE),
+            )?;
             let through = SocketAddrUnix::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
             rustix::net::connect(&fd, &through)?;
             Ok(fd)
         };
         let fd = open().map_err(|e| AgentError::Connect { path: path.clone(), source: e.into() })?;
-        Ok(Channel { fd, decoder: Decoder::new(MAX_ANSWER), received: Vec::new(), streams: false, out: Vec::new(), sent: 0 })
+        Ok(Channel {
+            fd,
+            decoder: Decoder::new(MAX_ANSWER),
+            received: Vec::new(),
+            streams: false,
+            out: Vec::new(),
+            sent: 0,
+        })
     }
 
     /// Uses a byte stream that carries no descriptors.
     pub fn over_stream(fd: OwnedFd) -> Self {
-        Channel { fd, decoder: Decoder::new(MAX_ANSWER), received: Vec::new(), streams: true, out: Vec::new(), sent: 0 }
+        Channel {
+            fd,
+            decoder: Decoder::new(MAX_ANSWER),
+            received: Vec::new(),
+            streams: true,
+            out: Vec::new(),
+            sent: 0,
+        }
     }
 
     /// Queues whole frames.
@@ -147,11 +172,12 @@ impl Channel {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        let got = match rustix::net::recvmsg(&self.fd, &mut [IoSliceMut::new(&mut buffer)], &mut control, flags) {
-            Ok(message) => Ok(message.bytes),
-            Err(Errno::NOTSOCK) => rustix::io::read(&self.fd, &mut buffer),
-            Err(e) => Err(e),
-        };
+        let got =
+            match rustix::net::recvmsg(&self.fd, &mut [IoSliceMut::new(&mut buffer)], &mut control, flags) {
+                Ok(message) => Ok(message.bytes),
+                Err(Errno::NOTSOCK) => rustix::io::read(&self.fd, &mut buffer),
+                Err(e) => Err(e),
+            };
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
                 self.received.extend(fds);

@@ -92,7 +92,9 @@ impl Diagnose for AgentError {
             AgentError::NoSocket { .. } | AgentError::Connect { .. } | AgentError::Silent => {
                 vec!["`codchi doctor` says what is wrong with the machine".into()]
             }
-            AgentError::Protocol(_) => vec!["the machine may run another version of Codchi; restart it".into()],
+            AgentError::Protocol(_) => {
+                vec!["the machine may run another version of Codchi; restart it".into()]
+            }
             _ => Vec::new(),
         }
     }

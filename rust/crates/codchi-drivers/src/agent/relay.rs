@@ -227,7 +227,9 @@ impl Flow {
     /// Starts to move, or sees at once that there will never be anything.
     fn wake(&mut self, seen: PollFlags, stop: &Arc<OwnedFd>, finished: &Arc<OwnedFd>, at_once: bool) {
         let Flow::Idle { .. } = self else { return };
-        let Flow::Idle { from, to, eot } = std::mem::replace(self, Flow::Done(Ok(Ended::Source))) else { return };
+        let Flow::Idle { from, to, eot } = std::mem::replace(self, Flow::Done(Ok(Ended::Source))) else {
+            return;
+        };
         // Hung up, and nothing to read.
         if !seen.contains(PollFlags::IN) && !eot {
             return;
@@ -389,7 +391,9 @@ impl Conversation {
                 return Ok(status);
             }
             // A terminal that nobody sees any more.
-            if self.size.is_some() && matches!(self.outputs[0], Flow::Done(Ok(Ended::Sink)) | Flow::Done(Err(_))) {
+            if self.size.is_some()
+                && matches!(self.outputs[0], Flow::Done(Ok(Ended::Sink)) | Flow::Done(Err(_)))
+            {
                 return Ok(self.status.unwrap_or(128 + SIGPIPE));
             }
             if let Some(status) = self.turn()? {
