@@ -7,8 +7,10 @@ let
     f:
     let
       withArgs = lib.mirrorFunctionArgs f;
+      # A function that is a set keeps its other attributes.
+      keep = g: if isAttrs f then f // g else g;
     in
-    withArgs (
+    keep (withArgs (
       args:
       let
         result = f args;
@@ -29,7 +31,7 @@ let
         lib.setFunctionArgs result (lib.functionArgs result) // extra
       else
         result
-    );
+    ));
 
   callPackageWith =
     auto: target: args:
@@ -64,9 +66,13 @@ let
   makeScope =
     newScope: f:
     let
-      self = f self // {
+      # What the scope defines itself wins, its own callPackage too.
+      self = {
         newScope = scope: newScope (self // scope);
         callPackage = self.newScope { };
+      }
+      // f self
+      // {
         overrideScope = g: makeScope newScope (lib.extends g f);
         packages = f;
       };
@@ -117,7 +123,7 @@ in
       throw "callPackages: the function gives one package, use callPackage"
     else
       builtins.mapAttrs (
-        name: value: if isAttrs value then (makeOverridable (a: (f a).${name})) given else value
+        name: value: if isAttrs value then makeOverridable (lib.mirrorFunctionArgs f (a: (f a).${name})) given else value
       ) plain;
   makeScopeWithSplicing =
     splicePackages: newScope: otherSplices: keep: extra: f:

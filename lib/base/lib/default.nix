@@ -105,7 +105,7 @@ let
     }
     // areas.options
     // {
-      inherit (areas.options) mkOption;
+      inherit (areas.lists) replicate;
       inherit (areas.types)
         isType
         setType

@@ -14,27 +14,46 @@ let
   packagesFromDirectoryRecursive =
     {
       callPackage,
+      newScope ? null,
       directory,
-      newScope ? throw "packagesFromDirectoryRecursive: newScope is needed when a directory holds further packages with recurseIntoScope",
       ...
     }@args:
-    if builtins.pathExists (directory + "/package.nix") then
+    let
+      entries = builtins.readDir directory;
+      # With newScope each directory is a scope: its packages see one another.
+      packages =
+        callPackage: newScope:
+        lib.concatMapAttrs (
+          name: type:
+          let
+            path = directory + "/${name}";
+          in
+          if type == "directory" then
+            {
+              ${name} = packagesFromDirectoryRecursive (
+                args
+                // {
+                  inherit callPackage newScope;
+                  directory = path;
+                }
+              );
+            }
+          else if type == "regular" && lib.hasSuffix ".nix" name then
+            { ${lib.removeSuffix ".nix" name} = callPackage path { }; }
+          else if type == "regular" then
+            { }
+          else
+            throw "packagesFromDirectoryRecursive: `${toString path}' is neither a file nor a directory, but ${type}"
+        ) entries;
+    in
+    if entries ? "package.nix" then
       callPackage (directory + "/package.nix") { }
+    else if newScope == null then
+      packages callPackage null
     else
-      lib.concatMapAttrs (
-        name: type:
-        let
-          path = directory + "/${name}";
-        in
-        if type == "directory" then
-          { ${name} = packagesFromDirectoryRecursive (args // { directory = path; }); }
-        else if type == "regular" && lib.hasSuffix ".nix" name then
-          { ${lib.removeSuffix ".nix" name} = callPackage path { }; }
-        else if type == "regular" then
-          { }
-        else
-          throw "packagesFromDirectoryRecursive: `${toString path}' is neither a file nor a directory, but ${type}"
-      ) (builtins.readDir directory);
+      lib.recurseIntoAttrs (
+        lib.makeScope newScope (self: packages self.callPackage self.newScope)
+      );
 in
 {
   inherit (builtins)
@@ -49,7 +68,13 @@ in
   pathIsDirectory = path: builtins.pathExists path && pathType path == "directory";
   pathIsRegularFile = path: builtins.pathExists path && pathType path == "regular";
   resolveDefaultNix =
-    x: if lib.filesystem.pathIsDirectory x then x + "/default.nix" else x;
+    x:
+    if lib.isString x && lib.hasSuffix "/" x then
+      x + "default.nix"
+    else if lib.filesystem.pathIsDirectory x then
+      x + "/default.nix"
+    else
+      x;
   haskellPathsInDir =
     root:
     lib.concatMapAttrs (

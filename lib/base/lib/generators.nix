@@ -153,7 +153,7 @@ let
       ];
       cut =
         depth: v:
-        if depth > depthLimit then
+        if depth > depthLimit || depth == depthLimit && !isAttrs v && !isList v then
           if throwOnDepthLimit then
             throw "Exceeded maximum eval-depth limit of ${toString depthLimit} while trying to evaluate with `generators.withRecursion'!"
           else
@@ -204,7 +204,7 @@ let
         if isInt v then
           toString v
         else if isFloat v then
-          "~${toString v}"
+          builtins.toJSON v
         else if isString v then
           if multiline && lib.hasInfix "\n" v then long else lib.escapeNixString v
         else if v == true then
@@ -271,28 +271,36 @@ let
           ind + tag "real" (toString x)
         else if isList x then
           lib.concatStringsSep "\n" (
-            [ "${ind}<array>" ] ++ lib.filter (s: s != "") (map (go "${ind}\t") x) ++ [ "${ind}</array>" ]
+            [
+              "${ind}<array>"
+              (lib.concatStringsSep "\n" (map (go "${ind}\t") x))
+              "${ind}</array>"
+            ]
           )
         else if isAttrs x then
           lib.concatStringsSep "\n" (
-            [ "${ind}<dict>" ]
-            ++ lib.concatLists (
-              lib.mapAttrsToList (
-                k: y:
-                lib.optionals (y != null) [
-                  "${ind}\t${tag "key" (text k)}"
-                  (go "${ind}\t" y)
-                ]
-              ) x
-            )
-            ++ [ "${ind}</dict>" ]
+            [
+              "${ind}<dict>"
+              (lib.concatStringsSep "\n" (
+                lib.concatLists (
+                  lib.mapAttrsToList (
+                    k: y:
+                    lib.optionals (y != null) [
+                      "${ind}\t${tag "key" (text k)}"
+                      (go "${ind}\t" y)
+                    ]
+                  ) x
+                )
+              ))
+              "${ind}</dict>"
+            ]
           )
         else
           throw "generators.toPlist: cannot write a ${typeOf x}";
     in
     ''
       <?xml version="1.0" encoding="UTF-8"?>
-      <!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">
+      <!DOCTYPE plist PUBLIC "-//Apple Computer//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">
       <plist version="1.0">
       ${go "" v}
       </plist>'';

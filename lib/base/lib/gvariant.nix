@@ -28,20 +28,22 @@ let
   isGVariant = x: x._type or null == "gvariant";
 
   constructors = {
-    mkUchar = num "byte" type.uchar;
-    mkInt16 = num "int16" type.int16;
-    mkUint16 = num "uint16" type.uint16;
+    mkUchar = num type.uchar;
+    mkInt16 = num type.int16;
+    mkUint16 = num type.uint16;
     mkInt32 = value: make type.int32 value (self: toString self.value);
-    mkUint32 = num "uint32" type.uint32;
-    mkInt64 = num "int64" type.int64;
-    mkUint64 = num "uint64" type.uint64;
+    mkUint32 = num type.uint32;
+    mkInt64 = num type.int64;
+    mkUint64 = num type.uint64;
   };
   num =
-    keyword: t: value:
-    make t value (self: "${keyword} ${toString self.value}");
+    t: value:
+    make t value (self: "@${self.type} ${toString self.value}");
 
   mkString =
-    value: make type.string value (self: "'${lib.escape [ "'" "\\" ] self.value}'");
+    value: make type.string value (
+      self: "'${lib.replaceStrings [ "\n" ] [ "\\n" ] (lib.escape [ "'" "\\" ] self.value)}'"
+    );
   mkBoolean = value: make type.boolean value (self: lib.boolToString self.value);
   mkDouble = value: make type.double value (self: toString self.value);
 

@@ -41,31 +41,23 @@ let
 
   optional = condition: x: if condition then [ x ] else [ ];
 
-  # Position of the first element that the predicate accepts.
+  # Position of the first element that the predicate accepts. The state is the number of elements
+  # refused so far, counted below zero, or the position once there is one: a plain number, so
+  # that long lists cost no stack.
   findFirstIndex =
     p: fallback: list:
     let
-      found =
-        foldl'
-          (
-            state: x:
-            if state.done then
-              state
-            else if p x then
-              state // { done = true; }
-            else
-              {
-                done = false;
-                i = state.i + 1;
-              }
-          )
-          {
-            done = false;
-            i = 0;
-          }
-          list;
+      found = foldl' (
+        i: x:
+        if i >= 0 then
+          i
+        else if p x then
+          -i - 1
+        else
+          i - 1
+      ) (-1) list;
     in
-    if found.done then found.i else fallback;
+    if found >= 0 then found else fallback;
 
   unique = foldl' (acc: x: if elem x acc then acc else acc ++ [ x ]) [ ];
 

@@ -13,7 +13,9 @@ let
 
   getExe' =
     pkg: program:
-    if !lib.isString program then
+    if !lib.isDerivation pkg then
+      throw "lib.meta.getExe': The first argument must be a derivation, not ${builtins.typeOf pkg}."
+    else if !lib.isString program then
       throw "lib.meta.getExe': The second argument must be a string, not ${builtins.typeOf program}."
     else if lib.hasInfix "/" program then
       throw "lib.meta.getExe': The second argument \"${program}\" is a nested path with a \"/\" character, but it should just be the name of the executable instead."
@@ -65,7 +67,7 @@ in
     if lib.isString pattern then
       platform.system or platform == pattern
     else
-      lib.matchAttrs (if pattern ? parsed || pattern ? _type then pattern else { parsed = pattern; }) platform;
+      lib.matchAttrs (if pattern ? parsed then pattern else { parsed = pattern; }) platform;
   availableOn =
     platform: pkg:
     (pkg.meta.platforms or null == null || lib.any (lib.meta.platformMatch platform) pkg.meta.platforms)

@@ -4,6 +4,25 @@ let
   imap = lib.imap1;
 in
 {
+  # The builtins that are reached through lib as well.
+  inherit (builtins)
+    baseNameOf
+    convertHash
+    dirOf
+    getContext
+    hasContext
+    hashFile
+    hashString
+    placeholder
+    readDir
+    readFileType
+    splitVersion
+    toFile
+    toString
+    toXML
+    tryEval
+    fromTOML
+    ;
   inherit imap;
   fakeHash = "sha256-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
   fakeSha256 = lib.concatStrings (lib.replicate 64 "0");

@@ -145,7 +145,21 @@ let
   # What is no set stays as it is: the level that reads it knows the option and says so.
   mapSet = f: value: if isAttrs value then mapAttrs f value else value;
 
-  mapDefinitionValue = f: def: if def._type or null == "definition" then def // { value = f def.value; } else f def;
+  # Applies a function beneath all properties.
+  mapDefinitionValue =
+    f: def:
+    let
+      type = def._type or null;
+      within = mapDefinitionValue f;
+    in
+    if type == "merge" then
+      def // { contents = map within def.contents; }
+    else if type == "if" || type == "override" || type == "order" then
+      def // { content = within def.content; }
+    else if type == "definition" then
+      def // { value = within def.value; }
+    else
+      f def;
 
   # -- Merging the definitions of one option.
 
@@ -222,7 +236,9 @@ let
             headError = null;
             valueMeta = { };
             value =
-              if type.emptyValue ? value then
+              if type.emptyValue ? merged then
+                (checkAndMerge loc type [ ]).value
+              else if type.emptyValue ? value then
                 type.emptyValue.value
               else
                 throw "The option `${showOption loc}' was accessed but has no value defined. Try setting the option.";
@@ -319,7 +335,7 @@ let
           // {
             declarations = acc.declarations ++ [ decl._file ];
             declarationPositions = acc.declarationPositions ++ [ (positionOf decl) ];
-            options = acc.options ++ nested;
+            options = nested ++ acc.options;
           }
           // (if sameType then { type = mergedType; } else { })
       )
@@ -582,9 +598,9 @@ let
       );
 
   notAModule =
-    file: m:
+    file: args: m:
     let
-      # The file of a submodule's definition may be a longer text about where it came from.
+      within = args._prefix or [ ];
       hint =
         if m._type == "configuration" then
           "\nThis is the result of an evaluation; to use it in another one, please only import the modules that make up the configuration. An evaluated configuration is loaded with its own arguments and cannot be merged any more."
@@ -593,7 +609,9 @@ let
         else
           "";
     in
-    throw "Expected a module, but found a value of type \"${m._type}\", while trying to load a module into ${toString file}.${hint}";
+    throw "Expected a module, but found a value of type \"${m._type}\", while trying to load a module into ${toString file}${
+      if within == [ ] then "" else ", while trying to load a module into `${showOption within}'"
+    }.${hint}";
 
   loadModule =
     args: file: key: m:
@@ -608,7 +626,7 @@ let
       else if type == "if" || type == "override" then
         loadModule args file key { config = m; }
       else
-        notAModule file m
+        notAModule file args m
     else if isList m then
       let
         shown = map (def: {
@@ -666,16 +684,19 @@ let
           x.key
             or (throw "Module `${file}` contains a disabledModules item that is an attribute set, presumably a module, that does not have a `key` attribute. Without one there is nothing to recognise it by; name the file, or give the module a `key`.")
         )
-    else if builtins.isPath x then
-      toString x
+    else if isFunction x then
+      throw "Module `${file}` contains a disabledModules item that is a function; name its file, or give the module a `key`."
     else
-      throw "Module `${file}` contains a disabledModules item that is neither a path, a string nor a module, but a ${typeOf x}.";
+      toString x;
 
   disabledOf =
     modulesPath: tree:
     concatMap (
       entry: map (disabledKey modulesPath entry.module._file) entry.module.disabledModules
     ) (closureOf (_: true) tree);
+
+  # The options that every evaluation has; no part of what people ask about.
+  internalKey = "lib/modules.nix";
 
   collectModules =
     class: modulesPath: modules: args:
@@ -692,24 +713,15 @@ let
     in
     {
       modules = map (entry: entry.module) (closureOf keep tree);
-      graph = graphOf tree;
+      graph = graphOf (filter (entry: entry.key != internalKey) tree);
     };
 
   # -- Undefined options.
 
   # Names close to what was written, nearest first.
   suggestions =
-    options: loc:
+    prefix: options: loc:
     let
-      optionNames =
-        opts:
-        concatMap (
-          name:
-          let
-            o = opts.${name};
-          in
-          if isOption o then [ o.loc ] else if isAttrs o then optionNames o else [ ]
-        ) (attrNames opts);
       distance = name: lib.strings.levenshtein name wanted;
       parent = lib.init loc;
       wanted = lib.last loc;
@@ -725,7 +737,7 @@ let
           d = distance n;
         }) names
       );
-      quoted = map (x: "`${showOption (parent ++ [ x.n ])}'") (lib.take 3 near);
+      quoted = map (x: "`${showOption (prefix ++ parent ++ [ x.n ])}'") (lib.take 3 near);
     in
     if quoted == [ ] then
       ""
@@ -755,7 +767,7 @@ let
       where = showOption prefix;
       hint =
         if !empty then
-          suggestions options entry.prefix
+          suggestions prefix options entry.prefix
         else if where == "" then
           "\n\nIt seems as if you're trying to declare an option by placing it into `config' rather than `options'!"
         else
@@ -798,7 +810,7 @@ let
     let
       internalModule = {
         _file = "lib/modules.nix";
-        key = "lib/modules.nix";
+        key = internalKey;
         options._module = {
           args = mkOption {
             type = types.lazyAttrsOf types.raw;
@@ -952,7 +964,7 @@ let
     in
     {
       _type = "configuration";
-      options = checked (removeAttrs options [ "_module" ]);
+      options = checked options;
       config = checked (removeAttrs config [ "_module" ]);
       inherit (config) _module;
       inherit (collected) graph;

@@ -179,6 +179,9 @@ let
             renderOptionValue opt.example
           );
         }
+        // lib.optionalAttrs (!(opt ? defaultText || opt ? default) && opt.type.emptyValue or { } ? value && !(opt.type.emptyValue ? merged)) {
+          default = renderOptionValue opt.type.emptyValue.value;
+        }
         // lib.optionalAttrs (opt ? defaultText || opt ? default) {
           default = builtins.addErrorContext "while evaluating the ${
             if opt ? defaultText then "defaultText" else "default value"

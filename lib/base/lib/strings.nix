@@ -320,10 +320,10 @@ in
     in
     foldl' step "" (stringToCharacters s);
   optionalString = condition: s: if condition then s else "";
-  hasInfix = infix: s: length (split (escapeRegex infix) s) > 1;
+  hasInfix = infix: s: length (split (escapeRegex (toString infix)) (toString s)) > 1;
   stringAsChars = f: s: concatStrings (map f (stringToCharacters s));
   charToInt = c: asciiTable.${c};
-  escapeC = chars: replaceStrings chars (map (c: "\\x${lib.toLower (lib.toHexString asciiTable.${c})}") chars);
+  escapeC = chars: replaceStrings chars (map (c: "\\x${fixedWidthString 2 "0" (lib.toLower (lib.toHexString asciiTable.${c}))}") chars);
   escapeURL =
     let
       plain = stringToCharacters "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~";
@@ -423,7 +423,7 @@ in
         s = toString x;
       in
       substring 0 1 s == "/" && dirOf s == builtins.storeDir
-      || match "${escapeRegex builtins.storeDir}/[0-9a-z]{52}" s != null
+      || match "/[0-9a-z]{52}" s != null
     );
   isInt = builtins.isInt;
   toInt = toIntWith "toInt" false;

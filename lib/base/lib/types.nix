@@ -325,8 +325,12 @@ let
     mkOptionType {
       name = "submodule";
       description =
-        if description != null then description else freeformType.description or "submodule";
-      descriptionClass = if description == null then "noun" else null;
+        if description != null then
+          description
+        else if freeformType != null then
+          "open submodule of ${phrase nounOrComposite freeformType}"
+        else
+          "submodule";
       check = v2Check isModule;
       merge = v2Merge (
         { loc, defs }:
@@ -342,7 +346,11 @@ let
           valueMeta = { inherit configuration; };
         }
       );
-      emptyValue.value = { };
+      # Nothing defined is a submodule of its defaults, at its own place.
+      emptyValue = {
+        value = { };
+        merged = true;
+      };
       getSubOptions =
         prefix:
         (base.extendModules { inherit prefix; }).options
@@ -431,7 +439,7 @@ let
             class: nounOrClause class || class == "conjunction" || class == "composite"
           ) t2;
         in
-        "${left} or ${right}";
+        "${left}${if t1.descriptionClass or null == "nonRestrictiveClause" then "," else ""} or ${right}";
       descriptionClass = "conjunction";
       check = v2Check (x: t1.check x || t2.check x);
       merge =
@@ -458,7 +466,6 @@ let
               };
         in
         v2Merge v2;
-      emptyValue = if t1.emptyValue != { } then t1.emptyValue else t2.emptyValue;
       typeMerge =
         f':
         let
@@ -490,7 +497,7 @@ let
       "coercedTo: the type to coerce from must not have submodules, but `${from.description}' has";
     mkOptionType {
       name = "coercedTo";
-      description = "${phrase nounOrClause to} or ${phrase nounOrClause from} convertible to it";
+      description = "${phrase nounOrClause to} or ${phrase (class: class == "noun") from} convertible to it";
       check = v2Check (x: (from.check x && to.check (coerce x)) || to.check x);
       merge = v2Merge (
         { loc, defs }:
@@ -510,7 +517,14 @@ let
             else
               def;
         in
-        checkAndMerge loc to (map convert defs)
+        let
+          result = checkAndMerge loc to (map convert defs);
+        in
+        # The person knows the value as written, not as converted.
+        if result.headError == null then
+          result
+        else
+          result // { headError.message = "Definition values:${showDefs defs}"; }
       );
       inherit (to)
         emptyValue
@@ -747,7 +761,8 @@ let
             text = toString x;
             isAbsolute = builtins.substring 0 1 text == "/";
             # A proper store path: the directory itself and its hidden files do not count.
-            stored = match "${lib.escapeRegex builtins.storeDir}/[^.].*" text != null;
+            # A path value is copied to the store when it is used.
+            stored = isPath x || match "${lib.escapeRegex builtins.storeDir}/[^.].*" text != null;
           in
           isStringLike x
           && (absolute == null || absolute == isAbsolute)
@@ -866,6 +881,7 @@ let
                       "options"
                     ];
                     _file = head (opt.declarations ++ [ lib.unknownModule ]);
+                    pos = head (opt.declarationPositions ++ [ null ]);
                   })
                   [
                     a.tags.${name}
@@ -878,6 +894,78 @@ let
             tags = a.tags // b.tags // joined;
           };
       };
+    };
+
+  # Names with values in an order: a list of sets of one attribute each. A set counts as such a
+  # list; `mkOrder` on its values decides about their places.
+  attrListOf =
+    elemType:
+    mkOptionType {
+      name = "attrListOf";
+      description = "attribute list of ${phrase nounOrComposite elemType}";
+      descriptionClass = "composite";
+      check = v2Check (x: isList x || isAttrs x);
+      merge = v2Merge (
+        { loc, defs }:
+        let
+          wrong =
+            x:
+            if !isAttrs x then
+              "Each list element must be an attribute set, but got ${typeOf x}."
+            else if length (attrNames x) != 1 then
+              "Each list element must be a single-key attribute set, but got ${toString (length (attrNames x))} keys."
+            else
+              null;
+          problems = filter (p: p != null) (
+            concatMap (def: if isList def.value then map wrong def.value else [ ]) defs
+          );
+          entries = concatMap (
+            def:
+            map (
+              pair:
+              let
+                discharged = lib.modules.dischargeProperties pair.value;
+              in
+              map (value: {
+                inherit (pair) name;
+                inherit (def) file;
+                inherit value;
+                priority =
+                  if value._type or null == "order" then value.priority else lib.modules.defaultOrderPriority;
+              }) discharged
+            ) (if isList def.value then concatMap lib.attrsToList def.value else lib.attrsToList def.value)
+          ) defs;
+          sorted = builtins.sort (a: b: a.priority < b.priority) (concatLists entries);
+          evaluated = map (entry: {
+            inherit (entry) name;
+            merged = mergeDefinitions (loc ++ [ entry.name ]) elemType [
+              {
+                inherit (entry) file value;
+              }
+            ];
+          }) sorted;
+        in
+        {
+          headError =
+            let
+              kind = checkDefs (x: isList x || isAttrs x) loc defs;
+            in
+            if kind != null then
+              { message = "TypeError: ${kind.message}"; }
+            else if problems != [ ] then
+              { message = head problems; }
+            else
+              null;
+          value = map (e: { ${e.name} = e.merged.mergedValue; }) evaluated;
+          valueMeta.list = map (e: e.merged.valueMeta) evaluated;
+        }
+      );
+      emptyValue.value = [ ];
+      getSubOptions = prefix: elemType.getSubOptions (prefix ++ [ "<name>" ]);
+      getSubModules = elemType.getSubModules;
+      substSubModules = m: attrListOf (elemType.substSubModules m);
+      typeMerge = _: null;
+      nestedTypes.elemType = elemType;
     };
 
   # Plain data that a file format can hold.
@@ -928,7 +1016,7 @@ let
         unequal = if length defs == 1 then (head defs).value else mergeEqualOption loc defs;
       in
       if kind == "set" then
-        (lib.types.lazyAttrsOf anything).merge loc defs
+        (lib.types.attrsOf anything).merge loc defs
       else if kind == "lambda" then
         if length defs == 1 then
           (head defs).value
@@ -967,6 +1055,7 @@ let
       strMatching
       passwdEntry
       attrTag
+      attrListOf
       serializableValueWith
       anything
       mkOptionType
