@@ -5,6 +5,12 @@ let
   driver = (import ../lib/drivers.nix).${cfg.driver.name};
 in
 {
+  imports = [
+    ./driver.nix
+    ./enable.nix
+    ./user.nix
+  ];
+
   config = lib.mkIf (cfg.enable && driver.kind == "container") {
     systemd.services.codchi-agent = {
       description = "Codchi agent";

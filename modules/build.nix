@@ -21,6 +21,21 @@ let
   data = lib.types.attrsOf lib.types.anything;
 in
 {
+  imports = [
+    ./capabilities.nix
+    ./driver.nix
+    ./enable.nix
+    ./host-secrets.nix
+    ./init-script.nix
+    ./isolation.nix
+    ./kvm.nix
+    ./mounts.nix
+    ./ports.nix
+    ./resources.nix
+    ./secrets.nix
+    ./user.nix
+  ];
+
   options.codchi.build = {
     base = lib.mkOption {
       type = lib.types.attrsOf lib.types.str;

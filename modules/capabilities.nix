@@ -12,6 +12,11 @@ let
   ) cfg.requiredCapabilities;
 in
 {
+  imports = [
+    ./driver.nix
+    ./enable.nix
+  ];
+
   options.codchi = {
     requiredCapabilities = lib.mkOption {
       inherit type;

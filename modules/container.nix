@@ -16,6 +16,11 @@ let
     path: value: lib.optionalAttrs (lib.hasAttrByPath path options) (lib.setAttrByPath path value);
 in
 {
+  imports = [
+    ./driver.nix
+    ./enable.nix
+  ];
+
   config = lib.mkIf (cfg.enable && driver.kind == "container") (
     lib.mkMerge [
       {

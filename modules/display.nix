@@ -11,6 +11,11 @@ let
     };
 in
 {
+  imports = [
+    ./capabilities.nix
+    ./enable.nix
+  ];
+
   options.codchi.display = {
     x11.enable = protocol "X11";
     wayland.enable = protocol "Wayland";

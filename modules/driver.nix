@@ -17,7 +17,7 @@ let
   ) // { description = "JSON value"; };
 in
 {
-  imports = machineModules;
+  imports = [ ./enable.nix ] ++ machineModules;
 
   options.codchi.driver = {
     name = lib.mkOption {

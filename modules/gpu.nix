@@ -3,6 +3,11 @@ let
   cfg = config.codchi;
 in
 {
+  imports = [
+    ./capabilities.nix
+    ./enable.nix
+  ];
+
   options.codchi.gpu.enable = lib.mkOption {
     type = lib.types.bool;
     default = false;

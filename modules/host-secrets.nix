@@ -22,6 +22,11 @@ let
   };
 in
 {
+  imports = [
+    ./capabilities.nix
+    ./enable.nix
+  ];
+
   options.codchi.hostSecrets = lib.mapAttrs (_: secret: {
     enable = lib.mkOption {
       type = lib.types.bool;

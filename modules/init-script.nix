@@ -11,6 +11,12 @@ let
   wanted = cfg.initScript != null;
 in
 {
+  imports = [
+    ./driver.nix
+    ./enable.nix
+    ./user.nix
+  ];
+
   options.codchi = {
     initScript = lib.mkOption {
       type = lib.types.nullOr lib.types.lines;

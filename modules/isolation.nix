@@ -4,6 +4,11 @@ let
   driver = (import ../lib/drivers.nix).${cfg.driver.name};
 in
 {
+  imports = [
+    ./driver.nix
+    ./enable.nix
+  ];
+
   options.codchi.isolation.store = lib.mkOption {
     type = lib.types.enum [
       "shared"

@@ -5,6 +5,8 @@ let
   badTargets = lib.filter (path: !(isAbsolute path)) (lib.attrNames cfg.mounts);
 in
 {
+  imports = [ ./enable.nix ];
+
   options.codchi.mounts = lib.mkOption {
     type = lib.types.attrsOf (
       lib.types.submodule {

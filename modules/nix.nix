@@ -8,6 +8,13 @@ let
   shared = cfg.isolation.store == "shared";
 in
 {
+  imports = [
+    ./build.nix
+    ./driver.nix
+    ./enable.nix
+    ./isolation.nix
+  ];
+
   config = lib.mkIf (cfg.enable && driver.kind == "container") (
     lib.mkMerge [
       (lib.mkIf (!shared) {

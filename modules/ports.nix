@@ -7,6 +7,8 @@ let
   badPorts = lib.filter (port: !(isPort port)) (lib.attrNames cfg.ports);
 in
 {
+  imports = [ ./enable.nix ];
+
   options.codchi.ports = lib.mkOption {
     type = lib.types.attrsOf (
       lib.types.submodule (

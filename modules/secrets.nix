@@ -98,6 +98,12 @@ let
   badNames = named "[A-Za-z0-9_.-]+" "file" ++ named "[A-Za-z0-9_.-]+" "credential";
 in
 {
+  imports = [
+    ./driver.nix
+    ./enable.nix
+    ./user.nix
+  ];
+
   options.codchi.secrets = lib.mkOption {
     type = lib.types.attrsOf (lib.types.submodule secret);
     default = { };

@@ -8,6 +8,8 @@ let
   cfg = config.codchi;
 in
 {
+  imports = [ ./enable.nix ];
+
   options.codchi.user = {
     name = lib.mkOption {
       type = lib.types.strMatching "[a-z_][a-z0-9_-]{0,30}";
