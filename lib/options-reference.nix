@@ -108,36 +108,38 @@ let
         ""
     )
     + (if option ? example then field "Example" option.example else "");
+
+  # Only the declarations are looked at, so nothing of NixOS has to be there.
+  inherit
+    (lib.evalModules {
+      modules = [
+        ../modules
+        {
+          _module = {
+            check = false;
+            args.pkgs = throw "codchi: an option's documentation needs a package; give it a defaultText";
+          };
+        }
+      ];
+    })
+    options
+    ;
 in
 {
-  inherit flatten;
-
-  /*
-    The Markdown of all options below `codchi`.
-
-    Takes the `options` of an evaluation with Codchi's modules. Internal options are left out; an option without
-    description is an error.
-  */
-  render =
-    options:
+  # The page as Markdown. Internal options are left out; an option without description is an error.
+  page =
     "# Options\n\nWhat a module can set below `codchi`, beside all of NixOS. This page is generated.\n\n"
     + removeSuffix "\n" (lib.concatMapStrings entry (flatten options.codchi));
 
-  /*
-    Options that lack something a reader needs, as messages; [ ] when all is well.
-
-    Every option has a type, a description and an example; every one that need not be set has a default.
-  */
-  gaps =
-    options:
-    lib.concatMap (
-      option:
-      map (what: "${path option.loc} has no ${what}") (
-        lib.filter (what: !(option ? ${what})) [
-          "type"
-          "description"
-          "example"
-        ]
-      )
-    ) (flatten options.codchi);
+  # Options that lack something a reader needs, as messages; [ ] when all is well.
+  gaps = lib.concatMap (
+    option:
+    map (what: "${path option.loc} has no ${what}") (
+      lib.filter (what: !(option ? ${what})) [
+        "type"
+        "description"
+        "example"
+      ]
+    )
+  ) (flatten options.codchi);
 }

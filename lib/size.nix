@@ -32,5 +32,7 @@ in
         builtins.fromJSON (builtins.elemAt parts 0) * units.${builtins.elemAt parts 1};
 
   # The option type of a size.
-  type = lib.types.either lib.types.ints.positive (lib.types.strMatching pattern);
+  type = lib.types.either lib.types.ints.positive (lib.types.strMatching pattern) // {
+    description = "size";
+  };
 }

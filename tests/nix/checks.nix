@@ -56,7 +56,10 @@ let
   reference =
     pkgs.runCommandLocal "options-reference"
       {
-        rendered = pkgs.writeText "options.md" (self.lib.optionsReference.render (machine [ ]).options);
+        # With Codchi's own lib, since the names of types differ between libraries.
+        rendered =
+          pkgs.writeText "options.md"
+            (import ../../lib { lib = import ../../lib/base/lib; }).optionsReference.page;
         committed = ../../docs/reference/options.md;
       }
       ''

@@ -17,7 +17,7 @@ let
       stateVersion = "26.05";
     }).nixosConfigurations.native;
 in
-(if builtins.isFunction case then case else import case) {
+import case {
   inherit
     codchi
     lib

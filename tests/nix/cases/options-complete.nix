@@ -1,3 +1,2 @@
 # Every option has a type, a description and an example.
-{ codchi, machine, ... }:
-codchi.optionsReference.gaps (machine [ ]).options
+{ codchi, ... }: codchi.optionsReference.gaps
