@@ -20,6 +20,8 @@ in
       # What runs through it would end with it.
       restartIfChanged = false;
       serviceConfig = {
+        # A machine that is up can be entered.
+        Type = "notify";
         ExecStart = "/run/codchi/bin/codchi-agent";
         Restart = "always";
         RestartSec = "200ms";

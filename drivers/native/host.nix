@@ -167,7 +167,7 @@ in
   };
   stop = {
     # How systemd is asked to power off a container.
-    signal = "SIGRTMIN+3";
+    signal = "SIGRTMIN+4";
     timeoutSeconds = 90;
   };
 }
