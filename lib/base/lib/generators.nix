@@ -109,7 +109,7 @@ let
       value =
         v:
         let
-          escaped = lib.replaceStrings [ "\\" "\"" "\n" "\t" "\b" ] [ "\\\\" "\\\"" "\\n" "\\t" "\\b" ] v;
+          escaped = lib.replaceStrings [ "\\" "\"" "\n" "\t" ] [ "\\\\" "\\\"" "\\n" "\\t" ] v;
         in
         if isString v then ''"${escaped}"'' else mkValueStringDefault { } v;
       entry = k: v: "\t${k} = ${value v}\n";

@@ -743,7 +743,7 @@ let
       mkOptionType {
         name = "path";
         description =
-          (if absolute == true || absolute == null && inStore == null && false then "absolute " else "")
+          (if absolute == true then "absolute " else "")
           + "path"
           + (
             if inStore == true then
@@ -1188,7 +1188,7 @@ let
     shellPackage = types.package // {
       check = x: lib.isDerivation x && x ? shellPath;
     };
-    path = pathWith { absolute = true; } // { description = "path"; descriptionClass = "noun"; };
+    path = pathWith { absolute = true; };
     pathInStore = pathWith { inStore = true; };
     externalPath = pathWith {
       absolute = true;
