@@ -47,7 +47,7 @@ impl Mirror {
         let counter = Counter {
             progress,
             total: items.len() as u64,
-            total_bytes: items.iter().map(|i| i.size).sum(),
+            total_bytes: AtomicU64::new(items.iter().map(|i| i.size).sum()),
             done: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             shown: Mutex::new(None),
@@ -57,10 +57,10 @@ impl Mirror {
         let work = || {
             while !stop.load(Ordering::Relaxed) {
                 let Some(item) = order.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-                if let Err(e) = self.fetch_one(item, &stop, &counter) {
-                    if !stop.swap(true, Ordering::Relaxed) {
-                        *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
-                    }
+                if let Err(e) = self.fetch_one(item, &stop, &counter)
+                    && !stop.swap(true, Ordering::Relaxed)
+                {
+                    *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
                 }
             }
         };
@@ -85,7 +85,15 @@ impl Mirror {
             counter.add_bytes(item.size);
         } else {
             let size = (item.size > 0).then_some(item.size);
-            self.download(&address, &sha256, size, &item.dest, Some(stop), &mut |n| counter.count(n))
+            let mut told = item.size > 0;
+            let mut on_bytes = |n, length: Option<u64>| {
+                // Where the size was not known, the first answer tells it.
+                if !std::mem::replace(&mut told, true) {
+                    counter.total_bytes.fetch_add(length.unwrap_or(0), Ordering::Relaxed);
+                }
+                counter.count(n);
+            };
+            self.download(&address, &sha256, size, &item.dest, Some(stop), &mut on_bytes)
                 .map_err(|t| Error::download(t, &format!("the package `{}`", item.what), &address))?;
         }
         counter.done.fetch_add(1, Ordering::Relaxed);
@@ -94,7 +102,7 @@ impl Mirror {
     }
 
     /// Downloads one file to `dest`, which appears only when its sum is right. `on_bytes` gets differences, negative
-    /// when a download begins again.
+    /// when a download begins again, and the length the server told.
     pub(crate) fn download(
         &self,
         address: &Address,
@@ -102,14 +110,14 @@ impl Mirror {
         size: Option<u64>,
         dest: &Path,
         stop: Option<&AtomicBool>,
-        on_bytes: &mut dyn FnMut(i64),
+        on_bytes: &mut dyn FnMut(i64, Option<u64>),
     ) -> Result<(), Trouble> {
         let part = Part::new(dest);
         self.client.get(address, |answer| {
             let mut got = 0;
             let result = part.receive(answer, sha256, size, stop, &mut got, on_bytes);
             if result.is_err() {
-                on_bytes(-(got as i64));
+                on_bytes(-(got as i64), None);
             }
             result
         })?;
@@ -154,7 +162,7 @@ impl Part {
         size: Option<u64>,
         stop: Option<&AtomicBool>,
         got: &mut u64,
-        on_bytes: &mut dyn FnMut(i64),
+        on_bytes: &mut dyn FnMut(i64, Option<u64>),
     ) -> Result<(), Trouble> {
         let mut file: File = codchi_fs::create(&self.path).map_err(Trouble::File)?;
         let mut hasher = Hasher::default();
@@ -174,7 +182,7 @@ impl Part {
             }
             hasher.update(&buffer[..n]);
             file.write_all(&buffer[..n]).at("write", &self.path).map_err(Trouble::File)?;
-            on_bytes(n as i64);
+            on_bytes(n as i64, answer.length);
         }
         if let Some(want) = expected.filter(|want| want != got) {
             return Err(Trouble::Size(*got, want));
@@ -214,7 +222,7 @@ fn remove_leftovers(folder: &Path) {
 struct Counter<'a> {
     progress: &'a dyn Progress,
     total: u64,
-    total_bytes: u64,
+    total_bytes: AtomicU64,
     done: AtomicU64,
     bytes: AtomicU64,
     shown: Mutex<Option<Instant>>,
@@ -244,7 +252,7 @@ impl Counter<'_> {
                 done: self.done.load(Ordering::Relaxed),
                 total: self.total,
                 bytes: self.bytes.load(Ordering::Relaxed),
-                total_bytes: self.total_bytes,
+                total_bytes: self.total_bytes.load(Ordering::Relaxed),
             });
         }
     }

@@ -107,6 +107,13 @@ impl Client {
         })
     }
 
+    /// Whether the server answers with success within a time.
+    pub(crate) fn answers(&self, address: &Address, within: Duration) -> bool {
+        let request = self.agent(address.url()).get(address.url());
+        let response = request.config().timeout_global(Some(within)).build().call();
+        response.is_ok_and(|r| r.status().is_success())
+    }
+
     /// Begins one download, without retries.
     fn begin(&self, address: &Address) -> Result<Answer, Trouble> {
         let mut request = self.agent(address.url()).get(address.url());

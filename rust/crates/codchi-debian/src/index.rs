@@ -17,12 +17,15 @@ use crate::suite::{State, Suite};
 /// Changes when the same mirror would give another index.
 const FORMAT: &str = "codchi index 1\n";
 
-/// A set of packages.
+/// A set of packages in one suite.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Debs {
     /// Names of Debian packages.
     pub debs: Vec<String>,
+    /// The program, where it is another one in this suite.
+    #[serde(default)]
+    pub main_program: Option<String>,
 }
 
 /// What a name of nixpkgs stands for; also the shape of the list of the base system.
@@ -35,6 +38,12 @@ pub struct Alias {
     /// The program, where it is not called like the alias.
     #[serde(default)]
     pub main_program: Option<String>,
+    /// Programs that Debian calls otherwise: nixpkgs' name to Debian's.
+    #[serde(default)]
+    pub programs: BTreeMap<String, String>,
+    /// Of the base system: packages that building needs, but no machine has.
+    #[serde(default)]
+    pub build: Vec<String>,
     /// In bookworm.
     #[serde(default)]
     pub bookworm: Option<Debs>,
@@ -63,7 +72,7 @@ impl Alias {
     }
 }
 
-/// The tables of the base: `pkgs/aliases.json` and `pkgs/base-system.json`.
+/// The tables of the base: `pkgs/aliases.json` and `pkgs/system.json`.
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
     /// What names of nixpkgs stand for. A name with a `*` is a pattern.
@@ -80,7 +89,7 @@ impl Tables {
             serde_json::from_str(text)
                 .map_err(|e| Error::BadBase { path: path.into(), reason: e.to_string() })
         }
-        let (aliases, system) = (base.join("pkgs/aliases.json"), base.join("pkgs/base-system.json"));
+        let (aliases, system) = (base.join("pkgs/aliases.json"), base.join("pkgs/system.json"));
         let (aliases_text, system_text) =
             (codchi_fs::read_to_string(&aliases)?, codchi_fs::read_to_string(&system)?);
         let mut hasher = Hasher::default();
@@ -193,7 +202,8 @@ struct Entry<'a> {
 pub fn write(suite: &Suite, tables: &Tables, dir: &Path, progress: &dyn Progress) -> Result<()> {
     let (packages, resolution) = suite.parts();
     let mut roots = Vec::new();
-    for name in tables.base_system.debs(suite.name()).unwrap_or_default() {
+    let system = tables.base_system.debs(suite.name()).unwrap_or_default();
+    for name in system.iter().chain(&tables.base_system.build) {
         roots.push(suite.id(name)?);
     }
     for name in tables.named(suite.name()) {

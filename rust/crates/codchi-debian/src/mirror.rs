@@ -8,6 +8,9 @@ use crate::error::{Error, Result};
 use crate::http::Client;
 use crate::packages::Archive;
 
+pub use crate::fetch::Fetch;
+pub use crate::release::Freshness;
+
 /// What a person may set about mirrors.
 #[derive(Clone, Default)]
 pub struct Settings {
@@ -199,6 +202,15 @@ impl Mirror {
         // `+` means a blank to some servers (object stores); `~` needs no escape.
         let path = path.replace('+', "%2B");
         Address { url: format!("{}/{path}", base.url), authorization: base.authorization.clone() }
+    }
+}
+
+/// Whether an address answers at all within a time, as the environment's proxy allows.
+pub fn reachable(url: &str, within: std::time::Duration) -> bool {
+    let client = Client::new(None, &BTreeMap::new());
+    match (Address::parse(url), client) {
+        (Some(address), Ok(client)) => client.answers(&address, within),
+        _ => false,
     }
 }
 

@@ -82,12 +82,11 @@ fn score(name: &str, form: &str) -> Option<usize> {
         let ends_word = rest.starts_with(|c: char| !c.is_ascii_alphabetic());
         return Some(if ends_word { 20 } else { 40 } + rest.len());
     }
-    if name.len() >= 3 {
-        if let Some(rest) = form.strip_prefix(name) {
-            if rest.len() <= 3 || rest.starts_with(|c: char| !c.is_ascii_alphabetic()) {
-                return Some(25 + rest.len());
-            }
-        }
+    if name.len() >= 3
+        && let Some(rest) = form.strip_prefix(name)
+        && (rest.len() <= 3 || rest.starts_with(|c: char| !c.is_ascii_alphabetic()))
+    {
+        return Some(25 + rest.len());
     }
     let limit = match form.len() {
         0..=3 => 1,

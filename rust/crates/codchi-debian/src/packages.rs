@@ -135,10 +135,10 @@ impl Packages {
         let sha256 = crate::hash::from_hex(sha256).ok_or_else(|| bad("it has no SHA256"))?;
         let size = size.parse().map_err(|_| bad("it has no size"))?;
         let known = self.by_name.get(name.as_str()).copied();
-        if let Some(id) = known {
-            if version::compare(version, self.version(id)) != Ordering::Greater {
-                return Ok(());
-            }
+        if let Some(id) = known
+            && version::compare(version, self.version(id)) != Ordering::Greater
+        {
+            return Ok(());
         }
         let mut depends_text = pre.clone();
         if !depends.is_empty() {

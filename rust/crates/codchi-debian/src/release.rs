@@ -258,7 +258,7 @@ mod tests {
             ("Codename: trixie", "Code: x", "names no suite"),
             ("Origin: Debian", "Origin: Other", "not Debian's"),
             ("Date: Sat,", "Date: x", "no date"),
-            ("Valid-Until: Sat", "Valid-Until: soon", "no date"),
+            ("19 Sep 2026", "19 Soon 2026", "no date"),
             ("SHA256:", "SHA1:", "does not name"),
         ] {
             let error = Release::parse(&sample().replacen(from, to, 1), Archive::Main, "trixie", "amd64")

@@ -66,7 +66,7 @@ impl State {
         freshness: Freshness,
         progress: &dyn Progress,
     ) -> Result<State> {
-        let keyring = Keyring::debian().map_err(|source| keyring_error(source))?;
+        let keyring = Keyring::debian().map_err(keyring_error)?;
         State::load_with(mirror, &keyring, SystemTime::now(), suite, system, cache, freshness, progress)
     }
 
@@ -167,7 +167,7 @@ fn fetch_index(mirror: &Mirror, release: &Release, dest: &Path) -> Result<()> {
     let sum = hash::to_hex(&packages.sha256);
     let by_hash = mirror.at(*archive, &format!("dists/{suite}/{folder}/by-hash/SHA256/{sum}"));
     let get =
-        |address| mirror.download(address, &packages.sha256, Some(packages.size), dest, None, &mut |_| {});
+        |address| mirror.download(address, &packages.sha256, Some(packages.size), dest, None, &mut |_, _| {});
     let result = match release.by_hash {
         // Not every mirror that copies the Release file copies the folder it promises.
         true => match get(&by_hash) {

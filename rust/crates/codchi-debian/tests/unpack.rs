@@ -1,5 +1,5 @@
 //! Packages made here, good and hostile, are unpacked for real.
-#![allow(clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 use std::fs;
 use std::io::Write;
