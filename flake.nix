@@ -15,9 +15,7 @@
       isNixpkgs = !(nixpkgs ? codchiBase);
       perSystem =
         make:
-        lib.genAttrs (if isNixpkgs then systems else [ ]) (
-          system: make nixpkgs.legacyPackages.${system}
-        );
+        lib.genAttrs (if isNixpkgs then systems else [ ]) (system: make nixpkgs.legacyPackages.${system});
     in
     {
       lib = import ./lib { inherit lib; };
@@ -30,14 +28,20 @@
         inherit (import ./nix/packages.nix { pkgs = final; }) codchi;
       };
 
-      apps = perSystem (pkgs: rec {
-        codchi = {
-          type = "app";
-          program = "${self.packages.${pkgs.stdenv.hostPlatform.system}.codchi}/bin/codchi";
-          meta.description = "Make and use code machines";
-        };
-        default = codchi;
-      });
+      apps = perSystem (
+        pkgs:
+        let
+          codchi = {
+            type = "app";
+            program = lib.getExe self.packages.${pkgs.stdenv.hostPlatform.system}.codchi;
+            meta.description = "Make and use code machines";
+          };
+        in
+        {
+          inherit codchi;
+          default = codchi;
+        }
+      );
 
       templates = import ./docs/templates;
 

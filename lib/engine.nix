@@ -27,7 +27,9 @@ let
     base: extra:
     if isAttrs base && isAttrs extra then
       base
-      // builtins.mapAttrs (name: value: if base ? ${name} then overlay base.${name} value else value) extra
+      // builtins.mapAttrs (
+        name: value: if base ? ${name} then overlay base.${name} value else value
+      ) extra
     else if isList base && isList extra then
       base ++ extra
     else

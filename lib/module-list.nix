@@ -3,7 +3,8 @@ let
   folder = ../modules;
   entries = builtins.readDir folder;
   files = builtins.filter (
-    name: entries.${name} == "regular" && builtins.match ".*\\.nix" name != null && name != "default.nix"
+    name:
+    entries.${name} == "regular" && builtins.match ".*\\.nix" name != null && name != "default.nix"
   ) (builtins.attrNames entries);
 in
 builtins.listToAttrs (

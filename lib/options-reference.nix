@@ -47,17 +47,14 @@ let
         "{ }"
       else
         "{${
-          lines (map (name: "${inner}${attribute name} = ${show (depth + 1) value.${name}};") (attrNames value))
+          lines (
+            map (name: "${inner}${attribute name} = ${show (depth + 1) value.${name}};") (attrNames value)
+          )
         }}"
     else if builtins.isList value then
-      if value == [ ] then
-        "[ ]"
-      else
-        "[ ${concatMapStringsSep " " (show (depth + 1)) value} ]"
+      if value == [ ] then "[ ]" else "[ ${concatMapStringsSep " " (show (depth + 1)) value} ]"
     else if builtins.isString value && lib.hasInfix "\n" value then
-      "''${
-        lines (map (line: "${inner}${line}") (lib.splitString "\n" (removeSuffix "\n" value)))
-      }''"
+      "''${lines (map (line: "${inner}${line}") (lib.splitString "\n" (removeSuffix "\n" value)))}''"
     else if value == null then
       "null"
     else if builtins.isPath value then
@@ -80,8 +77,7 @@ let
     else
       "${label}: `${text}`\n\n";
 
-  path =
-    loc: concatMapStringsSep "." (name: if hasPrefix "<" name then name else attribute name) loc;
+  path = loc: concatMapStringsSep "." (name: if hasPrefix "<" name then name else attribute name) loc;
 
   describe =
     option:

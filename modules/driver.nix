@@ -5,16 +5,20 @@ let
   machineModules = lib.filter (module: module != null) (
     map (driver: driver.machine) (lib.attrValues drivers)
   );
-  json = lib.types.nullOr (
-    lib.types.oneOf [
-      lib.types.bool
-      lib.types.int
-      lib.types.float
-      lib.types.str
-      (lib.types.listOf json)
-      (lib.types.attrsOf json)
-    ]
-  ) // { description = "JSON value"; };
+  json =
+    lib.types.nullOr (
+      lib.types.oneOf [
+        lib.types.bool
+        lib.types.int
+        lib.types.float
+        lib.types.str
+        (lib.types.listOf json)
+        (lib.types.attrsOf json)
+      ]
+    )
+    // {
+      description = "JSON value";
+    };
 in
 {
   imports = [ ./enable.nix ] ++ machineModules;

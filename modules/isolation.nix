@@ -26,8 +26,7 @@ in
     assertions = [
       {
         assertion = lib.elem cfg.isolation.store driver.supports.store;
-        message = ''
-          codchi.isolation.store = "${cfg.isolation.store}" is not possible with driver `${driver.name}`, which has ${lib.concatStringsSep ", " driver.supports.store}'';
+        message = ''codchi.isolation.store = "${cfg.isolation.store}" is not possible with driver `${driver.name}`, which has ${lib.concatStringsSep ", " driver.supports.store}'';
       }
     ];
   };

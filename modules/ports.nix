@@ -1,9 +1,7 @@
 { config, lib, ... }:
 let
   cfg = config.codchi;
-  isPort =
-    text:
-    builtins.match "[1-9][0-9]{0,4}" text != null && builtins.fromJSON text <= 65535;
+  isPort = text: builtins.match "[1-9][0-9]{0,4}" text != null && builtins.fromJSON text <= 65535;
   badPorts = lib.filter (port: !(isPort port)) (lib.attrNames cfg.ports);
 in
 {

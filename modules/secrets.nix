@@ -11,9 +11,7 @@ let
     descriptionClass = "noun";
     check =
       value:
-      lib.isString value
-      && !(builtins.hasContext value)
-      && !(lib.hasPrefix builtins.storeDir value);
+      lib.isString value && !(builtins.hasContext value) && !(lib.hasPrefix builtins.storeDir value);
     inherit (lib.types.str) merge;
   };
 

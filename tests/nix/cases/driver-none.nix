@@ -1,5 +1,10 @@
 # Without a driver: user, secrets and init script, and nothing of a host.
-{ lib, nixpkgs, system, ... }:
+{
+  lib,
+  nixpkgs,
+  system,
+  ...
+}:
 let
   inherit
     (nixpkgs.lib.nixosSystem {

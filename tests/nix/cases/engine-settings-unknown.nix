@@ -1,2 +1,3 @@
 { machine, ... }:
-(machine [ { codchi.driver.settings.native.enviroment.A = "1"; } ]).config.codchi.build.manifest.engine
+(machine [ { codchi.driver.settings.native.enviroment.A = "1"; } ])
+.config.codchi.build.manifest.engine

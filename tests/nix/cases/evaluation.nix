@@ -13,5 +13,6 @@ in
     stateVersion
     warnings
     ;
-  isDerivation = lib.hasPrefix builtins.storeDir evaluation.drvPath && lib.hasSuffix ".drv" evaluation.drvPath;
+  isDerivation =
+    lib.hasPrefix builtins.storeDir evaluation.drvPath && lib.hasSuffix ".drv" evaluation.drvPath;
 }
