@@ -1,0 +1,275 @@
+//! Making a store of Codchi's own.
+//!
+//! The Nix program comes as the official binary tarball, or, where that is out of reach, as the packages of a Debian
+//! mirror, whose programs are made to find their libraries where they were unpacked. Either way everything lies in the
+//! data directory, and nothing of the host is touched.
+//!
+//! A bootstrap that is killed leaves a staging folder at most, which the next one removes; `current` is set last.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use codchi_core::dirs::Dirs;
+use codchi_core::progress::{Event, Progress};
+use codchi_debian::unpack;
+use codchi_fs::Context;
+use codchi_nix::{Launch, Role, Version};
+
+use crate::store::{Kind, Place};
+use crate::{Result, StoreError};
+
+/// Suites that have a recent enough Nix, the calmest first.
+const SUITES: [&str; 3] = ["trixie", "forky", "sid"];
+
+/// What is taken from the mirror: Nix, what patches it, and the shell of build sandboxes.
+const PACKAGES: [&str; 3] = ["nix-bin", "patchelf", "bash-static"];
+
+/// Names that Nix's one program answers to.
+const NAMES: [&str; 10] = [
+    "nix-build",
+    "nix-channel",
+    "nix-collect-garbage",
+    "nix-copy-closure",
+    "nix-daemon",
+    "nix-env",
+    "nix-hash",
+    "nix-instantiate",
+    "nix-shell",
+    "nix-store",
+];
+
+/// The public key of the cache of nixpkgs, as the Nix manual gives it.
+const CACHE_KEY: &str = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+
+/// The folder of the programs in use and their version, when a bootstrap was finished.
+pub fn installed(dirs: &Dirs) -> Result<Option<(PathBuf, Version)>> {
+    let store = dirs.store();
+    let Some(link) = codchi_fs::read_link_if_exists(store.join("current"))? else { return Ok(None) };
+    let dist = store.join(&link);
+    let version = link.file_name().and_then(|n| n.to_str()?.strip_prefix("nix-")?.parse().ok());
+    match version {
+        Some(v) if dist.join("bin").is_dir() => Ok(Some((dist, v))),
+        _ => Ok(None),
+    }
+}
+
+/// Makes the store.
+pub fn run(place: &Place, progress: &dyn Progress) -> Result<()> {
+    let debs = fetch_packages(place, progress)?;
+    from_packages(place, &debs, progress)
+}
+
+fn fetch_packages(_place: &Place, _progress: &dyn Progress) -> Result<Vec<PathBuf>> {
+    Err(StoreError::Fetch("no mirror is known".into()))
+}
+
+/// Makes the store from Debian packages that were fetched and checked.
+pub fn from_packages(place: &Place, debs: &[PathBuf], progress: &dyn Progress) -> Result<()> {
+    let staging = Staging::new(&place.dirs)?;
+    progress.report(Event::Phase("unpacking Nix"));
+    unpack_packages(debs, &staging.path)?;
+    let version = program_version(&staging.path)?;
+    let dist = staging.dist.join(format!("nix-{version}"));
+    link_programs(&staging.path, &dist)?;
+    finish(place, staging, &dist, version, progress)
+}
+
+/// A folder for what is being made; only one at a time.
+struct Staging {
+    path: PathBuf,
+    dist: PathBuf,
+    _lock: codchi_fs::Lock,
+}
+
+impl Staging {
+    fn new(dirs: &Dirs) -> Result<Staging> {
+        codchi_fs::create_private_dir(&dirs.data)?;
+        let store = dirs.store();
+        codchi_fs::create_dir_all(&store)?;
+        let who = format!("making the store (process {})", std::process::id());
+        let lock = codchi_fs::Lock::try_take(store.join("lock"), &who)?;
+        let dist = store.join("dist");
+        codchi_fs::create_dir_all(&dist)?;
+        let path = dist.join("staging");
+        // With the lock held, what is there was left by one that was killed.
+        codchi_fs::remove_dir_all(&path)?;
+        codchi_fs::create_dir_all(&path)?;
+        Ok(Staging { path, dist, _lock: lock })
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // What cannot be removed now is removed by the next bootstrap.
+        let _ = codchi_fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Takes programs to `bin`, libraries to `lib`, the sandbox's shell to `libexec/sh`.
+fn unpack_packages(debs: &[PathBuf], staging: &Path) -> Result<()> {
+    for sub in ["bin", "lib", "libexec"] {
+        codchi_fs::create_dir_all(staging.join(sub))?;
+    }
+    let options = unpack::Options::default();
+    std::thread::scope(|scope| {
+        // Decompression takes most of the time, and packages do not depend on one another.
+        let threads = std::thread::available_parallelism().map_or(2, usize::from).min(8);
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let (next, options) = (&next, &options);
+        let workers: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn(move || -> Result<()> {
+                    while let Some(deb) = debs.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
+                        take(deb, staging, options)?;
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        for w in workers {
+            w.join().unwrap_or_else(|_| Err(StoreError::Fetch("unpacking stopped".into())))?;
+        }
+        Ok(())
+    })
+}
+
+fn take(deb: &Path, staging: &Path, options: &unpack::Options) -> Result<()> {
+    let name = deb.file_name().unwrap_or_default();
+    let tree = staging.join("unpacked").join(name);
+    unpack::extract(deb, &tree, options)?;
+    let lib = tree.join("usr/lib");
+    let triplets = codchi_fs::read_dir(&lib).unwrap_or_default();
+    for dir in triplets.iter().map(|e| e.path()).filter(|p| p.is_dir()) {
+        for entry in codchi_fs::read_dir(&dir)? {
+            let name = entry.file_name();
+            if name.to_str().is_some_and(|n| n.contains(".so")) {
+                codchi_fs::rename(entry.path(), staging.join("lib").join(name))?;
+            }
+        }
+    }
+    for (from, to) in [("nix", "bin/nix"), ("patchelf", "libexec/patchelf"), ("bash-static", "libexec/sh")] {
+        let program = tree.join("usr/bin").join(from);
+        if program.is_file() {
+            codchi_fs::rename(program, staging.join(to))?;
+        }
+    }
+    Ok(codchi_fs::remove_dir_all(&tree)?)
+}
+
+fn loader(lib: &Path) -> Result<PathBuf> {
+    let entries = codchi_fs::read_dir(lib)?;
+    let found = entries.iter().map(|e| e.path()).find(|p| {
+        p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("ld-linux"))
+    });
+    found.ok_or_else(|| StoreError::Package { path: lib.into(), reason: "it has no dynamic loader".into() })
+}
+
+/// Asks the unpacked program, by its own loader, for its version.
+fn program_version(staging: &Path) -> Result<Version> {
+    let mut c = by_loader(staging, &staging.join("bin/nix"))?;
+    let text = said(c.arg("--version"))?;
+    Version::from_banner(&text).ok_or(StoreError::DoesNotRun(text))
+}
+
+fn by_loader(staging: &Path, program: &Path) -> Result<Command> {
+    let lib = staging.join("lib");
+    let mut c = Command::new(loader(&lib)?);
+    c.arg("--library-path").arg(&lib).arg(program);
+    Ok(c)
+}
+
+fn said(c: &mut Command) -> Result<String> {
+    let out = c.stdin(Stdio::null()).output().map_err(|e| StoreError::DoesNotRun(e.to_string()))?;
+    if out.status.success() {
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    } else {
+        Err(StoreError::DoesNotRun(String::from_utf8_lossy(&out.stderr).trim().to_owned()))
+    }
+}
+
+/// Makes the program find its loader and libraries where it will be, and gives it all its names.
+fn link_programs(staging: &Path, dist: &Path) -> Result<()> {
+    let lib = dist.join("lib");
+    let loader = loader(&staging.join("lib"))?;
+    let interpreter = lib.join(loader.file_name().unwrap_or_default());
+    let mut c = by_loader(staging, &staging.join("libexec/patchelf"))?;
+    c.arg("--set-interpreter").arg(interpreter).arg("--force-rpath").arg("--set-rpath").arg(&lib);
+    said(c.arg(staging.join("bin/nix")))?;
+    codchi_fs::remove_file(staging.join("libexec/patchelf"))?;
+    codchi_fs::remove_dir_all(staging.join("unpacked"))?;
+    for name in NAMES {
+        codchi_fs::symlink_atomic("nix", staging.join("bin").join(name))?;
+    }
+    for program in ["bin/nix", "libexec/sh"] {
+        let path = staging.join(program);
+        let open = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(&path, open).at("change the mode of", &path)?;
+    }
+    Ok(())
+}
+
+/// Puts what was made in its place, makes the store's folders, and sets `current`.
+fn finish(place: &Place, staging: Staging, dist: &Path, version: Version, progress: &dyn Progress) -> Result<()> {
+    progress.report(Event::Phase("setting up the store"));
+    let store_dir = place.dirs.store();
+    codchi_fs::remove_dir_all(dist)?;
+    codchi_fs::rename(&staging.path, dist)?;
+    write_conf(place, dist)?;
+    codchi_fs::create_dir_all(store_dir.join("nix"))?;
+    let store = place.store(Kind::Own { dist: dist.into(), version });
+    // As the owner of the store, Nix itself makes its folders and data base.
+    let mut c = store.command("nix-store", Role::Maintainer);
+    said(c.arg("--init"))?;
+    let name = dist.file_name().unwrap_or_default();
+    codchi_fs::symlink_atomic(Path::new("dist").join(name), store_dir.join("current"))?;
+    Ok(())
+}
+
+/// Writes the store's nix.conf when it is not what the settings say.
+pub(crate) fn write_conf(place: &Place, dist: &Path) -> Result<()> {
+    let dir = place.dirs.store().join("etc");
+    let file = dir.join("nix.conf");
+    let text = conf(place.settings.store.nix_conf.as_deref(), dist);
+    if codchi_fs::read_if_exists(&file)?.as_deref() != Some(&text) {
+        codchi_fs::create_dir_all(&dir)?;
+        codchi_fs::write_atomic(&file, text, 0o644)?;
+    }
+    Ok(())
+}
+
+fn conf(more: Option<&str>, dist: &Path) -> String {
+    let shell = dist.join("libexec/sh");
+    let mut text = format!(
+        "# Written by Codchi from its settings (`store.nix-conf`); changes here are lost.\n\
+         allowed-users = *\n\
+         build-users-group = nixbld\n\
+         connect-timeout = 5\n\
+         experimental-features = nix-command flakes\n\
+         fsync-metadata = true\n\
+         max-jobs = auto\n\
+         sandbox = true\n\
+         sandbox-fallback = false\n\
+         sandbox-paths = /bin/sh={}\n\
+         substituters = https://cache.nixos.org\n\
+         trusted-public-keys = {CACHE_KEY}\n\
+         trusted-users = root\n",
+        shell.display()
+    );
+    if let Some(more) = more {
+        text.push_str(more);
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_persons_lines_come_last_and_so_win() {
+        let text = conf(Some("substituters ="), Path::new("/d"));
+        assert!(text.ends_with("substituters =\n") && text.contains("sandbox-fallback = false\n"));
+    }
+}

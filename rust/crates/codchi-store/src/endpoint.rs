@@ -1,0 +1,514 @@
+//! The endpoint of a machine: what its `/nix/var/nix/daemon-socket` leads to.
+//!
+//! Whoever connects is untrusted. A root that a program in the machine registers (a result link, direnv) becomes a root
+//! of this host at once: it is resolved through the machine's own root file system, without ever leaving it, and
+//! dropped when the link is gone.
+//!
+//! The daemon of each connection sees the machine's own folder as `gcroots/auto`, an inbox that this process empties:
+//! a link there names a path inside the machine, which would mean something else, or nothing, on the host. The real
+//! folder stays visible to it as `gcroots/codchi/host`, so that a collection started in the machine keeps what the
+//! host holds.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use codchi_core::report::Diagnose;
+use codchi_fs::Context;
+use codchi_nix::StorePath;
+use codchi_runtime::outer::{self, OuterConfig, Role};
+use codchi_sys::process::{self, Namespaces};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+
+use crate::error::Tried;
+use crate::shell::{Trust, complain, daemon_command, dup};
+use crate::{Result, StoreError};
+
+const GCROOTS: &str = "/nix/var/nix/gcroots";
+/// Connections one machine may hold at a time.
+const CONNECTIONS: usize = 128;
+/// Roots one machine may hold at a time.
+const ROOTS: usize = 4096;
+/// How often all links are looked at again, for changes nothing told of (a folder above was renamed or unmounted).
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// Where the roots of a machine lie in the store that holds them.
+pub fn machine_roots(name: &str) -> PathBuf {
+    Path::new(GCROOTS).join("codchi/machines").join(name)
+}
+
+/// How roots are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RootsAt {
+    /// As links in this folder below the store's `gcroots`, which this process may write.
+    Store(PathBuf),
+    /// As indirect roots in this folder, by asking the host's daemon.
+    Indirect(PathBuf),
+}
+
+/// What an endpoint needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where to listen.
+    pub socket: PathBuf,
+    /// The `nix-daemon` to run.
+    pub daemon: PathBuf,
+    /// A folder of the endpoint's own that lasts.
+    pub state: PathBuf,
+    /// Where roots go.
+    pub roots: RootsAt,
+}
+
+impl Config {
+    /// The arguments of `codchi store serve` that say the same.
+    pub fn to_args(&self) -> Vec<OsString> {
+        let mut args: Vec<OsString> = vec!["--socket".into(), self.socket.clone().into()];
+        args.extend(["--daemon".into(), self.daemon.clone().into()]);
+        args.extend(["--state".into(), self.state.clone().into()]);
+        match &self.roots {
+            RootsAt::Store(dir) => args.extend(["--roots".into(), dir.clone().into()]),
+            RootsAt::Indirect(dir) => args.extend(["--indirect-roots".into(), dir.clone().into()]),
+        }
+        args
+    }
+
+    fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Config, Option<Forget>)> {
+        let usage = |what: String| StoreError::Usage(format!("`store serve`: {what}"));
+        let (mut fields, mut forget) = (BTreeMap::new(), false);
+        let mut args = args.into_iter();
+        while let Some(a) = args.next() {
+            let name = a.to_string_lossy().into_owned();
+            match name.as_str() {
+                "--forget" => forget = true,
+                "--socket" | "--daemon" | "--state" | "--roots" | "--indirect-roots" | "--nix" => {
+                    let value = args.next().ok_or_else(|| usage(format!("`{name}` needs a value")))?;
+                    fields.insert(name, PathBuf::from(value));
+                }
+                _ => return Err(usage(format!("unknown option `{name}`"))),
+            }
+        }
+        let mut take = |name: &str| fields.remove(name).ok_or_else(|| usage(format!("`{name}` is missing")));
+        let config = Config {
+            socket: take("--socket")?,
+            daemon: take("--daemon")?,
+            state: take("--state")?,
+            roots: match take("--roots") {
+                Ok(dir) => RootsAt::Store(dir),
+                Err(_) => RootsAt::Indirect(take("--indirect-roots")?),
+            },
+        };
+        Ok((config, forget.then(|| Forget { nix: fields.remove("--nix") })))
+    }
+}
+
+/// Drop everything instead of serving; done in an outer namespace of its own.
+struct Forget {
+    nix: Option<PathBuf>,
+}
+
+/// The plumbing verb. Started by the supervisor in the outer namespace, as whom [`crate::Store::endpoint`] says; the
+/// process must have one thread.
+///
+/// On stdin: `leader PID` when the machine has started, `stopped` when it is gone; the end means to end. On stdout:
+/// `ready` when it can be connected to.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let done = Config::parse(args).and_then(|(config, forget)| match forget {
+        Some(f) => forget_all(&config, f),
+        None => serve(&config),
+    });
+    match done {
+        Ok(()) => 0,
+        Err(e) => {
+            complain(&e);
+            e.kind().exit_status()
+        }
+    }
+}
+
+fn forget_all(config: &Config, forget: Forget) -> Result<()> {
+    if let RootsAt::Store(roots) = &config.roots {
+        let outer = outer::enter(&OuterConfig { nix: forget.nix })?;
+        outer::become_role(&outer, Role::Maintainer)?;
+        codchi_fs::remove_dir_all(roots)?;
+    } else if let RootsAt::Indirect(roots) = &config.roots {
+        codchi_fs::remove_dir_all(roots)?;
+    }
+    Ok(codchi_fs::remove_dir_all(&config.state)?)
+}
+
+fn serve(config: &Config) -> Result<()> {
+    let inbox = match &config.roots {
+        RootsAt::Store(roots) => {
+            let inbox = config.state.join("auto");
+            for dir in [roots.as_path(), &inbox, &config.state.join("links")] {
+                codchi_fs::create_dir_all(dir)?;
+            }
+            own_gcroots(&inbox)?;
+            inbox
+        }
+        RootsAt::Indirect(roots) => {
+            for dir in [roots.as_path(), &config.state.join("links")] {
+                codchi_fs::create_private_dir(dir)?;
+            }
+            Path::new(GCROOTS).join("auto")
+        }
+    };
+    codchi_fs::remove_if_exists(&config.socket)?;
+    let listener = UnixListener::bind(&config.socket).at("listen at", &config.socket)?;
+    // Anyone in the machine may connect; nobody else can reach the folder.
+    rustix::fs::chmod(&config.socket, Mode::from_raw_mode(0o666)).at("change the mode of", &config.socket)?;
+    listener.set_nonblocking(true).at("listen at", &config.socket)?;
+    let mut roots = Roots::new(config, inbox)?;
+    let mut out = std::io::stdout();
+    out.write_all(b"ready\n").and_then(|()| out.flush()).tried("tell the supervisor")?;
+    let served = Server { config, listener, daemons: Vec::new(), said: Vec::new() }.run(&mut roots);
+    codchi_fs::remove_if_exists(&config.socket)?;
+    served
+}
+
+/// Puts the machine's inbox over `gcroots/auto`, for this process and the daemons it starts.
+fn own_gcroots(inbox: &Path) -> Result<()> {
+    let gcroots = Path::new(GCROOTS);
+    let (auto, host) = (gcroots.join("auto"), gcroots.join("codchi/host"));
+    codchi_fs::create_dir_all(&auto)?;
+    codchi_fs::create_dir_all(&host)?;
+    process::unshare(Namespaces::MOUNT).tried("make a mount namespace")?;
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).tried("keep mounts private")?;
+    mount_bind(&auto, &host).tried("show the host's roots")?;
+    mount_bind(inbox, &auto).tried("mount the machine's roots")
+}
+
+struct Server<'a> {
+    config: &'a Config,
+    listener: UnixListener,
+    daemons: Vec<(Child, OwnedFd)>,
+    said: Vec<u8>,
+}
+
+impl Server<'_> {
+    fn run(mut self, roots: &mut Roots) -> Result<()> {
+        let stdin = std::io::stdin();
+        loop {
+            let full = self.daemons.len() >= CONNECTIONS;
+            let mut fds = vec![PollFd::new(&stdin, PollFlags::IN), PollFd::new(&roots.inotify, PollFlags::IN)];
+            fds.extend(self.daemons.iter().map(|(_, pidfd)| PollFd::new(pidfd, PollFlags::IN)));
+            if !full {
+                fds.push(PollFd::new(&self.listener, PollFlags::IN));
+            }
+            let timeout = roots.next_check().map(|d| rustix::event::Timespec {
+                tv_sec: d.as_secs() as i64,
+                tv_nsec: d.subsec_nanos().into(),
+            });
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e).tried("wait for calls"),
+            }
+            let ready: Vec<bool> = fds.iter().map(|f| !f.revents().is_empty()).collect();
+            drop(fds);
+            let count = self.daemons.len();
+            self.daemons.retain_mut(|(c, _)| !matches!(c.try_wait(), Ok(Some(_))));
+            if !full && ready[2 + count] {
+                self.accept()?;
+            }
+            if ready[1] {
+                roots.events();
+            }
+            if ready[0] && !self.hear(roots)? {
+                break;
+            }
+            roots.check_if_due();
+        }
+        for (child, pidfd) in &mut self.daemons {
+            // One that is gone already needs no signal.
+            let _ = process::pidfd_signal(pidfd.as_fd(), rustix::process::Signal::TERM.as_raw());
+            let _ = child.wait();
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self) -> Result<()> {
+        let stream = match self.listener.accept() {
+            Ok((s, _)) => s,
+            // The caller is gone again, or there is nothing to take.
+            Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::ConnectionAborted) => return Ok(()),
+            Err(e) => return Err(e).tried("take a call"),
+        };
+        stream.set_nonblocking(false).tried("take a call")?;
+        // `--process-ops`: towards another daemon, Nix would else pass everything on with our own rights.
+        let more: &[&str] = match self.config.roots {
+            RootsAt::Store(_) => &[],
+            RootsAt::Indirect(_) => &["--process-ops"],
+        };
+        let mut c = daemon_command(&self.config.daemon, Trust::None, more);
+        c.stdin(dup(&stream)?).stdout(dup(&stream)?).stderr(Stdio::null());
+        let child = c.spawn().tried(format!("run `{}`", self.config.daemon.display()))?;
+        let pidfd = process::pidfd_open(child.id() as i32).tried("watch a daemon")?;
+        self.daemons.push((child, pidfd));
+        Ok(())
+    }
+
+    /// Reads what the supervisor says; false at the end.
+    fn hear(&mut self, roots: &mut Roots) -> Result<bool> {
+        let mut buffer = [0; 512];
+        let n = std::io::stdin().lock().read(&mut buffer).tried("hear the supervisor")?;
+        if n == 0 {
+            return Ok(false);
+        }
+        self.said.extend_from_slice(&buffer[..n]);
+        while let Some(end) = self.said.iter().position(|b| *b == b'\n') {
+            let line: Vec<u8> = self.said.drain(..=end).collect();
+            let line = String::from_utf8_lossy(&line);
+            let mut words = line.split_whitespace();
+            match (words.next(), words.next().and_then(|w| w.parse().ok())) {
+                (Some("leader"), Some(pid)) => roots.machine_started(pid),
+                (Some("stopped"), _) => roots.machine = None,
+                _ => {}
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// One root: the link in the machine, and what it points to.
+#[derive(Debug)]
+struct Root {
+    link: PathBuf,
+    target: Option<StorePath>,
+    watch: Option<i32>,
+}
+
+struct Roots {
+    at: RootsAt,
+    store_program: PathBuf,
+    inbox: PathBuf,
+    /// Links named as in the inbox, to the path in the machine: what lasts of [`Root`].
+    links: PathBuf,
+    all: BTreeMap<String, Root>,
+    inotify: OwnedFd,
+    inbox_watch: i32,
+    machine: Option<OwnedFd>,
+    due: Option<Instant>,
+}
+
+/// What became of a link when it was looked at.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    /// It points to this.
+    Path(StorePath),
+    /// It is gone, or is no link into the store.
+    Nothing,
+    /// That cannot be told now.
+    Unknown,
+}
+
+impl Roots {
+    fn new(config: &Config, inbox: PathBuf) -> Result<Roots> {
+        let links = config.state.join("links");
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).tried("watch for roots")?;
+        let inbox_watch = inotify::add_watch(&inotify, &inbox, WatchFlags::CREATE | WatchFlags::MOVED_TO)
+            .at("watch", &inbox)?;
+        let mut all = BTreeMap::new();
+        for entry in codchi_fs::read_dir(&links)? {
+            let (Some(name), Some(link)) =
+                (entry.file_name().to_str().map(str::to_owned), codchi_fs::read_link_if_exists(entry.path())?)
+            else {
+                continue;
+            };
+            all.insert(name, Root { link, target: None, watch: None });
+        }
+        let store_program = config.daemon.with_file_name("nix-store");
+        let mut roots =
+            Roots { at: config.roots.clone(), store_program, inbox, links, all, inotify, inbox_watch, machine: None, due: None };
+        for (name, root) in &mut roots.all {
+            let link = codchi_fs::read_link_if_exists(dir(&roots.at).join(name))?;
+            root.target = link.and_then(|l| l.to_str()?.parse().ok());
+        }
+        Ok(roots)
+    }
+
+    fn machine_started(&mut self, leader: i32) {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        self.machine = rustix::fs::open(format!("/proc/{leader}/root"), flags, Mode::empty()).ok();
+        for root in self.all.values_mut() {
+            root.watch = None;
+        }
+        self.read_inbox();
+        // Not at once: what the machine mounts itself (a home of its own) is not there yet.
+        self.due = Some(Instant::now() + 2 * AGAIN);
+    }
+
+    fn next_check(&self) -> Option<Duration> {
+        self.due.map(|d| d.saturating_duration_since(Instant::now()))
+    }
+
+    fn check_if_due(&mut self) {
+        if self.due.is_some_and(|d| d <= Instant::now()) {
+            self.check_all();
+            self.due = (self.machine.is_some() && !self.all.is_empty()).then(|| Instant::now() + AGAIN);
+        }
+    }
+
+    fn check_all(&mut self) {
+        let names: Vec<String> = self.all.keys().cloned().collect();
+        for name in names {
+            self.check(&name);
+        }
+    }
+
+    fn events(&mut self) {
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+        let mut touched = Vec::new();
+        let mut inbox = false;
+        let mut reader = inotify::Reader::new(self.inotify.as_fd(), &mut buffer);
+        while let Ok(event) = reader.next() {
+            if event.wd() == self.inbox_watch || event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
+                inbox = true;
+            }
+            if event.wd() != self.inbox_watch {
+                touched.push((event.wd(), event.events().contains(ReadFlags::QUEUE_OVERFLOW)));
+            }
+        }
+        if inbox {
+            self.read_inbox();
+        }
+        if touched.iter().any(|(_, overflow)| *overflow) {
+            return self.check_all();
+        }
+        let names: Vec<String> = self
+            .all
+            .iter()
+            .filter(|(_, r)| r.watch.is_some_and(|w| touched.iter().any(|(t, _)| *t == w)))
+            .map(|(n, _)| n.clone())
+            .collect();
+        for name in names {
+            self.check(&name);
+        }
+    }
+
+    /// Takes in what daemons have registered.
+    fn read_inbox(&mut self) {
+        let own = matches!(self.at, RootsAt::Store(_));
+        if self.machine.is_none() {
+            return;
+        }
+        for entry in codchi_fs::read_dir(&self.inbox).unwrap_or_default() {
+            let name = entry.file_name();
+            let Some(name) = name.to_str().filter(|n| n.len() == 32 && n.bytes().all(|b| b.is_ascii_alphanumeric()))
+            else {
+                continue;
+            };
+            let Ok(Some(link)) = codchi_fs::read_link_if_exists(entry.path()) else { continue };
+            if !own && (self.all.get(name).is_some_and(|r| r.link == link) || link.exists()) {
+                // In a folder shared with the host: known already, or the host's own.
+                continue;
+            }
+            if link.is_absolute() && (self.all.contains_key(name) || self.all.len() < ROOTS) {
+                let new = Root { link, target: None, watch: None };
+                let old = self.all.insert(name.to_owned(), new);
+                if let (Some(old), Some(new)) = (old, self.all.get_mut(name)) {
+                    new.target = old.target;
+                }
+                self.check(name);
+            }
+            if own {
+                // The inbox is emptied so that it never grows; what cannot be removed is seen again.
+                let _ = codchi_fs::remove_if_exists(entry.path());
+            }
+        }
+        if !self.all.is_empty() && self.due.is_none() {
+            self.due = Some(Instant::now() + AGAIN);
+        }
+    }
+
+    /// Looks at one link in the machine, and makes, moves or drops its root.
+    fn check(&mut self, name: &str) {
+        let (Some(machine), Some(root)) = (&self.machine, self.all.get(name)) else { return };
+        let link = root.link.clone();
+        // The watch comes first, so that a change after the look is told of.
+        let (found, watch) = look(machine, &link, &self.inotify);
+        match found {
+            Found::Path(path) if Path::new(path.as_str()).symlink_metadata().is_ok() => {
+                if let Some(root) = self.all.get_mut(name) {
+                    root.watch = watch;
+                }
+                let known = self.all.get(name).is_some_and(|r| r.target.as_ref() == Some(&path));
+                if (known || self.hold(name, &link, &path).is_ok())
+                    && let Some(root) = self.all.get_mut(name)
+                {
+                    root.target = Some(path);
+                }
+            }
+            Found::Unknown => {}
+            _ => {
+                self.all.remove(name);
+                let _ = codchi_fs::remove_if_exists(dir(&self.at).join(name));
+                let _ = codchi_fs::remove_if_exists(self.links.join(name));
+            }
+        }
+    }
+
+    fn hold(&self, name: &str, link: &Path, target: &StorePath) -> Result<()> {
+        codchi_fs::symlink_atomic(link, self.links.join(name))?;
+        match &self.at {
+            RootsAt::Store(dir) => codchi_fs::symlink_atomic(target.as_path(), dir.join(name))?,
+            RootsAt::Indirect(dir) => {
+                let mut c = std::process::Command::new(&self.store_program);
+                c.args(["--realise", target.as_str(), "--add-root"]).arg(dir.join(name));
+                let out = c.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+                if !out.is_ok_and(|s| s.success()) {
+                    return Err(StoreError::System {
+                        what: format!("hold `{target}`"),
+                        source: std::io::Error::other("the daemon refused"),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn dir(at: &RootsAt) -> &Path {
+    match at {
+        RootsAt::Store(d) | RootsAt::Indirect(d) => d,
+    }
+}
+
+/// Reads a link in the machine, never leaving its root file system, and watches the folder it is in.
+fn look(machine: &OwnedFd, link: &Path, inotify: &OwnedFd) -> (Found, Option<i32>) {
+    let (Some(parent), Some(name)) = (link.parent(), link.file_name()) else { return (Found::Nothing, None) };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let parent = match rustix::fs::openat2(machine, parent, flags, Mode::empty(), resolve) {
+        Ok(fd) => fd,
+        Err(e) => return (missing(e), None),
+    };
+    use std::os::fd::AsRawFd;
+    // The descriptor's own path: the folder itself, whatever its name leads to by now.
+    let itself = format!("/proc/self/fd/{}", parent.as_raw_fd());
+    let changes = WatchFlags::DELETE | WatchFlags::MOVE | WatchFlags::CREATE | WatchFlags::MOVE_SELF | WatchFlags::ONLYDIR;
+    let watch = inotify::add_watch(inotify, itself, changes).ok();
+    let target = match rustix::fs::readlinkat(&parent, name, Vec::new()) {
+        Ok(t) => t,
+        Err(e) => return (missing(e), watch),
+    };
+    let path = std::str::from_utf8(target.as_bytes()).ok().and_then(StorePath::containing);
+    (path.map_or(Found::Nothing, Found::Path), watch)
+}
+
+/// Whether an error means that there is no such link.
+fn missing(e: rustix::io::Errno) -> Found {
+    use rustix::io::Errno;
+    match e {
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::INVAL | Errno::NAMETOOLONG => Found::Nothing,
+        _ => Found::Unknown,
+    }
+}

@@ -1,0 +1,270 @@
+//! A store: where it is and how programs run in it.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use codchi_core::dirs::Dirs;
+use codchi_core::name::MachineName;
+use codchi_core::progress::Progress;
+use codchi_core::settings::{Settings, StoreKind};
+use codchi_nix::{Launch, Role, StorePath, Version};
+use codchi_runtime::outer;
+
+use crate::detect::{self, HostNix};
+use crate::{Result, StoreError, bootstrap, endpoint};
+
+/// Where stores are looked for and made.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The caller's folders.
+    pub dirs: Dirs,
+    /// The settings.
+    pub settings: Settings,
+    /// The program that has the plumbing verbs, with leading arguments: `codchi store`.
+    pub plumbing: Vec<OsString>,
+}
+
+impl Place {
+    /// With this very program as the one that has the plumbing verbs.
+    pub fn new(dirs: &Dirs, settings: &Settings) -> Place {
+        // Not its path: a program that was replaced while it runs must not start its successor.
+        let plumbing = vec!["/proc/self/exe".into(), "store".into()];
+        Place { dirs: dirs.clone(), settings: settings.clone(), plumbing }
+    }
+
+    /// The store in use, if there is one. An own store, once made, stays in use: its machines need it.
+    pub fn open(&self) -> Result<Option<Store>> {
+        let own = || -> Result<Option<Store>> {
+            Ok(bootstrap::installed(&self.dirs)?.map(|(dist, version)| self.store(Kind::Own { dist, version })))
+        };
+        let host = || detect::host(std::env::var_os("PATH").as_deref());
+        match self.settings.store.kind {
+            StoreKind::Own => own(),
+            StoreKind::Host => match host() {
+                Ok(h) => Ok(Some(self.store(Kind::Host(h)))),
+                Err(why) => Err(StoreError::NoHostStore(why)),
+            },
+            StoreKind::Auto => match own()? {
+                Some(s) => Ok(Some(s)),
+                None => Ok(host().ok().map(|h| self.store(Kind::Host(h)))),
+            },
+        }
+    }
+
+    /// The store in use, made when there is none.
+    pub fn bootstrap(&self, progress: &dyn Progress) -> Result<Store> {
+        if let Some(store) = self.open()? {
+            return Ok(store);
+        }
+        bootstrap::run(self, progress)?;
+        self.open()?.ok_or(StoreError::None)
+    }
+
+    pub(crate) fn store(&self, kind: Kind) -> Store {
+        Store { kind, place: self.clone() }
+    }
+}
+
+/// Whose a store is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The host's, behind its daemon.
+    Host(HostNix),
+    /// Codchi's, in the data directory.
+    Own {
+        /// The folder of the Nix programs.
+        dist: PathBuf,
+        /// Their version.
+        version: Version,
+    },
+}
+
+/// A store that is there.
+#[derive(Clone, Debug)]
+pub struct Store {
+    kind: Kind,
+    place: Place,
+}
+
+impl Store {
+    /// The store in use, if there is one.
+    pub fn open(dirs: &Dirs, settings: &Settings) -> Result<Option<Store>> {
+        Place::new(dirs, settings).open()
+    }
+
+    /// The store in use, made when there is none.
+    pub fn bootstrap(dirs: &Dirs, settings: &Settings, progress: &dyn Progress) -> Result<Store> {
+        Place::new(dirs, settings).bootstrap(progress)
+    }
+
+    /// Whose it is.
+    pub fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    /// The version of its Nix.
+    pub fn nix_version(&self) -> Version {
+        match &self.kind {
+            Kind::Host(h) => h.version,
+            Kind::Own { version, .. } => *version,
+        }
+    }
+
+    /// Where this host has the files of `/nix/store`.
+    pub fn root_dir(&self) -> PathBuf {
+        match &self.kind {
+            Kind::Host(_) => "/nix/store".into(),
+            Kind::Own { .. } => self.place.dirs.store().join("nix/store"),
+        }
+    }
+
+    /// What the outer namespace of a machine must show: `nix` for an own store.
+    pub fn outer_config(&self) -> outer::OuterConfig {
+        outer::OuterConfig { nix: self.nix_dir() }
+    }
+
+    fn nix_dir(&self) -> Option<PathBuf> {
+        matches!(self.kind, Kind::Own { .. }).then(|| self.place.dirs.store().join("nix"))
+    }
+
+    fn bin(&self) -> PathBuf {
+        match &self.kind {
+            Kind::Host(h) => h.bin.clone(),
+            Kind::Own { dist, .. } => dist.join("bin"),
+        }
+    }
+
+    /// Environment of the store's programs.
+    fn environment(&self, c: &mut Command) {
+        match &self.kind {
+            Kind::Host(_) => {
+                c.env("NIX_REMOTE", "daemon");
+            }
+            Kind::Own { .. } => {
+                let dir = self.place.dirs.store();
+                c.env("NIX_CONF_DIR", dir.join("etc")).env("NIX_BIN_DIR", self.bin());
+                // What a shell of the host may have set for a Nix of its own.
+                for name in ["NIX_REMOTE", "NIX_STORE", "NIX_STORE_DIR", "NIX_STATE_DIR", "NIX_LOG_DIR", "NIX_PATH", "NIX_CONFIG"] {
+                    c.env_remove(name);
+                }
+                if std::env::var_os("NIX_SSL_CERT_FILE").is_none()
+                    && let Some(bundle) = certificates()
+                {
+                    c.env("NIX_SSL_CERT_FILE", bundle);
+                }
+            }
+        }
+    }
+
+    fn plumbing(&self, verb: &str) -> Command {
+        let mut words = self.place.plumbing.iter();
+        let mut c = Command::new(words.next().map_or("codchi".as_ref(), |w| w.as_os_str()));
+        c.args(words).arg(verb);
+        c
+    }
+
+    /// A program of any kind where /nix is this store's.
+    pub fn shell(&self, program: &Path, role: Role) -> Command {
+        let mut c = match self.nix_dir() {
+            None => Command::new(program),
+            Some(nix) => {
+                let mut c = self.plumbing("shell");
+                c.arg("--nix").arg(nix);
+                match role {
+                    Role::Maintainer => c.arg("--as-root"),
+                    Role::Caller => c.arg("--daemon").arg(self.bin().join("nix-daemon")),
+                };
+                c.arg("--").arg(program);
+                c
+            }
+        };
+        self.environment(&mut c);
+        c
+    }
+
+    /// The endpoint of a machine, for its supervisor: the command, and as whom it runs in the outer namespace.
+    pub fn endpoint(&self, name: &MachineName) -> (Command, outer::Role) {
+        let mut c = self.plumbing("serve");
+        let dirs = &self.place.dirs;
+        let passes_on = matches!(self.kind, Kind::Host(_)) && !dirs.is_root();
+        let args = endpoint::Config {
+            socket: dirs.machine_runtime(name).join("daemon/socket"),
+            daemon: self.bin().join("nix-daemon"),
+            state: self.endpoint_state(name),
+            roots: if passes_on {
+                endpoint::RootsAt::Indirect(dirs.state.join("roots").join(name))
+            } else {
+                endpoint::RootsAt::Store(endpoint::machine_roots(name.as_str()))
+            },
+        };
+        c.args(args.to_args());
+        self.environment(&mut c);
+        if !passes_on {
+            c.env_remove("NIX_REMOTE");
+        }
+        (c, if passes_on { outer::Role::Caller } else { outer::Role::Maintainer })
+    }
+
+    fn endpoint_state(&self, name: &MachineName) -> PathBuf {
+        let dirs = &self.place.dirs;
+        match self.kind {
+            Kind::Host(_) if !dirs.is_root() => dirs.state.join("endpoints").join(name),
+            _ => Path::new("/nix/var/nix/codchi/endpoints").join(name),
+        }
+    }
+
+    /// Drops all roots of a machine that is no more.
+    pub fn forget_machine(&self, name: &MachineName) -> Result<()> {
+        let (mut c, _) = self.endpoint(name);
+        c.arg("--forget");
+        if let Some(nix) = self.nix_dir() {
+            c.arg("--nix").arg(nix);
+        }
+        let out = c.output().map_err(|source| StoreError::System { what: "run the plumbing".into(), source })?;
+        if out.status.success() {
+            return Ok(());
+        }
+        let what = format!("drop the roots of `{name}`: {}", String::from_utf8_lossy(&out.stderr).trim());
+        Err(StoreError::System { what, source: std::io::Error::other("the plumbing failed") })
+    }
+
+    /// Removes an own store with all its files; the host's is left alone. Nothing may be using it.
+    pub fn remove(self) -> Result<()> {
+        if matches!(self.kind, Kind::Own { .. }) {
+            outer::remove_tree(&self.place.dirs.store())?;
+        }
+        Ok(())
+    }
+}
+
+impl Launch for Store {
+    fn command(&self, program: &str, role: Role) -> Command {
+        self.shell(&self.bin().join(program), role)
+    }
+
+    fn host_path(&self, path: &StorePath) -> PathBuf {
+        self.root_dir().join(path.base_name())
+    }
+
+    fn version(&self) -> Option<Version> {
+        // A host's program can be of another version than its daemon.
+        match &self.kind {
+            Kind::Own { version, .. } => Some(*version),
+            Kind::Host(_) => None,
+        }
+    }
+}
+
+/// The host's bundle of certificate authorities.
+fn certificates() -> Option<&'static str> {
+    [
+        "/etc/ssl/certs/ca-certificates.crt",
+        "/etc/pki/tls/certs/ca-bundle.crt",
+        "/etc/ssl/ca-bundle.pem",
+        "/etc/ssl/cert.pem",
+    ]
+    .into_iter()
+    .find(|p| Path::new(p).exists())
+}
+
