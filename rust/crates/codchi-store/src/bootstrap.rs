@@ -14,7 +14,7 @@ use codchi_core::dirs::Dirs;
 use codchi_core::progress::{Event, Progress};
 use codchi_debian::unpack;
 use codchi_fs::Context;
-use codchi_nix::{Launch, Role, Version};
+use codchi_nix::Version;
 
 use crate::store::{Kind, Place};
 use crate::{Result, StoreError};
@@ -112,10 +112,10 @@ fn unpack_packages(debs: &[PathBuf], staging: &Path) -> Result<()> {
         codchi_fs::create_dir_all(staging.join(sub))?;
     }
     let options = unpack::Options::default();
+    let next = std::sync::atomic::AtomicUsize::new(0);
     std::thread::scope(|scope| {
         // Decompression takes most of the time, and packages do not depend on one another.
         let threads = std::thread::available_parallelism().map_or(2, usize::from).min(8);
-        let next = std::sync::atomic::AtomicUsize::new(0);
         let (next, options) = (&next, &options);
         let workers: Vec<_> = (0..threads)
             .map(|_| {
@@ -215,22 +215,25 @@ fn finish(place: &Place, staging: Staging, dist: &Path, version: Version, progre
     let store_dir = place.dirs.store();
     codchi_fs::remove_dir_all(dist)?;
     codchi_fs::rename(&staging.path, dist)?;
-    write_conf(place, dist)?;
-    codchi_fs::create_dir_all(store_dir.join("nix"))?;
+    write_conf(place)?;
+    // The sandbox's shell must be where a build user gets to, which is not so below a person's home.
+    let shell = store_dir.join("nix/libexec/sh");
+    codchi_fs::create_dir_all(store_dir.join("nix/libexec"))?;
+    codchi_fs::remove_if_exists(&shell)?;
+    codchi_fs::link_or_copy(dist.join("libexec/sh"), &shell)?;
     let store = place.store(Kind::Own { dist: dist.into(), version });
     // As the owner of the store, Nix itself makes its folders and data base.
-    let mut c = store.command("nix-store", Role::Maintainer);
-    said(c.arg("--init"))?;
+    said(store.initialiser(&dist.join("bin/nix-store")).arg("--init"))?;
     let name = dist.file_name().unwrap_or_default();
     codchi_fs::symlink_atomic(Path::new("dist").join(name), store_dir.join("current"))?;
     Ok(())
 }
 
 /// Writes the store's nix.conf when it is not what the settings say.
-pub(crate) fn write_conf(place: &Place, dist: &Path) -> Result<()> {
+pub(crate) fn write_conf(place: &Place) -> Result<()> {
     let dir = place.dirs.store().join("etc");
     let file = dir.join("nix.conf");
-    let text = conf(place.settings.store.nix_conf.as_deref(), dist);
+    let text = conf(place.settings.store.nix_conf.as_deref());
     if codchi_fs::read_if_exists(&file)?.as_deref() != Some(&text) {
         codchi_fs::create_dir_all(&dir)?;
         codchi_fs::write_atomic(&file, text, 0o644)?;
@@ -238,11 +241,11 @@ pub(crate) fn write_conf(place: &Place, dist: &Path) -> Result<()> {
     Ok(())
 }
 
-fn conf(more: Option<&str>, dist: &Path) -> String {
-    let shell = dist.join("libexec/sh");
+fn conf(more: Option<&str>) -> String {
     let mut text = format!(
         "# Written by Codchi from its settings (`store.nix-conf`); changes here are lost.\n\
          allowed-users = *\n\
+         build-dir = /nix/var/nix/builds\n\
          build-users-group = nixbld\n\
          connect-timeout = 5\n\
          experimental-features = nix-command flakes\n\
@@ -250,11 +253,10 @@ fn conf(more: Option<&str>, dist: &Path) -> String {
          max-jobs = auto\n\
          sandbox = true\n\
          sandbox-fallback = false\n\
-         sandbox-paths = /bin/sh={}\n\
+         sandbox-paths = /bin/sh=/nix/libexec/sh\n\
          substituters = https://cache.nixos.org\n\
          trusted-public-keys = {CACHE_KEY}\n\
-         trusted-users = root\n",
-        shell.display()
+         trusted-users = root\n"
     );
     if let Some(more) = more {
         text.push_str(more);
@@ -269,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_persons_lines_come_last_and_so_win() {
-        let text = conf(Some("substituters ="), Path::new("/d"));
+        let text = conf(Some("substituters ="));
         assert!(text.ends_with("substituters =\n") && text.contains("sandbox-fallback = false\n"));
     }
 }

@@ -100,21 +100,7 @@ mod tests {
     fn say(words: &[u64], text: &[u8]) -> io::Result<Version> {
         let mut bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         bytes.extend(text);
-        handshake(&mut Talk(io::Cursor::new(bytes), Vec::new()))
-    }
-
-    impl Read for &mut Talk {
-        fn read(&mut self, b: &mut [u8]) -> io::Result<usize> {
-            self.0.read(b)
-        }
-    }
-    impl Write for &mut Talk {
-        fn write(&mut self, b: &[u8]) -> io::Result<usize> {
-            self.1.write(b)
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
+        handshake(Talk(io::Cursor::new(bytes), Vec::new()))
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct Args {
     pub nix: Option<PathBuf>,
     /// Be the owner of the store instead of the person.
     pub as_root: bool,
+    /// Make the folders first that Nix does not make itself.
+    pub init: bool,
     /// The `nix-daemon` for a person who is not root; none: the program does without.
     pub daemon: Option<PathBuf>,
     /// What to run.
@@ -32,7 +34,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Reads `[--nix DIR] [--as-root] [--daemon PROGRAM] [--] PROGRAM ARGS...`.
+    /// Reads `[--nix DIR] [--as-root] [--init] [--daemon PROGRAM] [--] PROGRAM ARGS...`.
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Args> {
         let mut args = args.into_iter();
         let mut out = Args::default();
@@ -45,6 +47,7 @@ impl Args {
                     out.daemon = Some(args.next().ok_or_else(|| usage("`--daemon` needs a program"))?.into());
                 }
                 Some("--as-root") => out.as_root = true,
+                Some("--init") => out.init = true,
                 Some("--") => out.program = args.next().ok_or_else(|| usage("no program is given"))?,
                 Some(s) if s.starts_with('-') => return Err(usage(&format!("unknown option `{s}`"))),
                 _ => out.program = a,
@@ -84,8 +87,27 @@ pub fn run(args: &Args) -> Result<u8> {
     let role = if args.as_root { Role::Maintainer } else { Role::Caller };
     match &args.daemon {
         Some(daemon) if !args.as_root && !outer::is_root() => with_daemon(&config, daemon, args),
-        _ => Err(outer::exec(&config, role, &args.program, &args.args).into()),
+        _ => {
+            let outer = outer::enter(&config)?;
+            outer::become_role(&outer, role)?;
+            if args.init {
+                for dir in ["/nix/var/nix/builds", "/nix/var/nix/gcroots/codchi/host"] {
+                    codchi_fs::create_dir_all(dir)?;
+                }
+            }
+            let mut c = Command::new(&args.program);
+            if role == Role::Maintainer {
+                as_owner(&mut c);
+            }
+            Err(c.args(&args.args).exec()).tried(format!("run `{}`", args.program.display()))
+        }
     }
+}
+
+/// The store's owner has nothing to do with the person's home and temporary files.
+fn as_owner(c: &mut Command) {
+    c.env("HOME", "/root").env_remove("TMPDIR").env_remove("XDG_CONFIG_HOME").env_remove("XDG_CACHE_HOME");
+    c.env_remove("XDG_STATE_HOME").env_remove("XDG_DATA_HOME").env("USER", "root");
 }
 
 fn with_daemon(config: &OuterConfig, daemon: &Path, args: &Args) -> Result<u8> {
@@ -162,6 +184,7 @@ pub(crate) enum Trust {
 /// A `nix-daemon` that serves its stdin and stdout.
 pub(crate) fn daemon_command(program: &Path, trust: Trust, more: &[&str]) -> Command {
     let mut c = Command::new(program);
+    as_owner(&mut c);
     c.args(["--extra-experimental-features", "daemon-trust-override", "--stdio"]);
     c.arg(if trust == Trust::Full { "--force-trusted" } else { "--force-untrusted" });
     c.args(more);

@@ -36,7 +36,9 @@ impl Place {
     /// The store in use, if there is one. An own store, once made, stays in use: its machines need it.
     pub fn open(&self) -> Result<Option<Store>> {
         let own = || -> Result<Option<Store>> {
-            Ok(bootstrap::installed(&self.dirs)?.map(|(dist, version)| self.store(Kind::Own { dist, version })))
+            let Some((dist, version)) = bootstrap::installed(&self.dirs)? else { return Ok(None) };
+            bootstrap::write_conf(self)?;
+            Ok(Some(self.store(Kind::Own { dist, version })))
         };
         let host = || detect::host(std::env::var_os("PATH").as_deref());
         match self.settings.store.kind {
@@ -161,6 +163,18 @@ impl Store {
         let mut words = self.place.plumbing.iter();
         let mut c = Command::new(words.next().map_or("codchi".as_ref(), |w| w.as_os_str()));
         c.args(words).arg(verb);
+        c
+    }
+
+    /// As the owner of an own store whose folders are still to be made.
+    pub(crate) fn initialiser(&self, program: &Path) -> Command {
+        let mut c = self.plumbing("shell");
+        c.args(["--as-root", "--init"]);
+        if let Some(nix) = self.nix_dir() {
+            c.arg("--nix").arg(nix);
+        }
+        c.arg("--").arg(program);
+        self.environment(&mut c);
         c
     }
 
