@@ -72,6 +72,21 @@ pub struct Unpacked {
     pub bytes: u64,
     /// Programs that had a setuid or setgid bit, which was dropped: merged path, original mode.
     pub privileged: Vec<(PathBuf, u32)>,
+    /// Directories below `var` with the mode, owner and group the package gives them; whoever boots makes them.
+    pub state: Vec<StateDirectory>,
+}
+
+/// A directory in which a package keeps state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StateDirectory {
+    /// Relative path.
+    pub path: PathBuf,
+    /// Permission bits.
+    pub mode: u32,
+    /// Name of its owner.
+    pub user: String,
+    /// Name of its group.
+    pub group: String,
 }
 
 /// Reads only the control part of a package.
@@ -378,6 +393,12 @@ impl Writer<'_> {
         match entry.header().entry_type() {
             T::Directory => {
                 self.directory(&place, &raw)?;
+                if place.starts_with("var") {
+                    let name = |n: std::result::Result<Option<&str>, std::str::Utf8Error>| n.ok().flatten().unwrap_or("root").to_owned();
+                    let header = entry.header();
+                    let (user, group) = (name(header.username()), name(header.groupname()));
+                    self.out.state.push(StateDirectory { path: place.clone(), mode, user, group });
+                }
                 // Their owner must be able to remove what is in them.
                 self.dirs.insert(place, mode & 0o777 | 0o700);
                 Ok(())
