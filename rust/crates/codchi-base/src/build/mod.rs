@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Result};
 
 pub mod alternatives;
+pub mod certificates;
 pub mod deb;
 pub mod join;
 pub mod merge;
@@ -79,6 +80,7 @@ pub fn run(action: &str) -> Result<()> {
         "units" => request().and_then(|(out, r)| units::run(&out, &r)),
         "join" => request().and_then(|(out, r)| join::run(&out, &r)),
         "merge" => request().and_then(|(out, r)| merge::run(&out, &r)),
+        "certificates" => request().and_then(|(out, r)| certificates::run(&out, &r)),
         "toplevel" => request().and_then(|(out, r)| toplevel::run(&out, &r)),
         "tools" => request().and_then(|(out, r)| package::tools(&out, &r)),
         other => Err(Error::Usage(format!("unknown action `{other}`"))),

@@ -1,0 +1,20 @@
+# Every module of the base.
+[
+  ./assertions.nix
+  ./boot.nix
+  ./environment.nix
+  ./etc.nix
+  ./inert.nix
+  ./locale.nix
+  ./networking.nix
+  ./nix.nix
+  ./nixpkgs.nix
+  ./pam.nix
+  ./security.nix
+  ./services.nix
+  ./shells.nix
+  ./system.nix
+  ./systemd
+  ./undeclared.nix
+  ./users.nix
+]
