@@ -39,12 +39,13 @@ let
     binsh = [ "usr" ];
     usrbinenv = [ "usr" ];
     var = [ "usr" ];
-    etc = [
-      "usr"
-      "var"
-    ];
-    users = [ "etc" ];
+    users = [ "usr" ];
     groups = [ "users" ];
+    etc = [
+      "var"
+      "users"
+      "groups"
+    ];
     hostname = [ "etc" ];
     wrappers = [
       "users"
