@@ -16,6 +16,7 @@ fn main() -> std::process::ExitCode {
         "serve" => endpoint::main(args),
         "bootstrap" => {
             let t = std::time::Instant::now();
+            if args.len() == 0 { place.bootstrap(&P).unwrap(); eprintln!("{:?}", t.elapsed()); return Default::default(); }
             let debs: Vec<_> = std::fs::read_dir(args.next().unwrap()).unwrap().map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "deb")).collect();
             bootstrap::from_packages(&place, &debs, &Silent).unwrap();
             eprintln!("{:?}", t.elapsed());
@@ -33,3 +34,6 @@ fn main() -> std::process::ExitCode {
     };
     std::process::ExitCode::from(code)
 }
+
+struct P;
+impl codchi_core::progress::Progress for P { fn report(&self, e: codchi_core::progress::Event<'_>) { eprintln!("{e:?}") } }

@@ -9,10 +9,11 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use codchi_core::dirs::Dirs;
 use codchi_core::progress::{Event, Progress};
-use codchi_debian::unpack;
+use codchi_debian::{Fetch, Freshness, Mirror, Record, Suite, unpack};
 use codchi_fs::Context;
 use codchi_nix::Version;
 
@@ -60,8 +61,56 @@ pub fn run(place: &Place, progress: &dyn Progress) -> Result<()> {
     from_packages(place, &debs, progress)
 }
 
-fn fetch_packages(_place: &Place, _progress: &dyn Progress) -> Result<Vec<PathBuf>> {
-    Err(StoreError::Fetch("no mirror is known".into()))
+/// Downloads Nix and what it needs from the first suite that has a recent enough one.
+fn fetch_packages(place: &Place, progress: &dyn Progress) -> Result<Vec<PathBuf>> {
+    let base = &place.settings.base;
+    let settings = codchi_debian::Settings {
+        mirror: base.mirror.clone(),
+        security_mirror: base.security_mirror.clone(),
+        proxy: None,
+        accept_stale: base.accept_expired,
+    };
+    let mirror = Mirror::discover(&settings.with_env())?;
+    let system = format!("{}-linux", std::env::consts::ARCH);
+    let mut why = None;
+    for suite in SUITES {
+        let fresh = Freshness::Within(std::time::Duration::from_secs(24 * 3600));
+        let found = Suite::load(&mirror, suite, &system, &place.dirs.cache, fresh, progress)
+            .and_then(|s| s.closure(&PACKAGES));
+        match found {
+            Ok(records) if recent(&records) => {
+                let wanted: Vec<Fetch> = records.iter().filter(|r| needed(&r.name)).map(|r| fetch_of(r, place)).collect();
+                mirror.fetch_all(&wanted, 8, progress)?;
+                return Ok(wanted.into_iter().map(|f| f.dest).collect());
+            }
+            Ok(_) => {}
+            Err(e) => why = why.or(Some(e)),
+        }
+    }
+    Err(why.map_or_else(|| StoreError::Fetch("no suite of the mirror has Nix 2.18 or later".into()), StoreError::Debian))
+}
+
+fn recent(records: &[Record]) -> bool {
+    let nix = records.iter().find(|r| r.name == "nix-bin");
+    nix.and_then(|r| r.version.split(['+', '-', '~']).next()?.parse::<Version>().ok()).is_some_and(|v| v >= Version::FLOOR)
+}
+
+/// Only programs that are asked for, and libraries: what else packages depend on (accounts, configuration, Perl) is of
+/// no use where nothing is installed.
+fn needed(name: &str) -> bool {
+    let library = name.starts_with("lib") && !name.contains("perl") && !name.starts_with("libpam");
+    library || PACKAGES.contains(&name)
+}
+
+fn fetch_of(record: &Record, place: &Place) -> Fetch {
+    let file = record.file.rsplit('/').next().unwrap_or(&record.file);
+    Fetch {
+        url: record.url(),
+        sha256: record.sha256.clone(),
+        size: record.size,
+        dest: place.dirs.debs().join(file),
+        what: record.name.clone(),
+    }
 }
 
 /// Makes the store from Debian packages that were fetched and checked.
@@ -112,7 +161,7 @@ fn unpack_packages(debs: &[PathBuf], staging: &Path) -> Result<()> {
         codchi_fs::create_dir_all(staging.join(sub))?;
     }
     let options = unpack::Options::default();
-    let next = std::sync::atomic::AtomicUsize::new(0);
+    let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         // Decompression takes most of the time, and packages do not depend on one another.
         let threads = std::thread::available_parallelism().map_or(2, usize::from).min(8);
@@ -120,7 +169,7 @@ fn unpack_packages(debs: &[PathBuf], staging: &Path) -> Result<()> {
         let workers: Vec<_> = (0..threads)
             .map(|_| {
                 scope.spawn(move || -> Result<()> {
-                    while let Some(deb) = debs.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
+                    while let Some(deb) = debs.get(next.fetch_add(1, Ordering::Relaxed)) {
                         take(deb, staging, options)?;
                     }
                     Ok(())

@@ -11,25 +11,27 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use codchi_core::report::Diagnose;
 use codchi_fs::Context;
 use codchi_nix::StorePath;
-use codchi_runtime::outer::{self, OuterConfig, Role};
-use codchi_sys::process::{self, Namespaces};
+use codchi_runtime::ids::IdMap;
+use codchi_runtime::outer::{self, Outer, OuterConfig, Role};
+use codchi_runtime::supervise::Service;
+use codchi_sys::process::{self, Child, Namespaces};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 
 use crate::error::Tried;
-use crate::shell::{Trust, complain, daemon_command, dup};
+use crate::shell::{self, Trust, complain, daemon_command};
 use crate::{Result, StoreError};
 
 const GCROOTS: &str = "/nix/var/nix/gcroots";
@@ -65,6 +67,31 @@ pub struct Config {
     pub state: PathBuf,
     /// Where roots go.
     pub roots: RootsAt,
+    /// The machine's runtime directory: its supervisor says there which process is the machine's PID 1.
+    pub machine: PathBuf,
+    /// Changes to the daemon's environment; `None` removes.
+    pub environment: Vec<(OsString, Option<OsString>)>,
+}
+
+/// The endpoint as a service of a machine's supervisor.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// What it does.
+    pub config: Config,
+    /// As whom.
+    pub role: Role,
+}
+
+impl Service for Endpoint {
+    fn name(&self) -> &str {
+        "endpoint"
+    }
+
+    fn run(&mut self, ready: &mut dyn FnMut()) -> Result<(), String> {
+        let outer = Outer { ids: IdMap::default(), privileged: outer::is_root() };
+        outer::become_role(&outer, self.role).map_err(|e| e.to_string())?;
+        serve(&self.config, ready).map_err(|e| e.to_string())
+    }
 }
 
 impl Config {
@@ -73,6 +100,7 @@ impl Config {
         let mut args: Vec<OsString> = vec!["--socket".into(), self.socket.clone().into()];
         args.extend(["--daemon".into(), self.daemon.clone().into()]);
         args.extend(["--state".into(), self.state.clone().into()]);
+        args.extend(["--machine".into(), self.machine.clone().into()]);
         match &self.roots {
             RootsAt::Store(dir) => args.extend(["--roots".into(), dir.clone().into()]),
             RootsAt::Indirect(dir) => args.extend(["--indirect-roots".into(), dir.clone().into()]),
@@ -88,7 +116,7 @@ impl Config {
             let name = a.to_string_lossy().into_owned();
             match name.as_str() {
                 "--forget" => forget = true,
-                "--socket" | "--daemon" | "--state" | "--roots" | "--indirect-roots" | "--nix" => {
+                "--socket" | "--daemon" | "--state" | "--machine" | "--roots" | "--indirect-roots" | "--nix" => {
                     let value = args.next().ok_or_else(|| usage(format!("`{name}` needs a value")))?;
                     fields.insert(name, PathBuf::from(value));
                 }
@@ -100,6 +128,8 @@ impl Config {
             socket: take("--socket")?,
             daemon: take("--daemon")?,
             state: take("--state")?,
+            machine: take("--machine")?,
+            environment: Vec::new(),
             roots: match take("--roots") {
                 Ok(dir) => RootsAt::Store(dir),
                 Err(_) => RootsAt::Indirect(take("--indirect-roots")?),
@@ -114,15 +144,16 @@ struct Forget {
     nix: Option<PathBuf>,
 }
 
-/// The plumbing verb. Started by the supervisor in the outer namespace, as whom [`crate::Store::endpoint`] says; the
-/// process must have one thread.
-///
-/// On stdin: `leader PID` when the machine has started, `stopped` when it is gone; the end means to end. On stdout:
-/// `ready` when it can be connected to.
+/// The plumbing verb: what the supervisor does by [`Endpoint`], by hand and in an outer namespace of one's own. The
+/// process must have one thread. `ready` is written to stdout when the endpoint can be connected to.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let done = Config::parse(args).and_then(|(config, forget)| match forget {
         Some(f) => forget_all(&config, f),
-        None => serve(&config),
+        None => serve(&config, &mut || {
+            let mut out = std::io::stdout();
+            // Whoever does not listen does not need to know.
+            let _ = out.write_all(b"ready\n").and_then(|()| out.flush());
+        }),
     });
     match done {
         Ok(()) => 0,
@@ -144,7 +175,9 @@ fn forget_all(config: &Config, forget: Forget) -> Result<()> {
     Ok(codchi_fs::remove_dir_all(&config.state)?)
 }
 
-fn serve(config: &Config) -> Result<()> {
+fn serve(config: &Config, ready: &mut dyn FnMut()) -> Result<()> {
+    // Becoming another user forgot that.
+    shell::die_with_parent()?;
     let inbox = match &config.roots {
         RootsAt::Store(roots) => {
             let inbox = config.state.join("auto");
@@ -167,11 +200,8 @@ fn serve(config: &Config) -> Result<()> {
     rustix::fs::chmod(&config.socket, Mode::from_raw_mode(0o666)).at("change the mode of", &config.socket)?;
     listener.set_nonblocking(true).at("listen at", &config.socket)?;
     let mut roots = Roots::new(config, inbox)?;
-    let mut out = std::io::stdout();
-    out.write_all(b"ready\n").and_then(|()| out.flush()).tried("tell the supervisor")?;
-    let served = Server { config, listener, daemons: Vec::new(), said: Vec::new() }.run(&mut roots);
-    codchi_fs::remove_if_exists(&config.socket)?;
-    served
+    ready();
+    Server { config, listener, daemons: Vec::new() }.run(&mut roots)
 }
 
 /// Puts the machine's inbox over `gcroots/auto`, for this process and the daemons it starts.
@@ -189,17 +219,16 @@ fn own_gcroots(inbox: &Path) -> Result<()> {
 struct Server<'a> {
     config: &'a Config,
     listener: UnixListener,
-    daemons: Vec<(Child, OwnedFd)>,
-    said: Vec<u8>,
+    daemons: Vec<Child>,
 }
 
 impl Server<'_> {
+    /// Serves until a signal ends this process; its daemons end with it.
     fn run(mut self, roots: &mut Roots) -> Result<()> {
-        let stdin = std::io::stdin();
         loop {
             let full = self.daemons.len() >= CONNECTIONS;
-            let mut fds = vec![PollFd::new(&stdin, PollFlags::IN), PollFd::new(&roots.inotify, PollFlags::IN)];
-            fds.extend(self.daemons.iter().map(|(_, pidfd)| PollFd::new(pidfd, PollFlags::IN)));
+            let mut fds = vec![PollFd::new(&roots.inotify, PollFlags::IN)];
+            fds.extend(self.daemons.iter().map(|c| PollFd::new(c, PollFlags::IN)));
             if !full {
                 fds.push(PollFd::new(&self.listener, PollFlags::IN));
             }
@@ -214,24 +243,16 @@ impl Server<'_> {
             let ready: Vec<bool> = fds.iter().map(|f| !f.revents().is_empty()).collect();
             drop(fds);
             let count = self.daemons.len();
-            self.daemons.retain_mut(|(c, _)| !matches!(c.try_wait(), Ok(Some(_))));
-            if !full && ready[2 + count] {
-                self.accept()?;
-            }
-            if ready[1] {
+            // What daemons registered is taken in before they are forgotten: until then they hold it themselves.
+            if ready[0] {
                 roots.events();
             }
-            if ready[0] && !self.hear(roots)? {
-                break;
+            self.daemons.retain(|c| !matches!(c.try_wait(), Ok(Some(_))));
+            if !full && ready[1 + count] {
+                self.accept()?;
             }
             roots.check_if_due();
         }
-        for (child, pidfd) in &mut self.daemons {
-            // One that is gone already needs no signal.
-            let _ = process::pidfd_signal(pidfd.as_fd(), rustix::process::Signal::TERM.as_raw());
-            let _ = child.wait();
-        }
-        Ok(())
     }
 
     fn accept(&mut self) -> Result<()> {
@@ -248,32 +269,15 @@ impl Server<'_> {
             RootsAt::Indirect(_) => &["--process-ops"],
         };
         let mut c = daemon_command(&self.config.daemon, Trust::None, more);
-        c.stdin(dup(&stream)?).stdout(dup(&stream)?).stderr(Stdio::null());
-        let child = c.spawn().tried(format!("run `{}`", self.config.daemon.display()))?;
-        let pidfd = process::pidfd_open(child.id() as i32).tried("watch a daemon")?;
-        self.daemons.push((child, pidfd));
+        for (name, value) in &self.config.environment {
+            match value {
+                Some(v) => c.env(name, v),
+                None => c.env_remove(name),
+            };
+        }
+        c.stderr(Stdio::null());
+        self.daemons.push(shell::start_daemon(c, &stream)?);
         Ok(())
-    }
-
-    /// Reads what the supervisor says; false at the end.
-    fn hear(&mut self, roots: &mut Roots) -> Result<bool> {
-        let mut buffer = [0; 512];
-        let n = std::io::stdin().lock().read(&mut buffer).tried("hear the supervisor")?;
-        if n == 0 {
-            return Ok(false);
-        }
-        self.said.extend_from_slice(&buffer[..n]);
-        while let Some(end) = self.said.iter().position(|b| *b == b'\n') {
-            let line: Vec<u8> = self.said.drain(..=end).collect();
-            let line = String::from_utf8_lossy(&line);
-            let mut words = line.split_whitespace();
-            match (words.next(), words.next().and_then(|w| w.parse().ok())) {
-                (Some("leader"), Some(pid)) => roots.machine_started(pid),
-                (Some("stopped"), _) => roots.machine = None,
-                _ => {}
-            }
-        }
-        Ok(true)
     }
 }
 
@@ -294,6 +298,9 @@ struct Roots {
     all: BTreeMap<String, Root>,
     inotify: OwnedFd,
     inbox_watch: i32,
+    supervisor: PathBuf,
+    supervisor_watch: i32,
+    leader: Option<i32>,
     machine: Option<OwnedFd>,
     due: Option<Instant>,
 }
@@ -315,6 +322,8 @@ impl Roots {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).tried("watch for roots")?;
         let inbox_watch = inotify::add_watch(&inotify, &inbox, WatchFlags::CREATE | WatchFlags::MOVED_TO)
             .at("watch", &inbox)?;
+        let told = WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE;
+        let supervisor_watch = inotify::add_watch(&inotify, &config.machine, told).at("watch", &config.machine)?;
         let mut all = BTreeMap::new();
         for entry in codchi_fs::read_dir(&links)? {
             let (Some(name), Some(link)) =
@@ -325,24 +334,45 @@ impl Roots {
             all.insert(name, Root { link, target: None, watch: None });
         }
         let store_program = config.daemon.with_file_name("nix-store");
-        let mut roots =
-            Roots { at: config.roots.clone(), store_program, inbox, links, all, inotify, inbox_watch, machine: None, due: None };
+        let mut roots = Roots {
+            at: config.roots.clone(),
+            store_program,
+            inbox,
+            links,
+            all,
+            inotify,
+            inbox_watch,
+            supervisor: config.machine.join("supervisor.json"),
+            supervisor_watch,
+            leader: None,
+            machine: None,
+            due: None,
+        };
         for (name, root) in &mut roots.all {
             let link = codchi_fs::read_link_if_exists(dir(&roots.at).join(name))?;
             root.target = link.and_then(|l| l.to_str()?.parse().ok());
         }
+        roots.ask_supervisor();
         Ok(roots)
     }
 
-    fn machine_started(&mut self, leader: i32) {
+    /// Learns which process is the machine's PID 1, and takes hold of its root file system.
+    fn ask_supervisor(&mut self) {
+        let text = codchi_fs::read_if_exists(&self.supervisor).ok().flatten().unwrap_or_default();
+        let said: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let leader = said["leader"].as_i64().and_then(|p| i32::try_from(p).ok());
+        if leader == self.leader {
+            return;
+        }
+        self.leader = leader;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        self.machine = rustix::fs::open(format!("/proc/{leader}/root"), flags, Mode::empty()).ok();
+        self.machine = leader.and_then(|pid| rustix::fs::open(format!("/proc/{pid}/root"), flags, Mode::empty()).ok());
         for root in self.all.values_mut() {
             root.watch = None;
         }
         self.read_inbox();
         // Not at once: what the machine mounts itself (a home of its own) is not there yet.
-        self.due = Some(Instant::now() + 2 * AGAIN);
+        self.due = self.machine.is_some().then(|| Instant::now() + 2 * AGAIN);
     }
 
     fn next_check(&self) -> Option<Duration> {
@@ -366,15 +396,16 @@ impl Roots {
     fn events(&mut self) {
         let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
         let mut touched = Vec::new();
-        let mut inbox = false;
+        let (mut inbox, mut supervisor) = (false, false);
         let mut reader = inotify::Reader::new(self.inotify.as_fd(), &mut buffer);
         while let Ok(event) = reader.next() {
-            if event.wd() == self.inbox_watch || event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
-                inbox = true;
-            }
-            if event.wd() != self.inbox_watch {
-                touched.push((event.wd(), event.events().contains(ReadFlags::QUEUE_OVERFLOW)));
-            }
+            let overflow = event.events().contains(ReadFlags::QUEUE_OVERFLOW);
+            inbox |= overflow || event.wd() == self.inbox_watch;
+            supervisor |= overflow || event.wd() == self.supervisor_watch;
+            touched.push((event.wd(), overflow));
+        }
+        if supervisor {
+            self.ask_supervisor();
         }
         if inbox {
             self.read_inbox();
@@ -490,7 +521,6 @@ fn look(machine: &OwnedFd, link: &Path, inotify: &OwnedFd) -> (Found, Option<i32
         Ok(fd) => fd,
         Err(e) => return (missing(e), None),
     };
-    use std::os::fd::AsRawFd;
     // The descriptor's own path: the folder itself, whatever its name leads to by now.
     let itself = format!("/proc/self/fd/{}", parent.as_raw_fd());
     let changes = WatchFlags::DELETE | WatchFlags::MOVE | WatchFlags::CREATE | WatchFlags::MOVE_SELF | WatchFlags::ONLYDIR;

@@ -4,7 +4,8 @@
 //! the program that was started.
 
 use std::ffi::OsString;
-use std::os::unix::net::UnixListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -150,7 +151,7 @@ fn with_daemon(config: &OuterConfig, daemon: &Path, args: &Args) -> Result<u8> {
     Ok(end.shell_status())
 }
 
-fn die_with_parent() -> Result<()> {
+pub(crate) fn die_with_parent() -> Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
         .tried("follow the parent process")
 }
@@ -160,16 +161,23 @@ fn serve_trusted(listener: &UnixListener, daemon: &Path) -> Result<std::convert:
     let mut running = Vec::new();
     loop {
         let (stream, _) = listener.accept().tried("take a call")?;
-        let child = daemon_command(daemon, Trust::Full, &[]).stdin(dup(&stream)?).stdout(dup(&stream)?).spawn();
-        drop(stream);
-        running.push(child.tried(format!("run `{}`", daemon.display()))?);
-        running.retain_mut(|c| !matches!(c.try_wait(), Ok(Some(_))));
+        running.push(start_daemon(daemon_command(daemon, Trust::Full, &[]), &stream)?);
+        running.retain(|c| !matches!(c.try_wait(), Ok(Some(_))));
     }
 }
 
-pub(crate) fn dup(stream: &std::os::unix::net::UnixStream) -> Result<Stdio> {
-    use std::os::fd::OwnedFd;
-    Ok(Stdio::from(OwnedFd::from(stream.try_clone().tried("copy a descriptor")?)))
+/// Starts a daemon for a connection; it ends with this process.
+pub(crate) fn start_daemon(mut c: Command, stream: &UnixStream) -> Result<process::Child> {
+    let dup = || -> Result<Stdio> { Ok(Stdio::from(OwnedFd::from(stream.try_clone().tried("copy a descriptor")?))) };
+    c.stdin(dup()?).stdout(dup()?);
+    process::fork(|| {
+        if die_with_parent().is_ok() {
+            let e = c.exec();
+            complain(&StoreError::System { what: format!("run `{}`", c.get_program().display()), source: e });
+        }
+        127
+    })
+    .tried("start a daemon")
 }
 
 /// What a daemon believes of who speaks to it.

@@ -12,6 +12,7 @@ use codchi_nix::{Launch, Role, StorePath, Version};
 use codchi_runtime::outer;
 
 use crate::detect::{self, HostNix};
+use crate::endpoint::Endpoint;
 use crate::{Result, StoreError, bootstrap, endpoint};
 
 /// Where stores are looked for and made.
@@ -137,25 +138,34 @@ impl Store {
         }
     }
 
-    /// Environment of the store's programs.
-    fn environment(&self, c: &mut Command) {
+    /// Environment of the store's programs; `None` removes.
+    fn environment(&self) -> Vec<(OsString, Option<OsString>)> {
+        let set = |name: &str, value: OsString| (name.into(), Some(value));
         match &self.kind {
-            Kind::Host(_) => {
-                c.env("NIX_REMOTE", "daemon");
-            }
+            Kind::Host(_) => vec![set("NIX_REMOTE", "daemon".into())],
             Kind::Own { .. } => {
                 let dir = self.place.dirs.store();
-                c.env("NIX_CONF_DIR", dir.join("etc")).env("NIX_BIN_DIR", self.bin());
+                let mut all = vec![set("NIX_CONF_DIR", dir.join("etc").into()), set("NIX_BIN_DIR", self.bin().into())];
                 // What a shell of the host may have set for a Nix of its own.
-                for name in ["NIX_REMOTE", "NIX_STORE", "NIX_STORE_DIR", "NIX_STATE_DIR", "NIX_LOG_DIR", "NIX_PATH", "NIX_CONFIG"] {
-                    c.env_remove(name);
-                }
+                let others =
+                    ["NIX_REMOTE", "NIX_STORE", "NIX_STORE_DIR", "NIX_STATE_DIR", "NIX_LOG_DIR", "NIX_PATH", "NIX_CONFIG"];
+                all.extend(others.map(|n| (n.into(), None)));
                 if std::env::var_os("NIX_SSL_CERT_FILE").is_none()
                     && let Some(bundle) = certificates()
                 {
-                    c.env("NIX_SSL_CERT_FILE", bundle);
+                    all.push(set("NIX_SSL_CERT_FILE", bundle.into()));
                 }
+                all
             }
+        }
+    }
+
+    fn set_environment(&self, c: &mut Command) {
+        for (name, value) in self.environment() {
+            match value {
+                Some(v) => c.env(name, v),
+                None => c.env_remove(name),
+            };
         }
     }
 
@@ -174,7 +184,7 @@ impl Store {
             c.arg("--nix").arg(nix);
         }
         c.arg("--").arg(program);
-        self.environment(&mut c);
+        self.set_environment(&mut c);
         c
     }
 
@@ -193,17 +203,21 @@ impl Store {
                 c
             }
         };
-        self.environment(&mut c);
+        self.set_environment(&mut c);
         c
     }
 
-    /// The endpoint of a machine, for its supervisor: the command, and as whom it runs in the outer namespace.
-    pub fn endpoint(&self, name: &MachineName) -> (Command, outer::Role) {
-        let mut c = self.plumbing("serve");
+    /// The endpoint of a machine: a service for its supervisor.
+    pub fn endpoint(&self, name: &MachineName) -> Endpoint {
         let dirs = &self.place.dirs;
         let passes_on = matches!(self.kind, Kind::Host(_)) && !dirs.is_root();
-        let args = endpoint::Config {
-            socket: dirs.machine_runtime(name).join("daemon/socket"),
+        let mut environment = self.environment();
+        if !passes_on {
+            environment.push(("NIX_REMOTE".into(), None));
+        }
+        let machine = dirs.machine_runtime(name);
+        let config = endpoint::Config {
+            socket: machine.join("daemon/socket"),
             daemon: self.bin().join("nix-daemon"),
             state: self.endpoint_state(name),
             roots: if passes_on {
@@ -211,13 +225,10 @@ impl Store {
             } else {
                 endpoint::RootsAt::Store(endpoint::machine_roots(name.as_str()))
             },
+            machine,
+            environment,
         };
-        c.args(args.to_args());
-        self.environment(&mut c);
-        if !passes_on {
-            c.env_remove("NIX_REMOTE");
-        }
-        (c, if passes_on { outer::Role::Caller } else { outer::Role::Maintainer })
+        Endpoint { config, role: if passes_on { outer::Role::Caller } else { outer::Role::Maintainer } }
     }
 
     fn endpoint_state(&self, name: &MachineName) -> PathBuf {
@@ -230,8 +241,8 @@ impl Store {
 
     /// Drops all roots of a machine that is no more.
     pub fn forget_machine(&self, name: &MachineName) -> Result<()> {
-        let (mut c, _) = self.endpoint(name);
-        c.arg("--forget");
+        let mut c = self.plumbing("serve");
+        c.args(self.endpoint(name).config.to_args()).arg("--forget");
         if let Some(nix) = self.nix_dir() {
             c.arg("--nix").arg(nix);
         }
