@@ -1,15 +1,31 @@
-//! Tries the runtime by hand: `hand outer [--nix DIR] [--as-root] -- PROGRAM ARGS...`.
-#![allow(clippy::print_stderr, clippy::unwrap_used)]
+//! Tries the runtime by hand:
+//! `hand outer [--nix DIR] [--as-root] -- PROGRAM ARGS...`, `hand start DIR LAUNCH.json`, `hand stop DIR [--force]`, `hand status DIR`.
+#![allow(clippy::print_stderr, clippy::print_stdout, clippy::unwrap_used)]
 
 use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use codchi_core::report::Diagnose;
 use codchi_runtime::outer::{self, OuterConfig, Role};
+use codchi_runtime::{Error, start, state, supervise};
+
+fn finish(r: Result<(), Error>) {
+    if let Err(e) = r {
+        eprintln!("error: {e}");
+        for h in e.hints() {
+            eprintln!("hint: {h}");
+        }
+        std::process::exit(e.kind().exit_status().into());
+    }
+}
 
 fn main() {
     let mut args = std::env::args_os().skip(1);
-    match args.next().and_then(|a| a.into_string().ok()).as_deref() {
-        Some("outer") => {
+    let verb = args.next().and_then(|a| a.into_string().ok()).unwrap_or_default();
+    let mut path = || PathBuf::from(args.next().unwrap());
+    match verb.as_str() {
+        "outer" => {
             let (mut config, mut role) = (OuterConfig::default(), Role::Caller);
             while let Some(a) = args.next() {
                 match a.to_str() {
@@ -19,13 +35,20 @@ fn main() {
                 }
             }
             let rest: Vec<OsString> = args.collect();
-            let e = outer::exec(&config, role, &rest[0], &rest[1..]);
-            eprintln!("error: {e}");
-            for h in e.hints() {
-                eprintln!("hint: {h}");
-            }
-            std::process::exit(e.kind().exit_status().into());
+            finish(Err(outer::exec(&config, role, &rest[0], &rest[1..])));
         }
+        "start" => {
+            let dir = path();
+            let launch = serde_json::from_str(&codchi_fs::read_to_string(path()).unwrap()).unwrap();
+            let program = [std::env::current_exe().unwrap().into(), "supervise".into(), dir.clone().into()];
+            finish(start::start(&dir, &launch, &program, &mut |e| eprintln!("{e:?}")));
+        }
+        "supervise" => finish(supervise::supervise(&path(), vec![])),
+        "stop" => {
+            let dir = path();
+            finish(start::stop(&dir, args.next().is_some(), Duration::from_secs(120)));
+        }
+        "status" => println!("{:?}", state::status(&path()).unwrap()),
         _ => std::process::exit(2),
     }
 }

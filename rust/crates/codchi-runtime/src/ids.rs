@@ -174,7 +174,10 @@ mod tests {
         let mut outer = lay(&[(100_000, 1500), (300_000, 65536)]).unwrap();
         outer.push(Extent { inside: CALLER, outside: 1001, count: 1 });
         assert_eq!(map_text(&child_of(&outer, None)), "0 0 1500\n1500 1500 64036\n");
-        assert_eq!(map_text(&child_of(&outer, Some(1000))), "0 0 1000\n1000 65536 1\n1001 1001 499\n1500 1500 64036\n");
+        assert_eq!(
+            map_text(&child_of(&outer, Some(1000))),
+            "0 0 1000\n1000 65536 1\n1001 1001 499\n1500 1500 64036\n"
+        );
         assert_eq!(map_text(&child_of(&outer, Some(0))), "0 65536 1\n1 1 1499\n1500 1500 64036\n");
     }
 

@@ -1,10 +1,21 @@
 //! Namespaces, mounts, cgroups, network and supervision of a native machine.
 //!
 //! A machine runs in a user and mount namespace that is the child of an outer one, in which all its mounts are made:
-//! what the outer namespace mounted, the machine can neither unmount nor change ([`outer`]).
+//! what the outer namespace mounted, the machine can neither unmount nor change ([`outer`]). A supervisor
+//! ([`mod@supervise`]) is the parent of its PID 1; [`start`] starts and stops supervisors, [`mod@state`] tells what they do.
 
+mod caps;
+mod cgroup;
 pub mod error;
+mod filter;
 pub mod ids;
+mod inside;
+mod mounts;
+pub mod network;
 pub mod outer;
+pub mod spec;
+pub mod start;
+pub mod state;
+pub mod supervise;
 
 pub use error::{Error, Result};

@@ -227,7 +227,10 @@ pub(crate) fn subordinate(name: &str, uid: u32, file: &str, group: bool) -> Resu
         Error::Host {
             what: format!("`{file}` lends `{name}` fewer than 65536 ids, which a machine without root needs"),
             hints: vec![
-                format!("`sudo usermod --add-subuids {free}-{0} --add-subgids {free}-{0} {name}`", free + 65535),
+                format!(
+                    "`sudo usermod --add-subuids {free}-{0} --add-subgids {free}-{0} {name}`",
+                    free + 65535
+                ),
                 "on NixOS: `users.users.NAME.autoSubUidGidRange = true;`".into(),
             ],
         }
@@ -334,7 +337,10 @@ fn user_namespace_refused(e: io::Error) -> Error {
 
 fn mounts_refused(e: io::Error, privileged: bool) -> Error {
     if !privileged && let Some(hints) = apparmor_hints() {
-        return Error::Host { what: format!("this system takes the rights away inside user namespaces: {e}"), hints };
+        return Error::Host {
+            what: format!("this system takes the rights away inside user namespaces: {e}"),
+            hints,
+        };
     }
     Error::Os { doing: "make a mount namespace".into(), source: e }
 }
@@ -347,7 +353,8 @@ fn mapping_refused(said: &str) -> Error {
         ]
     } else {
         vec![
-            "`newuidmap` must be set-user-id root or have file capabilities: `ls -l $(command -v newuidmap)`".into(),
+            "`newuidmap` must be set-user-id root or have file capabilities: `ls -l $(command -v newuidmap)`"
+                .into(),
             "and `/etc/subuid`, `/etc/subgid` must lend you the ids: `codchi doctor` shows them".into(),
         ]
     };
@@ -356,7 +363,8 @@ fn mapping_refused(said: &str) -> Error {
 
 /// A clone of the mounts at a path, attached nowhere yet.
 pub(crate) fn clone_tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_NO_AUTOMOUNT;
+    let mut flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_NO_AUTOMOUNT;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
@@ -404,7 +412,8 @@ fn build_root(config: &OuterConfig) -> Result<()> {
     }
 
     // The clones are taken: what is covered now does not matter.
-    let place = ["/tmp", "/run", "/mnt", "/proc"].into_iter().find(|p| Path::new(p).is_dir()).unwrap_or("/proc");
+    let place =
+        ["/tmp", "/run", "/mnt", "/proc"].into_iter().find(|p| Path::new(p).is_dir()).unwrap_or("/proc");
     rustix::mount::mount("codchi", place, "tmpfs", MountFlags::NOSUID, c"mode=0755")
         .doing("mount a root for the namespace")?;
     let root = rustix::fs::open(place, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -457,7 +466,8 @@ fn name_ids(caller: Option<&Caller>, build_users: bool) -> Result<()> {
         let own = Path::new(OWN_DIR).join(name);
         codchi_fs::write(&own, text)?;
         let there = Path::new("/etc").join(name);
-        let target = rustix::fs::open(&there, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).at("open", &there)?;
+        let target =
+            rustix::fs::open(&there, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).at("open", &there)?;
         let tree = clone_tree(&own, false).doing(format!("show `{}`", own.display()))?;
         attach(&tree, &target).doing(format!("put a private file over `{}`", there.display()))?;
     }
@@ -523,7 +533,8 @@ mod tests {
             uids: vec![],
             gids: vec![],
         };
-        let passwd = "root:x:0:0::/root:/bin/sh\nann:x:1001:100::/home/ann:/bin/zsh\nnixbld1:x:7:7::/:/bin/false\n";
+        let passwd =
+            "root:x:0:0::/root:/bin/sh\nann:x:1001:100::/home/ann:/bin/zsh\nnixbld1:x:7:7::/:/bin/false\n";
         let (p, g) = account_files(passwd, "root:x:0:\nusers:x:100:bob\n", Some(&c), true);
         assert!(p.contains("ann:x:65536:65536::/home/ann:/bin/sh\n"), "{p}");
         assert!(!p.contains("1001"), "{p}");

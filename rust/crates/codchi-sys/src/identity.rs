@@ -32,6 +32,8 @@ pub fn with_file_ids<T>(uid: u32, gid: u32, f: impl FnOnce() -> T) -> T {
                 libc::setfsuid(self.0 as libc::uid_t);
                 libc::setfsgid(self.1 as libc::gid_t);
             }
+            // Changing ids made /proc/self foreign to us; see PR_SET_DUMPABLE.
+            let _ = set_dumpable(true);
         }
     }
     // SAFETY: as above. The group first: changing the user may take the right to change the group.

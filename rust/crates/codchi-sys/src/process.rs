@@ -143,7 +143,13 @@ pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
 pub fn pidfd_signal(fd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     // SAFETY: no memory is passed; a bad number is answered with EINVAL.
     let r = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            fd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
     };
     check(r).map(|_| ())
 }
@@ -152,18 +158,10 @@ pub fn pidfd_signal(fd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 fn single_threaded() -> io::Result<()> {
-    let dir = rustix::fs::open(
-        "/proc/self/task",
-        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
-        0.into(),
-    )?;
-    let mut tasks = 0;
-    for e in rustix::fs::Dir::read_from(&dir)? {
-        if e?.file_name().to_bytes().first().is_some_and(|c| *c != b'.') {
-            tasks += 1;
-        }
-    }
-    if tasks > 1 { Err(io::Error::other("this process has more than one thread")) } else { Ok(()) }
+    // SAFETY: changes nothing; it succeeds exactly when this is the only thread (unshare(2)).
+    check(unsafe { libc::unshare(libc::CLONE_THREAD) }.into())
+        .map(|_| ())
+        .map_err(|_| io::Error::other("this process has more than one thread"))
 }
 
 /// Starts a copy of this process that runs `f` and exits with what it returns. A panic exits with 101.
@@ -186,7 +184,8 @@ pub fn clone(new: Namespaces, cgroup: Option<BorrowedFd<'_>>, f: impl FnOnce() -
     }
     // SAFETY: without CLONE_VM the child has a copy of this memory, on a copy of this stack; there is one thread
     // only (checked above), so no lock is held by a thread that the child lacks.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, std::mem::size_of::<libc::clone_args>()) };
+    let pid =
+        unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, std::mem::size_of::<libc::clone_args>()) };
     match check(pid)? {
         0 => {
             let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_or(101);
@@ -225,9 +224,8 @@ pub fn setns(fd: BorrowedFd<'_>, which: Namespaces) -> io::Result<()> {
 /// The caller must not use any [`OwnedFd`] of that range any more; this is meant for the moment before exec.
 pub fn close_from(first: u32) -> io::Result<()> {
     // SAFETY: marks them close-on-exec, so that objects that own one stay valid until exec or exit.
-    let r = unsafe {
-        libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
-    };
+    let r =
+        unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     check(r).map(|_| ())
 }
 
@@ -237,6 +235,34 @@ pub fn stdio(fd: BorrowedFd<'_>, target: i32) -> io::Result<()> {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     // SAFETY: 0, 1 and 2 are owned by nobody.
+    check(unsafe { libc::dup2(fd.as_raw_fd(), target) }.into()).map(|_| ())
+}
+
+/// Closes a descriptor by its number, in a copy of the process whose object for it is never used or dropped again.
+pub fn close_one(number: i32) {
+    // SAFETY: marks it close-on-exec and lets go of the file by putting another in its place, so that the number stays
+    // valid for whatever object of this process's memory still has it.
+    unsafe {
+        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+        if null >= 0 {
+            libc::dup3(null, number, libc::O_CLOEXEC);
+            libc::close(null);
+        }
+    }
+}
+
+/// Makes `fd` known to the next program as the number `target`, from 3 on; for the moment before exec, in a copy of the
+/// process whose descriptors are marked close-on-exec.
+pub fn give_descriptor(fd: BorrowedFd<'_>, target: i32) -> io::Result<()> {
+    if target < 3 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    if fd.as_raw_fd() == target {
+        // SAFETY: only clears close-on-exec.
+        return check(unsafe { libc::fcntl(target, libc::F_SETFD, 0) }.into()).map(|_| ());
+    }
+    // SAFETY: what had this number is gone with it, which its owner notices at worst when it closes it; no code of ours
+    // runs after the exec that follows.
     check(unsafe { libc::dup2(fd.as_raw_fd(), target) }.into()).map(|_| ())
 }
 

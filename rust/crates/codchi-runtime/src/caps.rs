@@ -1,0 +1,69 @@
+//! Names of capabilities.
+
+use crate::error::{Error, Result};
+
+/// In the order of their numbers (linux/capability.h).
+const NAMES: [&str; 41] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+];
+
+/// The numbers of capabilities.
+pub fn numbers(names: &[String]) -> Result<Vec<u32>> {
+    let number = |n: &String| {
+        let found = NAMES.iter().position(|k| k == n).and_then(|i| u32::try_from(i).ok());
+        found.ok_or_else(|| Error::Settings(format!("`{n}` is not a capability")))
+    };
+    names.iter().map(number).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_the_kernels() {
+        let n = |s: &str| numbers(&[s.into()]).unwrap()[0];
+        assert_eq!([n("CAP_SYS_ADMIN"), n("CAP_SYSLOG"), n("CAP_CHECKPOINT_RESTORE")], [21, 34, 40]);
+        assert!(numbers(&["SYS_ADMIN".into()]).is_err());
+    }
+}

@@ -1,0 +1,136 @@
+//! The deny list of system calls as a BPF program.
+//!
+//! One program serves all the instruction sets a process of this host can use: the kernel says with each call by which
+//! one it was made. A list that looked at its own only would be walked round with a 32-bit call.
+
+use std::str::FromStr;
+
+use codchi_sys::seccomp::Instruction;
+
+use crate::error::{Error, Result};
+use crate::spec::Seccomp;
+
+// linux/audit.h
+const X86_64: u32 = 0xc000_003e;
+const I386: u32 = 0x4000_0003;
+const AARCH64: u32 = 0xc000_00b7;
+const ARM: u32 = 0x4000_0028;
+/// Calls of the x32 ABI carry this bit; the ABI is dead, and refused as a whole.
+const X32: u32 = 0x4000_0000;
+
+// linux/seccomp.h; offsets in struct seccomp_data
+const ALLOW: u32 = 0x7fff_0000;
+const ERRNO: u32 = 0x0005_0000;
+const KILL: u32 = 0x8000_0000;
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+
+// linux/bpf_common.h
+const LOAD: u16 = 0x20;
+const JUMP_EQUAL: u16 = 0x15;
+const JUMP_AT_LEAST: u16 = 0x35;
+const RETURN: u16 = 0x06;
+
+type Table = (u32, fn(&str) -> Option<u32>);
+
+macro_rules! lookup {
+    ($arch:ident) => {
+        |name| syscalls::$arch::Sysno::from_str(name).ok().and_then(|n| u32::try_from(n.id()).ok())
+    };
+}
+
+const TABLES: [Table; 4] =
+    [(X86_64, lookup!(x86_64)), (I386, lookup!(x86)), (AARCH64, lookup!(aarch64)), (ARM, lookup!(arm))];
+
+/// The tables of the processors this program is built for.
+fn tables() -> &'static [Table] {
+    if cfg!(target_arch = "aarch64") { &TABLES[2..] } else { &TABLES[..2] }
+}
+
+/// The program for a deny list; empty for an empty list.
+///
+/// # Errors
+/// A name that no instruction set has.
+pub fn program(list: &Seccomp) -> Result<Vec<Instruction>> {
+    if let Some(n) = list.deny.iter().find(|n| TABLES.iter().all(|(_, lookup)| lookup(n).is_none())) {
+        return Err(Error::Settings(format!("`{n}` is not a system call")));
+    }
+    if list.deny.is_empty() {
+        return Ok(Vec::new());
+    }
+    let refuse = ERRNO | u32::from(list.errno);
+    let op = |code, k| Instruction { code, jt: 0, jf: 0, k };
+    let mut all = vec![op(LOAD, ARCHITECTURE)];
+    for (arch, lookup) in tables() {
+        let mut numbers: Vec<u32> = list.deny.iter().filter_map(|n| lookup(n)).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let mut block = vec![op(LOAD, NUMBER)];
+        if *arch == X86_64 {
+            block.push(Instruction { code: JUMP_AT_LEAST, jt: 0, jf: 1, k: X32 });
+            block.push(op(RETURN, refuse));
+        }
+        for n in numbers {
+            block.push(Instruction { code: JUMP_EQUAL, jt: 0, jf: 1, k: n });
+            block.push(op(RETURN, refuse));
+        }
+        block.push(op(RETURN, ALLOW));
+        let over = u8::try_from(block.len())
+            .map_err(|_| Error::Settings("the list of system calls is too long".into()))?;
+        all.push(Instruction { code: JUMP_EQUAL, jt: 0, jf: over, k: *arch });
+        all.extend(block);
+    }
+    // No other instruction set can be used on this processor; should one appear, it has no list.
+    all.push(op(RETURN, KILL));
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel would answer.
+    fn run(p: &[Instruction], arch: u32, nr: u32) -> u32 {
+        let (mut i, mut a) = (0, 0);
+        loop {
+            let Instruction { code, jt, jf, k } = p[i];
+            i += 1;
+            match code {
+                LOAD => a = if k == NUMBER { nr } else { arch },
+                JUMP_EQUAL => i += usize::from(if a == k { jt } else { jf }),
+                JUMP_AT_LEAST => i += usize::from(if a >= k { jt } else { jf }),
+                _ => return k,
+            }
+        }
+    }
+
+    fn list(names: &[&str]) -> Seccomp {
+        Seccomp { deny: names.iter().map(|n| (*n).into()).collect(), errno: 1 }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn calls_are_refused_under_every_instruction_set() {
+        let p = program(&list(&["kexec_load", "init_module", "create_module", "bpf"])).unwrap();
+        // x86_64: 246, 175, 174, 321; i386: 283, 128, 127, 357
+        for nr in [246, 175, 174, 321] {
+            assert_eq!(run(&p, X86_64, nr), ERRNO | 1, "{nr}");
+            assert_eq!(run(&p, X86_64, nr | X32), ERRNO | 1);
+        }
+        for nr in [283, 128, 127, 357] {
+            assert_eq!(run(&p, I386, nr), ERRNO | 1, "{nr}");
+        }
+        assert_eq!(run(&p, X86_64, 39), ALLOW);
+        assert_eq!(run(&p, I386, 246), ALLOW);
+        assert_eq!(run(&p, X86_64, X32 | 39), ERRNO | 1);
+        assert_eq!(run(&p, AARCH64, 39), KILL);
+    }
+
+    #[test]
+    fn a_name_that_only_another_processor_has_is_fine_and_an_unknown_one_is_not() {
+        assert!(program(&list(&["kexec_file_load"])).is_ok());
+        assert!(program(&list(&["arm_fadvise64_64"])).is_ok());
+        assert!(program(&list(&["nonsense"])).unwrap_err().to_string().contains("nonsense"));
+        assert!(program(&list(&[])).unwrap().is_empty());
+    }
+}

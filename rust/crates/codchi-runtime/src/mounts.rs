@@ -1,0 +1,259 @@
+//! The mounts of a machine that are made in the outer namespace, where the machine cannot undo them.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path};
+
+use codchi_fs::Context;
+use codchi_sys::identity::with_file_ids;
+use codchi_sys::mount::{Attributes, NO_DEV, NO_EXEC, NO_SUID, READ_ONLY, set_attributes};
+use codchi_sys::process::Namespaces;
+use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use crate::error::{Doing, Error, Result};
+use crate::ids::{self, COUNT, Extent};
+use crate::outer::{OWN_DIR, attach, clone_tree, open_inside, pipe};
+use crate::spec::{Launch, Mount, MountKind, Spec};
+
+/// Root of a machine by the ids of the outer namespace.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owner {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// Where the machine's root is put together, in the root of the outer namespace.
+pub(crate) fn stage_dir() -> std::path::PathBuf {
+    Path::new(OWN_DIR).join("root")
+}
+
+/// What options of mount(8) say: flags, and what is left for the file system.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Options {
+    pub set: u64,
+    pub clear: u64,
+    pub data: String,
+}
+
+pub(crate) fn options(list: &[String]) -> Options {
+    let mut o = Options::default();
+    for w in list {
+        match w.as_str() {
+            "ro" => o.set |= READ_ONLY,
+            "rw" => o.clear |= READ_ONLY,
+            "nosuid" => o.set |= NO_SUID,
+            "nodev" => o.set |= NO_DEV,
+            "noexec" => o.set |= NO_EXEC,
+            "suid" | "dev" | "exec" | "bind" | "rbind" | "defaults" | "relatime" => {}
+            other => {
+                if !o.data.is_empty() {
+                    o.data.push(',');
+                }
+                o.data.push_str(other);
+            }
+        }
+    }
+    o
+}
+
+impl Options {
+    pub fn mount_flags(&self) -> MountFlags {
+        let mut f = MountFlags::empty();
+        for (bit, flag) in [
+            (READ_ONLY, MountFlags::RDONLY),
+            (NO_SUID, MountFlags::NOSUID),
+            (NO_DEV, MountFlags::NODEV),
+            (NO_EXEC, MountFlags::NOEXEC),
+        ] {
+            if self.set & bit != 0 {
+                f |= flag;
+            }
+        }
+        f
+    }
+
+    pub fn data(&self) -> Result<std::ffi::CString> {
+        std::ffi::CString::new(self.data.as_str())
+            .map_err(|_| Error::Settings("a mount option has a NUL".into()))
+    }
+}
+
+/// A user namespace that exists only as a descriptor, to map the owners of mounts with.
+pub(crate) fn mapping_namespace(base: u32) -> Result<OwnedFd> {
+    let (r, w) = pipe()?;
+    let child = codchi_sys::process::clone(Namespaces::USER, None, || {
+        // Both ends are here; only a kill ends this.
+        let _ = rustix::io::read(&r, &mut [0u8; 1]);
+        0
+    })
+    .doing("make a user namespace")?;
+    drop(w);
+    let done =
+        write_maps(child.pid, &[Extent { inside: 0, outside: base, count: COUNT }], None).and_then(|()| {
+            let path = format!("/proc/{}/ns/user", child.pid);
+            Ok(rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).at("open", path)?)
+        });
+    child.signal(codchi_sys::signal::SIGKILL).doing("end a process")?;
+    child.wait().doing("wait for a process")?;
+    done
+}
+
+/// Writes the id maps of a process in a new user namespace; groups as users where none are given.
+pub(crate) fn write_maps(pid: i32, uids: &[Extent], gids: Option<&[Extent]>) -> Result<()> {
+    codchi_fs::write(format!("/proc/{pid}/uid_map"), ids::map_text(uids))?;
+    codchi_fs::write(format!("/proc/{pid}/gid_map"), ids::map_text(gids.unwrap_or(uids)))?;
+    Ok(())
+}
+
+/// Makes an empty root directory belong to the machine's root.
+pub(crate) fn prepare_root(root: &Path, owner_on_disk: Owner) -> Result<()> {
+    if codchi_fs::read_dir(root)?.is_empty() {
+        rustix::fs::chown(
+            root,
+            Some(Uid::from_raw(owner_on_disk.uid)),
+            Some(Gid::from_raw(owner_on_disk.gid)),
+        )
+        .at("change the owner of", root)?;
+        rustix::fs::chmod(root, Mode::from_raw_mode(0o755)).at("change the mode of", root)?;
+    }
+    Ok(())
+}
+
+/// Puts the machine's root together: its file system, and over it what comes from outside.
+pub(crate) fn stage(spec: &Spec, launch: &Launch, owner: Owner, idmap: Option<BorrowedFd<'_>>) -> Result<()> {
+    let dir = stage_dir();
+    codchi_fs::create_dir_all(&dir)?;
+    let root = clone_tree(&spec.root, false).doing(format!("mount `{}`", spec.root.display()))?;
+    let attributes = Attributes { set: NO_DEV, private: true, idmap, ..Attributes::default() };
+    set_attributes(root.as_fd(), &attributes).map_err(|e| idmap_refused(e, &spec.root, idmap.is_some()))?;
+    attach(&root, &open_dir(&dir)?).doing("mount the machine's root")?;
+    let root = open_dir(&dir)?;
+    for m in &spec.mounts {
+        match m.kind {
+            MountKind::Bind => bind(&root, m, owner, idmap)?,
+            MountKind::Tmpfs if m.outer => tmpfs(&root, m, owner)?,
+            _ => {}
+        }
+    }
+    let _ = launch;
+    Ok(())
+}
+
+/// Takes it apart again.
+pub(crate) fn unstage() {
+    let _ = rustix::mount::unmount(stage_dir().as_path(), UnmountFlags::DETACH);
+}
+
+fn open_dir(path: &Path) -> Result<OwnedFd> {
+    Ok(rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .at("open", path)?)
+}
+
+fn idmap_refused(e: io::Error, path: &Path, asked: bool) -> Error {
+    if asked && e.raw_os_error() == Some(22) {
+        return Error::Host {
+            what: format!("the file system of `{}` cannot map owners (idmapped mounts)", path.display()),
+            hints: vec![
+                "keep Codchi's data on ext4, xfs, btrfs, f2fs or tmpfs: set XDG_DATA_HOME, with Linux 5.12 or later".into(),
+            ],
+        };
+    }
+    Error::Os { doing: format!("mount `{}`", path.display()), source: e }
+}
+
+fn bind(root: &OwnedFd, m: &Mount, owner: Owner, idmap: Option<BorrowedFd<'_>>) -> Result<()> {
+    let source = m.source.as_deref().unwrap_or(Path::new("/"));
+    let what = || format!("mount `{}` at `{}`", source.display(), m.target.display());
+    let idmap = idmap.filter(|_| m.idmap);
+    // A map applies to whole mounts; what is mounted below is left out rather than shown with foreign owners.
+    let tree = match clone_tree(source, idmap.is_none()) {
+        Err(e) if m.optional && e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        r => r.doing(what())?,
+    };
+    let o = options(&m.options);
+    if !o.data.is_empty() {
+        return Err(Error::Settings(format!(
+            "`{}` is no option of a bind mount (`{}`)",
+            o.data,
+            m.target.display()
+        )));
+    }
+    let attributes = Attributes { set: o.set, clear: 0, private: true, idmap, recursive: idmap.is_none() };
+    set_attributes(tree.as_fd(), &attributes).map_err(|e| idmap_refused(e, source, idmap.is_some()))?;
+    let is_dir = FileType::from_raw_mode(rustix::fs::fstat(&tree).doing(what())?.st_mode).is_dir();
+    let target = place(root, &m.target, is_dir, owner).doing(what())?;
+    attach(&tree, &target).doing(what())
+}
+
+fn tmpfs(root: &OwnedFd, m: &Mount, owner: Owner) -> Result<()> {
+    let what = || format!("mount memory at `{}`", m.target.display());
+    let mut o = options(&m.options);
+    let ids = format!("uid={},gid={}", owner.uid, owner.gid);
+    o.data = if o.data.is_empty() { ids } else { format!("{},{ids}", o.data) };
+    let target = place(root, &m.target, true, owner).doing(what())?;
+    let path = format!("/proc/self/fd/{}", target.as_raw_fd());
+    rustix::mount::mount("tmpfs", path, "tmpfs", o.mount_flags(), o.data()?.as_c_str()).doing(what())
+}
+
+/// Opens a mount point inside `root`, and makes it as the machine's root would where it is missing. The machine may
+/// have put links anywhere: none leads out of `root`.
+pub(crate) fn place(root: &OwnedFd, path: &Path, dir: bool, owner: Owner) -> io::Result<OwnedFd> {
+    match open_inside(root, path, OFlags::PATH) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        r => return r,
+    }
+    let names: Vec<_> = path.components().filter(|c| matches!(c, Component::Normal(_))).collect();
+    let mut at = std::path::PathBuf::from("/");
+    for (i, name) in names.iter().enumerate() {
+        let parent = open_inside(root, &at, OFlags::PATH | OFlags::DIRECTORY)?;
+        at.push(name);
+        let name = name.as_os_str();
+        let made = with_file_ids(owner.uid, owner.gid, || {
+            if dir || i + 1 < names.len() {
+                rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))
+            } else {
+                rustix::fs::mknodat(&parent, name, FileType::RegularFile, Mode::from_raw_mode(0o644), 0)
+            }
+        });
+        match made {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    open_inside(root, path, OFlags::PATH)
+}
+
+/// As root on a host that keeps /dev/net/tun to root: a node that machines' network programs may open, in our own
+/// mount namespace only.
+pub(crate) fn open_tun() {
+    let tun = Path::new("/dev/net/tun");
+    let closed = rustix::fs::stat(tun).is_ok_and(|s| s.st_mode & 0o006 != 0o006);
+    if !closed {
+        return;
+    }
+    let own = Path::new(OWN_DIR).join("tun");
+    // Best effort: without it the next kind of network is tried.
+    let _ = rustix::fs::mknodat(
+        CWD,
+        &own,
+        FileType::CharacterDevice,
+        Mode::from_raw_mode(0o666),
+        rustix::fs::makedev(10, 200),
+    )
+    .and_then(|()| rustix::fs::chmod(&own, Mode::from_raw_mode(0o666)))
+    .and_then(|()| rustix::mount::mount_bind(&own, tun));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_flags_or_data() {
+        let o = options(&["ro".into(), "nosuid".into(), "mode=0755".into(), "size=4m".into()]);
+        assert_eq!(o.set, READ_ONLY | NO_SUID);
+        assert_eq!(o.data, "mode=0755,size=4m");
+        assert_eq!(o.mount_flags(), MountFlags::RDONLY | MountFlags::NOSUID);
+    }
+}

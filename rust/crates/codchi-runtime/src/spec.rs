@@ -1,0 +1,445 @@
+//! The engine settings that `drivers/native/host.nix` renders, with the host's values put in.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::outer::OuterConfig;
+
+/// The version of the settings this program understands.
+pub const VERSION: u32 = 1;
+
+/// Engine settings of a machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Spec {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Host name in the machine.
+    pub host_name: String,
+    /// The machine's root file system.
+    pub root: PathBuf,
+    /// PID 1 and its arguments, as paths in the machine.
+    pub init: Vec<String>,
+    /// Its whole environment.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// Mounts, in order.
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
+    /// Device nodes below /dev; `?`: where the host has it.
+    #[serde(default)]
+    pub devices: Vec<String>,
+    /// Paths that show nothing.
+    #[serde(default)]
+    pub masked_paths: Vec<PathBuf>,
+    /// Paths that cannot be written.
+    #[serde(default)]
+    pub read_only_paths: Vec<PathBuf>,
+    /// What root of the machine may not do.
+    #[serde(default)]
+    pub capabilities: Capabilities,
+    /// System calls that are refused.
+    #[serde(default)]
+    pub seccomp: Seccomp,
+    /// Its network.
+    #[serde(default)]
+    pub network: Network,
+    /// Limits.
+    #[serde(default)]
+    pub resources: Resources,
+    /// How it is stopped.
+    #[serde(default)]
+    pub stop: Stop,
+}
+
+/// A mount of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Mount {
+    /// What is mounted.
+    pub kind: MountKind,
+    /// A bind's path on the host.
+    #[serde(default)]
+    pub source: Option<PathBuf>,
+    /// Where, in the machine.
+    pub target: PathBuf,
+    /// Options of mount(8); those that are no flags go to the file system.
+    #[serde(default)]
+    pub options: Vec<String>,
+    /// Show the host's owners as the machine's, where that needs root.
+    #[serde(default)]
+    pub idmap: bool,
+    /// A tmpfs that the machine can neither unmount nor change.
+    #[serde(default)]
+    pub outer: bool,
+    /// Left out where the host lacks the source.
+    #[serde(default)]
+    pub optional: bool,
+}
+
+/// Kinds of mounts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountKind {
+    /// A path of the host.
+    Bind,
+    /// Memory.
+    Tmpfs,
+    /// Processes.
+    Proc,
+    /// Devices and drivers.
+    Sysfs,
+    /// The machine's own control groups.
+    Cgroup2,
+    /// Terminals.
+    Devpts,
+    /// POSIX message queues.
+    Mqueue,
+}
+
+impl MountKind {
+    /// The kernel's name of the file system.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            MountKind::Bind => "bind",
+            MountKind::Tmpfs => "tmpfs",
+            MountKind::Proc => "proc",
+            MountKind::Sysfs => "sysfs",
+            MountKind::Cgroup2 => "cgroup2",
+            MountKind::Devpts => "devpts",
+            MountKind::Mqueue => "mqueue",
+        }
+    }
+}
+
+/// What root of a machine may not do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Capabilities {
+    /// Names such as `CAP_SYS_MODULE`, dropped from the bounding set.
+    #[serde(default)]
+    pub drop: Vec<String>,
+}
+
+/// System calls that are refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seccomp {
+    /// Their names.
+    #[serde(default)]
+    pub deny: Vec<String>,
+    /// The error they end with.
+    #[serde(default = "Seccomp::errno")]
+    pub errno: u16,
+}
+
+impl Seccomp {
+    fn errno() -> u16 {
+        1
+    }
+}
+
+impl Default for Seccomp {
+    fn default() -> Self {
+        Seccomp { deny: Vec::new(), errno: 1 }
+    }
+}
+
+/// A machine's network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// Which kind.
+    #[serde(default)]
+    pub mode: NetworkMode,
+}
+
+/// Kinds of networks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    /// Its own, with a way out.
+    #[default]
+    Private,
+    /// Its own, without a way out.
+    None,
+}
+
+/// Limits.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resources {
+    /// Bytes.
+    #[serde(default)]
+    pub memory: Option<u64>,
+    /// Processors.
+    #[serde(default)]
+    pub cpus: Option<f64>,
+    /// Processes and threads.
+    #[serde(default)]
+    pub tasks: Option<u64>,
+}
+
+/// How a machine is stopped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Stop {
+    /// The signal for PID 1: `SIGRTMIN+4`, `SIGRTMIN+3`, `SIGTERM`, ...
+    #[serde(default = "Stop::signal")]
+    pub signal: String,
+    /// How long it may take before all is killed.
+    #[serde(default = "Stop::timeout")]
+    pub timeout_seconds: u64,
+}
+
+impl Stop {
+    fn signal() -> String {
+        "SIGRTMIN+4".into()
+    }
+    fn timeout() -> u64 {
+        90
+    }
+
+    /// The signal's number.
+    pub fn number(&self) -> Result<i32> {
+        use codchi_sys::signal as s;
+        let known = match self.signal.as_str() {
+            "SIGTERM" => Some(s::SIGTERM),
+            "SIGINT" => Some(s::SIGINT),
+            "SIGQUIT" => Some(s::SIGQUIT),
+            "SIGHUP" => Some(s::SIGHUP),
+            "SIGUSR1" => Some(s::SIGUSR1),
+            "SIGUSR2" => Some(s::SIGUSR2),
+            other => other
+                .strip_prefix("SIGRTMIN+")
+                .and_then(|n| n.parse::<i32>().ok())
+                .filter(|n| (0..=30).contains(n))
+                .map(s::real_time),
+        };
+        known.ok_or_else(|| Error::Settings(format!("`{}` is not a signal to stop with", self.signal)))
+    }
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Stop { signal: Self::signal(), timeout_seconds: Self::timeout() }
+    }
+}
+
+/// What a supervisor is told: the engine settings as the manifest has them, and this host's side.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Launch {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The machine's name.
+    pub name: String,
+    /// Engine settings of the manifest, variables not yet replaced.
+    pub engine: Value,
+    /// The machine's root file system; made and owned rightly by the supervisor when it is empty.
+    pub root: PathBuf,
+    /// As root: the first id of the machine's range. Rootless: none.
+    #[serde(default)]
+    pub uid_base: Option<u32>,
+    /// Rootless: this user of the machine is the caller on the host.
+    #[serde(default)]
+    pub caller_is: Option<u32>,
+    /// The outer namespace.
+    #[serde(default)]
+    pub outer: OuterConfig,
+    /// The directory with the store's files, as the outer namespace shows it.
+    pub store: PathBuf,
+    /// The system to run.
+    pub toplevel: PathBuf,
+    /// The directory with the static programs.
+    pub bin: PathBuf,
+    /// Mounts beyond those of the settings (host folders).
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
+    /// Where the console is written.
+    pub console_log: PathBuf,
+}
+
+/// The variables of engine settings, and whether each must be used.
+const VARIABLES: [(&str, bool); 9] = [
+    ("name", true),
+    ("root", true),
+    ("store", true),
+    ("toplevel", true),
+    ("endpoint", false),
+    ("agent", true),
+    ("bin", true),
+    ("host", true),
+    ("notify", true),
+];
+
+/// Puts values in for `@variables@` in every text of a document.
+///
+/// # Errors
+/// A variable that does not exist, one that has no value, and one that has to be used but is not.
+pub fn substitute(settings: &Value, values: &BTreeMap<&str, String>) -> Result<Value> {
+    let mut used = BTreeSet::new();
+    let done = put_in(settings, values, &mut used)?;
+    for (name, needed) in VARIABLES {
+        if needed && !used.contains(name) {
+            return Err(Error::Settings(format!("the variable `@{name}@` is not used")));
+        }
+    }
+    Ok(done)
+}
+
+fn put_in(v: &Value, values: &BTreeMap<&str, String>, used: &mut BTreeSet<&'static str>) -> Result<Value> {
+    Ok(match v {
+        Value::String(s) => Value::String(put_in_text(s, values, used)?),
+        Value::Array(a) => Value::Array(a.iter().map(|v| put_in(v, values, used)).collect::<Result<_>>()?),
+        Value::Object(o) => Value::Object(
+            o.iter().map(|(k, v)| Ok((k.clone(), put_in(v, values, used)?))).collect::<Result<_>>()?,
+        ),
+        other => other.clone(),
+    })
+}
+
+fn put_in_text(
+    s: &str,
+    values: &BTreeMap<&str, String>,
+    used: &mut BTreeSet<&'static str>,
+) -> Result<String> {
+    let mut out = String::new();
+    let mut rest = s;
+    while let Some(start) = rest.find('@') {
+        let after = &rest[start + 1..];
+        let end = after.find(|c: char| !c.is_ascii_lowercase());
+        let Some(end) = end.filter(|e| *e > 0 && after[*e..].starts_with('@')) else {
+            out.push_str(&rest[..=start]);
+            rest = after;
+            continue;
+        };
+        let name = &after[..end];
+        let known = VARIABLES.iter().find(|(n, _)| *n == name);
+        let value = known.and_then(|(n, _)| values.get(n).map(|v| (*n, v)));
+        let Some((name, value)) = value else {
+            return Err(Error::Settings(format!("`@{name}@` is not a variable that has a value")));
+        };
+        used.insert(name);
+        out.push_str(&rest[..start]);
+        out.push_str(value);
+        rest = &after[end + 1..];
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+impl Launch {
+    /// The settings with this host's values; `dir` is the machine's runtime directory.
+    pub fn spec(&self, dir: &std::path::Path) -> Result<Spec> {
+        let text = |p: &std::path::Path| {
+            p.to_str()
+                .map(String::from)
+                .ok_or_else(|| Error::Settings(format!("`{}` is not UTF-8", p.display())))
+        };
+        let values = BTreeMap::from([
+            ("name", self.name.clone()),
+            ("root", text(&self.root)?),
+            ("store", text(&self.store)?),
+            ("toplevel", text(&self.toplevel)?),
+            ("bin", text(&self.bin)?),
+            ("endpoint", text(&dir.join("daemon"))?),
+            ("agent", text(&dir.join("agent"))?),
+            ("host", text(&dir.join("host"))?),
+            ("notify", text(&dir.join("notify"))?),
+        ]);
+        let done = substitute(&self.engine, &values)?;
+        let mut spec: Spec = serde_json::from_value(done).map_err(|e| Error::Settings(e.to_string()))?;
+        spec.mounts.extend(self.mounts.iter().cloned());
+        spec.check()?;
+        Ok(spec)
+    }
+}
+
+impl Spec {
+    /// What types do not say.
+    pub fn check(&self) -> Result<()> {
+        let bad = |s: String| Err(Error::Settings(s));
+        if self.version != VERSION {
+            return bad(format!("version {} is not supported, only {VERSION}", self.version));
+        }
+        if self.init.is_empty() {
+            return bad("`init` is empty".into());
+        }
+        for m in &self.mounts {
+            if !m.target.is_absolute() || m.target.components().any(|c| c == std::path::Component::ParentDir)
+            {
+                return bad(format!("the mount point `{}` is not an absolute path", m.target.display()));
+            }
+            if m.kind == MountKind::Bind && !m.source.as_ref().is_some_and(|s| s.is_absolute()) {
+                return bad(format!("the mount at `{}` needs an absolute `source`", m.target.display()));
+            }
+            if m.outer && m.kind != MountKind::Tmpfs {
+                return bad(format!("`outer` at `{}` is for tmpfs", m.target.display()));
+            }
+        }
+        for d in &self.devices {
+            let n = d.trim_end_matches('?');
+            if n.is_empty() || n.starts_with('/') || n.split('/').any(|c| c == "..") {
+                return bad(format!("`{d}` is not a device below /dev"));
+            }
+        }
+        self.stop.number()?;
+        crate::caps::numbers(&self.capabilities.drop)?;
+        crate::filter::program(&self.seccomp)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn values() -> BTreeMap<&'static str, String> {
+        VARIABLES.iter().map(|(n, _)| (*n, format!("/{n}"))).collect()
+    }
+
+    fn all() -> String {
+        VARIABLES.iter().map(|(n, _)| format!("@{n}@ ")).collect()
+    }
+
+    #[test]
+    fn variables_are_replaced_wherever_text_is() {
+        let v = substitute(&json!({"a": [all(), "x@name@@root@y", "a@b", "@", "@@"], "n": 1}), &values())
+            .unwrap();
+        assert_eq!(v["a"][1], "x/name/rooty");
+        assert_eq!(v["a"][2], "a@b");
+        assert_eq!(v["a"][4], "@@");
+        assert_eq!(v["n"], 1);
+    }
+
+    #[test]
+    fn an_unknown_or_unused_variable_is_an_error() {
+        let e = substitute(&json!([all(), "@nope@"]), &values()).unwrap_err().to_string();
+        assert!(e.contains("@nope@"), "{e}");
+        let e = substitute(&json!(all().replace("@bin@", "")), &values()).unwrap_err().to_string();
+        assert!(e.contains("`@bin@` is not used"), "{e}");
+        assert!(substitute(&json!(all().replace("@endpoint@", "")), &values()).is_ok());
+    }
+
+    #[test]
+    fn a_value_with_an_at_sign_is_not_replaced_again() {
+        let mut v = values();
+        v.insert("name", "@root@".into());
+        assert_eq!(substitute(&json!([all(), "@name@"]), &v).unwrap()[1], "@root@");
+    }
+
+    #[test]
+    fn stop_signals_have_numbers() {
+        let s = |n: &str| Stop { signal: n.into(), timeout_seconds: 1 }.number();
+        assert_eq!(s("SIGTERM").unwrap(), 15);
+        assert_eq!(s("SIGRTMIN+4").unwrap(), codchi_sys::signal::real_time(4));
+        assert!(s("SIGRTMIN+99").is_err());
+        assert!(s("9").is_err());
+    }
+}

@@ -1,0 +1,136 @@
+//! What a supervisor tells of itself, for those who look without asking it.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Doing, Result};
+use crate::network::Way;
+
+/// The state of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Nothing runs.
+    Stopped,
+    /// PID 1 is not ready yet.
+    Starting,
+    /// PID 1 said it is ready.
+    Running,
+    /// It was asked to stop.
+    Stopping,
+    /// It ended without being asked.
+    Failed,
+}
+
+/// The file `supervisor.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Supervisor {
+    /// 1.
+    pub version: u32,
+    /// Its process.
+    pub pid: i32,
+    /// When that began, in the kernel's ticks: with the id it names one process for ever.
+    pub start_time: u64,
+    /// The machine's PID 1.
+    pub leader: Option<i32>,
+    /// What the machine does.
+    pub state: State,
+    /// What PID 1 says of itself.
+    #[serde(default)]
+    pub text: String,
+    /// How it reaches others.
+    #[serde(default)]
+    pub network: Option<Way>,
+    /// The machine's cgroup, as the supervisor sees it.
+    #[serde(default)]
+    pub cgroup: std::path::PathBuf,
+    /// What a person should know.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// What is known of a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Its state.
+    pub state: State,
+    /// Its PID 1, by the host's ids.
+    pub leader: Option<i32>,
+    /// Its supervisor, by the host's ids.
+    pub supervisor: Option<i32>,
+    /// How it reaches others.
+    pub network: Option<Way>,
+    /// What a person should know.
+    pub warnings: Vec<String>,
+    /// What PID 1 says of itself.
+    pub text: String,
+}
+
+/// The file's name in a machine's runtime directory.
+pub(crate) const FILE: &str = "supervisor.json";
+
+/// When a process began, in ticks; `None` when there is no such process.
+pub(crate) fn start_time(pid: i32) -> Option<u64> {
+    let stat = codchi_fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in brackets may hold anything; what follows the last bracket is fields 3 and on.
+    let mut f = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = f.next()?;
+    if state == "Z" || state == "X" {
+        return None;
+    }
+    f.nth(18)?.parse().ok()
+}
+
+/// The supervisor's file, when that supervisor lives.
+pub(crate) fn living(dir: &Path) -> Result<Option<Supervisor>> {
+    let Some(s) = read(dir)? else { return Ok(None) };
+    Ok((start_time(s.pid) == Some(s.start_time)).then_some(s))
+}
+
+fn read(dir: &Path) -> Result<Option<Supervisor>> {
+    let path = dir.join(FILE);
+    let Some(text) = codchi_fs::read_if_exists(&path)? else { return Ok(None) };
+    serde_json::from_str(&text)
+        .map(Some)
+        .map_err(std::io::Error::other)
+        .doing(format!("read `{}`", path.display()))
+}
+
+/// What a machine does now. `dir` is its runtime directory; that there is none means stopped.
+pub fn status(dir: &Path) -> Result<Status> {
+    let file = read(dir)?;
+    let alive = file.as_ref().is_some_and(|s| start_time(s.pid) == Some(s.start_time));
+    Ok(match file {
+        Some(s) if alive => Status {
+            state: s.state,
+            leader: s.leader,
+            supervisor: Some(s.pid),
+            network: s.network,
+            warnings: s.warnings,
+            text: s.text,
+        },
+        other => Status {
+            // A clean end removes the file, or says that the machine failed.
+            state: if other.is_some() { State::Failed } else { State::Stopped },
+            leader: None,
+            supervisor: None,
+            network: None,
+            warnings: vec![],
+            text: other.map(|s| s.text).unwrap_or_default(),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_told_from_a_later_one_with_its_id() {
+        let me = std::process::id().cast_signed();
+        assert!(start_time(me).is_some());
+        assert_eq!(start_time(i32::MAX), None);
+    }
+}
