@@ -151,6 +151,9 @@ impl Error {
         let url = address.to_string();
         match trouble {
             T::Connection(reason) => Error::Network { url, reason },
+            T::Moved(_) => {
+                Error::Network { url, reason: "the server sends from one place to the next".into() }
+            }
             T::Missing => Error::Missing { what: what.into(), url },
             T::Refused(status) => Error::Refused { url, status },
             T::Status(status) => {

@@ -1,7 +1,9 @@
 //! HTTP, with the host's certificates and proxy, time limits and retries.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -11,8 +13,10 @@ use ureq::http::header;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use crate::error::{Error, Result};
-use crate::mirror::Address;
+use crate::mirror::{Address, basic};
 
+/// What servers are told about who asks.
+const AGENT: &str = concat!("codchi/", env!("CARGO_PKG_VERSION"));
 /// How often a download is begun before it counts as failed.
 const TRIES: u32 = 4;
 /// Longest wait for a connection, and for the first byte of an answer.
@@ -100,7 +104,7 @@ impl Client {
                 .timeout_recv_response(Some(STALL))
                 .timeout_per_read(Some(self.stall))
                 .max_idle_connections_per_host(16)
-                .user_agent(concat!("codchi/", env!("CARGO_PKG_VERSION")));
+                .user_agent(AGENT);
             // A plain address may lead on to an encrypted one, so both have certificates.
             config = config.tls_config(tls());
             config.build().new_agent()
@@ -116,20 +120,77 @@ impl Client {
 
     /// Begins one download, without retries.
     fn begin(&self, address: &Address) -> Result<Answer, Trouble> {
+        if let Some(proxy) = self.plain_proxy(address.url()) {
+            return self.forward(proxy, address);
+        }
         let mut request = self.agent(address.url()).get(address.url());
         if let Some(login) = address.authorization() {
             request = request.header(header::AUTHORIZATION, login);
         }
         let response = request.call().map_err(|e| Trouble::from_ureq(&e))?;
-        let status = response.status().as_u16();
-        match status {
-            200 => {}
-            404 | 410 => return Err(Trouble::Missing),
-            401 | 403 | 407 => return Err(Trouble::Refused(status)),
-            _ => return Err(Trouble::Status(status)),
-        }
+        Trouble::of_status(response.status().as_u16())?;
         let length = response.body().content_length();
         Ok(Answer { body: Box::new(response.into_body().into_reader()), length })
+    }
+
+    /// The proxy that a plain address is to be asked from. ureq opens a tunnel for these too, which proxies often allow
+    /// for encrypted connections only.
+    fn plain_proxy(&self, url: &str) -> Option<&ureq::Proxy> {
+        let proxy = self.proxies[0].as_ref().filter(|p| p.protocol() == ureq::ProxyProtocol::Http)?;
+        let uri: ureq::http::Uri = url.strip_prefix("http:").and(Some(url))?.parse().ok()?;
+        (!proxy.is_no_proxy(&uri)).then_some(proxy)
+    }
+
+    /// Asks a proxy for a whole address (RFC 9112, 3.2.2). HTTP/1.0, so that the body is sent as it is.
+    fn forward(&self, proxy: &ureq::Proxy, address: &Address) -> Result<Answer, Trouble> {
+        let trouble = |e: std::io::Error| Trouble::Connection(format!("the proxy `{}`: {e}", proxy.host()));
+        let mut last = None;
+        let ips = (proxy.host(), proxy.port()).to_socket_addrs().map_err(trouble)?;
+        let stream = ips
+            .into_iter()
+            .find_map(|ip| TcpStream::connect_timeout(&ip, CONNECT).map_err(|e| last = Some(e)).ok());
+        let mut stream = match (stream, last) {
+            (Some(stream), _) => stream,
+            (None, Some(e)) => return Err(trouble(e)),
+            (None, None) => {
+                return Err(Trouble::Connection(format!("the proxy `{}` has no address", proxy.host())));
+            }
+        };
+        stream.set_read_timeout(Some(self.stall)).map_err(trouble)?;
+        stream.set_write_timeout(Some(self.stall)).map_err(trouble)?;
+        let url = address.url();
+        let host = url.split('/').nth(2).unwrap_or_default();
+        let mut head =
+            format!("GET {url} HTTP/1.0\r\nHost: {host}\r\nUser-Agent: {AGENT}\r\nAccept: */*\r\n");
+        if let Some(login) = address.authorization() {
+            head += &format!("Authorization: {login}\r\n");
+        }
+        if let Some(user) = proxy.username() {
+            let login = format!("{user}:{}", proxy.password().unwrap_or_default());
+            head += &format!("Proxy-Authorization: {}\r\n", basic(login.as_bytes()));
+        }
+        stream.write_all(format!("{head}\r\n").as_bytes()).map_err(trouble)?;
+        let mut reader = BufReader::new(stream);
+        let (status, headers) = read_head(&mut reader).map_err(trouble)?;
+        let header = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+        if let (301 | 302 | 303 | 307 | 308, Some(to)) = (status, header("location")) {
+            return Err(Trouble::Moved(to.to_owned()));
+        }
+        Trouble::of_status(status)?;
+        if header("transfer-encoding").is_some() {
+            return Err(Trouble::Connection(format!(
+                "the proxy `{}` answers in a newer protocol",
+                proxy.host()
+            )));
+        }
+        let length = header("content-length").and_then(|l| l.parse().ok());
+        Ok(Answer {
+            body: match length {
+                Some(length) => Box::new(reader.take(length)),
+                None => Box::new(reader),
+            },
+            length,
+        })
     }
 
     /// Downloads: `take` reads the body, and is called again from the start when the connection fails midway.
@@ -140,8 +201,14 @@ impl Client {
     ) -> Result<T, Trouble> {
         let mut pause = self.first_pause;
         let mut tried = 1;
+        let mut moved = 0;
+        let mut address = Cow::Borrowed(address);
         loop {
-            match self.begin(address).and_then(&mut take) {
+            match self.begin(&address).and_then(&mut take) {
+                Err(Trouble::Moved(to)) if moved < 5 => {
+                    moved += 1;
+                    address = Cow::Owned(address.moved(&to).ok_or(Trouble::Moved(to))?);
+                }
                 Err(trouble) if trouble.may_pass() && tried < self.tries => {
                     std::thread::sleep(pause);
                     pause *= 3;
@@ -165,6 +232,31 @@ impl Client {
     }
 }
 
+/// Reads status and headers, whose names are made lower-case.
+fn read_head(reader: &mut impl BufRead) -> std::io::Result<(u16, Vec<(String, String)>)> {
+    let bad = || std::io::Error::new(std::io::ErrorKind::InvalidData, "its answer is not HTTP");
+    let mut reader = reader.take(64 * 1024);
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let mut words = line.split(' ');
+    if !words.next().is_some_and(|w| w.starts_with("HTTP/1.")) {
+        return Err(bad());
+    }
+    let status = words.next().and_then(|w| w.trim().parse().ok()).ok_or_else(bad)?;
+    let mut headers = Vec::new();
+    loop {
+        line.clear();
+        if reader.read_line(&mut line)? == 0 {
+            return Err(bad());
+        }
+        match line.trim_end().split_once(':') {
+            Some((name, value)) => headers.push((name.to_ascii_lowercase(), value.trim().to_owned())),
+            None if line.trim().is_empty() => return Ok((status, headers)),
+            None => return Err(bad()),
+        }
+    }
+}
+
 /// Certificates of the host, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
 fn tls() -> TlsConfig {
     let found = rustls_native_certs::load_native_certs();
@@ -180,6 +272,8 @@ fn tls() -> TlsConfig {
 pub(crate) enum Trouble {
     /// No connection, or a broken one.
     Connection(String),
+    /// The server says where else it is.
+    Moved(String),
     /// The server does not have it.
     Missing,
     /// The server wants a login or forbids it.
@@ -197,6 +291,15 @@ pub(crate) enum Trouble {
 }
 
 impl Trouble {
+    fn of_status(status: u16) -> Result<(), Trouble> {
+        match status {
+            200 => Ok(()),
+            404 | 410 => Err(Trouble::Missing),
+            401 | 403 | 407 => Err(Trouble::Refused(status)),
+            _ => Err(Trouble::Status(status)),
+        }
+    }
+
     fn from_ureq(error: &ureq::Error) -> Trouble {
         Trouble::Connection(match error {
             ureq::Error::Timeout(_) => "it does not answer in time".into(),
@@ -211,7 +314,7 @@ impl Trouble {
 
     pub(crate) fn from_read(error: &std::io::Error) -> Trouble {
         Trouble::Connection(match error.kind() {
-            std::io::ErrorKind::TimedOut => "it stopped sending".into(),
+            std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock => "it stopped sending".into(),
             _ => error.to_string(),
         })
     }

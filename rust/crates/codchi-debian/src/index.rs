@@ -226,21 +226,21 @@ pub fn write(suite: &Suite, tables: &Tables, dir: &Path, progress: &dyn Progress
         d: resolution.depends(id).iter().map(|d| packages.name(*d)).collect(),
         b: resolution.broken(id),
     };
-    let mut in_core: BTreeMap<&str, Entry<'_>> = BTreeMap::new();
-    let mut shards: Vec<BTreeMap<&str, Entry<'_>>> = (0..256).map(|_| BTreeMap::new()).collect();
-    for id in packages.ids() {
-        let name = packages.name(id);
-        if core.contains(&id) {
-            in_core.insert(name, entry(id));
-        } else {
-            shards[usize::from(hash::sha256(name.as_bytes())[0])].insert(name, entry(id));
-        }
+    // One file at a time, so that no second copy of the suite is ever in memory.
+    let put_all = |file: &str, ids: &[Id]| {
+        let entries: BTreeMap<&str, Entry<'_>> =
+            ids.iter().map(|id| (packages.name(*id), entry(*id))).collect();
+        put(&dir.join(file), &entries)
+    };
+    let mut shards: Vec<Vec<Id>> = vec![Vec::new(); 256];
+    for id in packages.ids().filter(|id| !core.contains(id)) {
+        shards[usize::from(hash::sha256(packages.name(id).as_bytes())[0])].push(id);
     }
     codchi_fs::create_dir_all(dir.join("shards"))?;
     for (i, shard) in shards.iter().enumerate() {
-        put(&dir.join(format!("shards/{i:02x}.json")), shard)?;
+        put_all(&format!("shards/{i:02x}.json"), shard)?;
     }
-    put(&dir.join("core.json"), &in_core)?;
+    put_all("core.json", &core.iter().copied().collect::<Vec<_>>())?;
     put(&dir.join("names.json"), &suite.names())?;
     put(
         &dir.join("suite.json"),

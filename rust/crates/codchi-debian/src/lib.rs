@@ -32,6 +32,8 @@ pub mod release;
 pub mod resolve;
 #[cfg(feature = "net")]
 pub mod suite;
+#[cfg(all(test, feature = "net"))]
+mod tests;
 #[cfg(feature = "net")]
 pub mod version;
 

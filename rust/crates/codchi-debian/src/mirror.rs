@@ -58,12 +58,24 @@ impl Address {
             Some((login, host)) => (Some(login), host),
             None => (None, authority),
         };
-        let usable = |b: u8| b.is_ascii_graphic() && !matches!(b, b'?' | b'#' | b'"' | b'\\');
+        let usable = |b: u8| b.is_ascii_graphic() && !matches!(b, b'#' | b'"' | b'\\');
         if host.is_empty() || !host.bytes().chain(path.bytes()).all(usable) {
             return None;
         }
         let authorization = login.map(|l| basic(&percent_decode(l)));
         Some(Address { url: format!("{scheme}://{host}{path}"), authorization })
+    }
+
+    /// Where a server at this address sends to; credentials go along to the same server only.
+    pub(crate) fn moved(&self, to: &str) -> Option<Address> {
+        let origin = |url: &str| url.splitn(4, '/').take(3).collect::<Vec<_>>().join("/");
+        let url =
+            if to.starts_with('/') && !to.starts_with("//") { origin(&self.url) + to } else { to.to_owned() };
+        let mut address = Address::parse(&url)?;
+        if address.authorization.is_none() && origin(&address.url) == origin(&self.url) {
+            address.authorization.clone_from(&self.authorization);
+        }
+        Some(address)
     }
 
     /// The address without credentials.
@@ -110,7 +122,7 @@ fn percent_decode(text: &str) -> Vec<u8> {
 }
 
 /// RFC 7617, with the alphabet of RFC 4648.
-fn basic(login: &[u8]) -> String {
+pub(crate) fn basic(login: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::from("Basic ");
     for chunk in login.chunks(3) {
@@ -221,31 +233,42 @@ struct Apt {
     conf: BTreeMap<String, String>,
 }
 
+/// An entry of apt's sources.
+struct Entry {
+    uri: String,
+    suites: Vec<String>,
+    signed_by: Option<String>,
+}
+
 /// Reads apt's sources. What cannot be read or understood is passed over: apt's files are not ours to check.
 fn from_apt(apt: &Path) -> Apt {
     let mut found = Apt { conf: apt_conf(apt), ..Apt::default() };
-    let mut uris: Vec<(String, Vec<String>)> = Vec::new();
+    let mut entries = Vec::new();
     let mut files = vec![apt.join("sources.list")];
-    if let Ok(entries) = codchi_fs::read_dir(apt.join("sources.list.d")) {
-        files.extend(entries.into_iter().map(|e| e.path()));
+    if let Ok(more) = codchi_fs::read_dir(apt.join("sources.list.d")) {
+        files.extend(more.into_iter().map(|e| e.path()));
     }
     for file in files {
         let Ok(Some(text)) = codchi_fs::read_if_exists(&file) else { continue };
         match file.extension().and_then(|e| e.to_str()) {
-            Some("sources") => deb822_sources(&text, &mut uris),
-            Some("list") => list_sources(&text, &mut uris),
+            Some("sources") => deb822_sources(&text, &mut entries),
+            Some("list") => list_sources(&text, &mut entries),
             _ => {}
         }
     }
-    for (uri, suites) in uris {
-        let Some(address) = Address::parse(&uri) else { continue };
-        let Some(archive) = debian_archive(&address, &suites) else { continue };
-        let slot = match archive {
-            Archive::Main => &mut found.main,
-            Archive::Security => &mut found.security,
-        };
-        if slot.is_none() {
-            *slot = Some(with_auth_conf(address, apt));
+    for archive in [Archive::Main, Archive::Security] {
+        let mut best: Option<(u32, Address)> = None;
+        for entry in &entries {
+            let Some(address) = Address::parse(&entry.uri) else { continue };
+            let Some(score) = likeness(entry, &address, archive) else { continue };
+            if best.as_ref().is_none_or(|(s, _)| score > *s) {
+                best = Some((score, address));
+            }
+        }
+        let address = best.map(|(_, address)| with_auth_conf(address, apt));
+        match archive {
+            Archive::Main => found.main = address,
+            Archive::Security => found.security = address,
         }
     }
     found
@@ -266,57 +289,73 @@ const SUITES: &[&str] = &[
     "unstable",
 ];
 
-/// Whether a source is one of Debian's two archives: its path ends as theirs do, and its suites are theirs.
-fn debian_archive(address: &Address, suites: &[String]) -> Option<Archive> {
-    let name = address.url.rsplit('/').next()?;
+/// How much a source looks like one of Debian's two archives. Others publish under Debian's suite names too, so the
+/// keys it is signed by and its path count; `None` when it is certainly another's.
+fn likeness(entry: &Entry, address: &Address, archive: Archive) -> Option<u32> {
     let any = |suffixes: &[&str]| {
-        suites.iter().any(|s| SUITES.iter().any(|known| suffixes.iter().any(|x| *s == format!("{known}{x}"))))
+        entry
+            .suites
+            .iter()
+            .any(|s| SUITES.iter().any(|known| suffixes.iter().any(|x| *s == format!("{known}{x}"))))
     };
-    if any(&["-security", "/updates"]) {
-        Some(Archive::Security)
-    } else if any(&["", "-updates"]) && !name.contains("security") && !address.url.contains("ubuntu") {
-        // A company mirror may call the archive anything, but a source with Debian's suite names that names
-        // another product (such as `https://download.example/linux/debian/docker`) is not Debian's.
-        matches!(name, "debian" | "debian.org").then_some(Archive::Main)
+    let of = if any(&["-security", "/updates"]) {
+        Archive::Security
+    } else if any(&["", "-updates"]) {
+        Archive::Main
     } else {
-        None
-    }
+        return None;
+    };
+    let debians_key = match &entry.signed_by {
+        None => 0,
+        Some(keys) if keys.contains("debian-archive") => 4,
+        // Signed by keys that are not accepted here anyway.
+        Some(_) => return None,
+    };
+    let last = address.url.rsplit('/').next().unwrap_or_default();
+    let named = u32::from(last.contains("debian"));
+    let updates = u32::from(any(&["-updates"]));
+    (of == archive).then_some(debians_key + 2 * named + updates)
 }
 
-fn deb822_sources(text: &str, out: &mut Vec<(String, Vec<String>)>) {
+fn deb822_sources(text: &str, out: &mut Vec<Entry>) {
     for paragraph in text.replace("\r\n", "\n").split("\n\n") {
         let fields = crate::unpack::parse_fields(paragraph);
         let field = |name: &str| {
             let found = fields.iter().find(|(k, _)| k.eq_ignore_ascii_case(name));
-            found.map(|(_, v)| v.as_str()).unwrap_or_default()
+            found.map(|(_, v)| v.as_str())
         };
-        let words = |name: &str| field(name).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        let off = matches!(field("Enabled").to_ascii_lowercase().as_str(), "no" | "false" | "off" | "0");
-        if off
-            || !words("Types").iter().any(|t| t == "deb")
-            || !words("Components").iter().any(|c| c == "main")
-        {
+        let words = |name: &str| field(name).unwrap_or_default().split_whitespace().map(str::to_owned);
+        let enabled = field("Enabled").unwrap_or("yes").to_ascii_lowercase();
+        let off = matches!(enabled.as_str(), "no" | "false" | "off" | "0" | "without" | "disable");
+        if off || !words("Types").any(|t| t == "deb") || !words("Components").any(|c| c == "main") {
             continue;
         }
-        out.extend(words("URIs").into_iter().map(|uri| (uri, words("Suites"))));
+        out.extend(words("URIs").map(|uri| Entry {
+            uri,
+            suites: words("Suites").collect(),
+            signed_by: field("Signed-By").map(str::to_owned),
+        }));
     }
 }
 
-fn list_sources(text: &str, out: &mut Vec<(String, Vec<String>)>) {
+fn list_sources(text: &str, out: &mut Vec<Entry>) {
     for line in text.lines() {
         let line = line.split('#').next().unwrap_or_default().trim();
         let Some(mut rest) = line.strip_prefix("deb").filter(|r| r.starts_with([' ', '\t'])) else {
             continue;
         };
         rest = rest.trim_start();
+        let mut signed_by = None;
         if let Some(options) = rest.strip_prefix('[') {
-            let Some((_, after)) = options.split_once(']') else { continue };
+            let Some((options, after)) = options.split_once(']') else { continue };
+            signed_by =
+                options.split_whitespace().find_map(|o| o.strip_prefix("signed-by=")).map(str::to_owned);
             rest = after;
         }
         let mut words = rest.split_whitespace();
         let (Some(uri), Some(suite)) = (words.next(), words.next()) else { continue };
         if words.any(|c| c == "main") {
-            out.push((uri.to_owned(), vec![suite.to_owned()]));
+            out.push(Entry { uri: uri.to_owned(), suites: vec![suite.to_owned()], signed_by });
         }
     }
 }
@@ -467,12 +506,18 @@ mod tests {
 
         let list = "# deb http://no.example/debian bookworm main\ndeb-src http://no.example/debian bookworm main\n\
             deb https://download.docker.example/linux/debian/docker bookworm stable\n\
-            deb [arch=amd64 signed-by=/x.gpg] https://one.example/debian bookworm main # here\n\
+            deb [signed-by=/usr/share/keyrings/vpn.gpg] https://vpn.example/stable/debian bookworm main\n\
+            deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] https://one.example/debian bookworm main # here\n\
             deb http://one.example/debian-security bookworm-security main\n";
         assert_eq!(
             addresses(&[("sources.list", list)]),
             ("https://one.example/debian".into(), "http://one.example/debian-security".into())
         );
+        // A company may call the archive anything; one that is also there with its updates looks more like it.
+        let company = "deb http://tool.example/debian bookworm main\ndeb http://m.example/repo/deb-remote bookworm main\n";
+        assert_eq!(addresses(&[("sources.list", company)]).0, "http://tool.example/debian");
+        let company = "deb http://m.example/repo/deb-remote trixie main\n";
+        assert_eq!(addresses(&[("sources.list", company)]).0, "http://m.example/repo/deb-remote");
         let ubuntu = "deb http://archive.ubuntu.example/ubuntu noble main\n";
         assert_eq!(addresses(&[("sources.list", ubuntu)]).0, DEFAULT);
         assert_eq!(addresses(&[]), (DEFAULT.into(), format!("{DEFAULT}-security")));

@@ -163,8 +163,11 @@ fn primary_expiry(key: &SignedPublicKey) -> Option<Expiry> {
             s.is_certification() && s.verify_certification(primary, pgp::types::Tag::UserId, &user.id).is_ok()
         })
     });
-    let direct = key.details.direct_signatures.iter().filter(|s| s.verify_key(primary).is_ok());
-    of_users.chain(direct).max_by_key(|s| s.created()).map(|s| expiry(primary, s))
+    let direct = || key.details.direct_signatures.iter().filter(|s| s.verify_key(primary).is_ok());
+    // A direct signature that names no end (such as one that only names a revoker) does not take away a user ID's.
+    let ending = direct().filter(|s| s.key_expiration_time().is_some());
+    let newest = of_users.chain(ending).max_by_key(|s| s.created());
+    newest.or_else(|| direct().max_by_key(|s| s.created())).map(|s| expiry(primary, s))
 }
 
 fn check_with(
@@ -199,4 +202,245 @@ fn check_with(
         return Err(SignatureError::Expired(name));
     }
     Ok(())
+}
+
+/// Keys and signatures made on the spot, for tests here and of whole mirrors.
+#[cfg(test)]
+pub(crate) mod made {
+    #![allow(clippy::unwrap_used)]
+    use pgp::composed::{
+        ArmorOptions, KeyType, SecretKeyParamsBuilder, SignedKeyDetails, SignedSecretKey, SubkeyParamsBuilder,
+    };
+    use pgp::packet::{SignatureConfig, Subpacket, SubpacketData, UserId};
+    use pgp::ser::Serialize;
+    use pgp::types::{Duration as Seconds, Password, SigningKey, Tag, Timestamp};
+    use rand::thread_rng;
+
+    use super::*;
+
+    pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    /// The time that tests play at: 2026-01-01.
+    pub(crate) fn today() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600)
+    }
+
+    pub(crate) struct Key {
+        pub secret: SignedSecretKey,
+        /// The public half.
+        pub keyring: Vec<u8>,
+    }
+
+    fn stamp(time: SystemTime) -> Timestamp {
+        Timestamp::try_from(time).unwrap()
+    }
+
+    fn seconds(time: Duration) -> Seconds {
+        Seconds::from_secs(u32::try_from(time.as_secs()).unwrap())
+    }
+
+    /// A key with a signing subkey, made at a time; the primary key may have an end.
+    pub(crate) fn key(created: SystemTime, lasts: Option<Duration>) -> Key {
+        key_of(KeyType::Ed25519Legacy, created, lasts)
+    }
+
+    pub(crate) fn key_of(kind: KeyType, created: SystemTime, lasts: Option<Duration>) -> Key {
+        let subkey = SubkeyParamsBuilder::default()
+            .key_type(kind.clone())
+            .can_sign(true)
+            .created_at(stamp(created))
+            .build()
+            .unwrap();
+        let secret = SecretKeyParamsBuilder::default()
+            .key_type(kind)
+            .can_certify(true)
+            .can_sign(true)
+            .created_at(stamp(created))
+            .primary_user_id("Archive <archive@example.org>".into())
+            .subkey(subkey)
+            .build()
+            .unwrap()
+            .generate(thread_rng())
+            .unwrap();
+        let mut public = secret.to_public_key();
+        if let Some(lasts) = lasts {
+            let mut config =
+                config(&secret.primary_key, SignatureType::CertPositive, HashAlgorithm::Sha512, created);
+            config
+                .hashed_subpackets
+                .push(Subpacket::regular(SubpacketData::KeyExpirationTime(seconds(lasts))).unwrap());
+            let user: &UserId = &public.details.users[0].id;
+            let signature = config
+                .sign_certification(
+                    &secret.primary_key,
+                    &public.primary_key,
+                    &Password::empty(),
+                    Tag::UserId,
+                    user,
+                )
+                .unwrap();
+            let mut users = public.details.users.clone();
+            users[0].signatures = vec![signature];
+            public.details = SignedKeyDetails { users, ..public.details };
+        }
+        let keyring = public.to_bytes().unwrap();
+        Key { secret, keyring }
+    }
+
+    fn config(
+        key: &impl SigningKey,
+        typ: SignatureType,
+        hash: HashAlgorithm,
+        created: SystemTime,
+    ) -> SignatureConfig {
+        let mut config = SignatureConfig::v4(typ, key.algorithm(), hash);
+        config.hashed_subpackets = vec![
+            Subpacket::regular(SubpacketData::SignatureCreationTime(stamp(created))).unwrap(),
+            Subpacket::regular(SubpacketData::IssuerFingerprint(key.fingerprint())).unwrap(),
+        ];
+        config
+    }
+
+    pub(crate) struct How {
+        pub hash: HashAlgorithm,
+        pub created: SystemTime,
+        pub lasts: Option<Duration>,
+    }
+
+    impl Default for How {
+        fn default() -> Self {
+            How { hash: HashAlgorithm::Sha512, created: today(), lasts: None }
+        }
+    }
+
+    pub(crate) fn clear_sign(text: &str, key: &impl SigningKey, how: &How) -> String {
+        let mut config = config(key, SignatureType::Text, how.hash, how.created);
+        if let Some(lasts) = how.lasts {
+            let end = SubpacketData::SignatureExpirationTime(seconds(lasts));
+            config.hashed_subpackets.push(Subpacket::regular(end).unwrap());
+        }
+        let message = CleartextSignedMessage::new(text, config, key, &Password::empty()).unwrap();
+        message.to_armored_string(ArmorOptions::default()).unwrap()
+    }
+
+    pub(crate) fn detach_sign(data: &[u8], key: &impl SigningKey) -> String {
+        let config = config(key, SignatureType::Binary, HashAlgorithm::Sha512, today());
+        let signature = DetachedSignature::new(config.sign(key, &Password::empty(), data).unwrap());
+        signature.to_armored_string(ArmorOptions::default()).unwrap()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::made::*;
+    use super::*;
+
+    const TEXT: &str = "Origin: Debian\n- a line that is escaped\nCodename: sid\n";
+
+    #[test]
+    fn the_keys_that_come_with_the_program_hold() {
+        let keyring = Keyring::debian().unwrap();
+        assert!(keyring.keys.len() >= 9);
+        for key in &keyring.keys {
+            let name = format!("{:X}", key.primary_key.fingerprint());
+            assert!(matches!(primary_expiry(key), Some(Some(end)) if end > today()), "{name}");
+            for subkey in &key.public_subkeys {
+                subkey.verify_bindings(&key.primary_key).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_good_signature_gives_back_the_text() {
+        let key = key(today() - DAY, Some(365 * DAY));
+        let keyring = Keyring::read(&key.keyring).unwrap();
+        let by_primary = clear_sign(TEXT, &key.secret.primary_key, &How::default());
+        let by_subkey = clear_sign(TEXT, &key.secret.secret_subkeys[0].key, &How::default());
+        for message in [by_primary, by_subkey] {
+            assert_eq!(keyring.clear_text(message.as_bytes(), today()).unwrap().trim_end(), TEXT.trim_end());
+        }
+        let signature = detach_sign(TEXT.as_bytes(), &key.secret.primary_key);
+        assert_eq!(keyring.detached(TEXT.as_bytes(), signature.as_bytes(), today()), Ok(()));
+        let other = keyring.detached(b"another text", signature.as_bytes(), today());
+        assert!(matches!(other, Err(SignatureError::Bad(_))), "{other:?}");
+    }
+
+    #[test]
+    fn whatever_is_wrong_with_a_signature_is_told_apart() {
+        let good = key(today() - DAY, Some(365 * DAY));
+        let stranger = key(today() - DAY, None);
+        let keyring = Keyring::read(&good.keyring).unwrap();
+        let primary = &good.secret.primary_key;
+        let sign = |how: How| clear_sign(TEXT, primary, &how);
+        let check = |message: &str, now| keyring.clear_text(message.as_bytes(), now).unwrap_err();
+
+        let tampered = sign(How::default()).replace("Codename: sid", "Codename: six");
+        assert!(matches!(check(&tampered, today()), SignatureError::Bad(_)));
+
+        let unknown = clear_sign(TEXT, &stranger.secret.primary_key, &How::default());
+        assert!(matches!(check(&unknown, today()), SignatureError::UnknownKey(_)));
+
+        let late = today() + 400 * DAY;
+        let fresh = sign(How { created: late, ..How::default() });
+        assert!(matches!(check(&fresh, late), SignatureError::Expired(_)));
+        let by_subkey = clear_sign(TEXT, &good.secret.secret_subkeys[0].key, &How::default());
+        assert!(matches!(check(&by_subkey, late), SignatureError::Expired(_)));
+
+        // Ed25519 does not even make such a signature.
+        let old = key_of(pgp::composed::KeyType::Rsa(2048), today() - DAY, None);
+        let sha1 = How { hash: HashAlgorithm::Sha1, ..How::default() };
+        let weak = clear_sign(TEXT, &old.secret.primary_key, &sha1);
+        let result = Keyring::read(&old.keyring).unwrap().clear_text(weak.as_bytes(), today());
+        assert!(matches!(result, Err(SignatureError::Weak(_))), "{result:?}");
+
+        for how in [
+            How { created: today() + 3 * DAY, ..How::default() },
+            How { created: today() - 3 * DAY, ..How::default() },
+            How { created: today() - DAY / 2, lasts: Some(DAY / 4), ..How::default() },
+        ] {
+            assert!(matches!(check(&sign(how), today()), SignatureError::Time(_)));
+        }
+
+        for junk in ["", "Origin: Debian\n", "<html>", &sign(How::default())[..200]] {
+            assert_eq!(check(junk, today()), SignatureError::Unreadable);
+        }
+    }
+
+    #[test]
+    fn text_around_the_signed_part_is_never_used() {
+        let key = key(today() - DAY, None);
+        let keyring = Keyring::read(&key.keyring).unwrap();
+        let message = clear_sign(TEXT, &key.secret.primary_key, &How::default());
+        for around in [format!("Codename: evil\n{message}"), format!("{message}\nCodename: evil\n")] {
+            if let Ok(text) = keyring.clear_text(around.as_bytes(), today()) {
+                assert!(!text.contains("evil"), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_subkey_that_the_primary_key_did_not_bind_is_not_believed() {
+        let (good, evil) = (key(today() - DAY, None), key(today() - DAY, None));
+        let mut mixed = good.secret.to_public_key();
+        mixed.public_subkeys = evil.secret.to_public_key().public_subkeys;
+        let keyring = Keyring { keys: vec![mixed] };
+        let message = clear_sign(TEXT, &evil.secret.secret_subkeys[0].key, &How::default());
+        let result = keyring.clear_text(message.as_bytes(), today());
+        assert!(matches!(result, Err(SignatureError::Bad(_))), "{result:?}");
+    }
+
+    #[test]
+    fn one_good_signature_among_strangers_is_enough() {
+        let (known, stranger) = (key(today() - DAY, None), key(today() - DAY, None));
+        let keyring = Keyring::read(&known.keyring).unwrap();
+        let message = CleartextSignedMessage::new_many(TEXT, |text| {
+            let sign = |key: &Key| {
+                let signature = detach_sign(text.as_bytes(), &key.secret.primary_key);
+                DetachedSignature::from_string(&signature).map(|(s, _)| s.signature)
+            };
+            Ok(vec![sign(&stranger)?, sign(&known)?])
+        });
+        let message = message.unwrap().to_armored_string(Default::default()).unwrap();
+        assert!(keyring.clear_text(message.as_bytes(), today()).is_ok());
+    }
 }

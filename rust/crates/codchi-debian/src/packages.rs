@@ -52,11 +52,22 @@ struct Package {
 }
 
 /// All packages of a suite, the newest version of each.
-#[derive(Default)]
 pub struct Packages {
     text: String,
     all: Vec<Package>,
     by_name: HashMap<Box<str>, Id>,
+}
+
+impl Default for Packages {
+    /// None yet. Room for a whole suite is set aside: what is not used costs nothing, and what grows by copying does.
+    fn default() -> Self {
+        const PACKAGES: usize = 80_000;
+        Packages {
+            text: String::with_capacity(48 << 20),
+            all: Vec::with_capacity(PACKAGES),
+            by_name: HashMap::with_capacity(PACKAGES),
+        }
+    }
 }
 
 /// The fields of one paragraph while it is read.
