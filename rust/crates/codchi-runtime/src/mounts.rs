@@ -215,7 +215,7 @@ pub(crate) fn place(root: &OwnedFd, path: &Path, dir: bool, owner: Owner) -> io:
             } else {
                 rustix::fs::mknodat(&parent, name, FileType::RegularFile, Mode::from_raw_mode(0o644), 0)
             }
-        });
+        })?;
         match made {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(e) => return Err(e.into()),

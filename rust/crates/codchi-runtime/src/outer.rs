@@ -87,7 +87,7 @@ pub fn enter(config: &OuterConfig) -> Result<Outer> {
 pub fn become_role(outer: &Outer, role: Role) -> Result<()> {
     match (outer.privileged, role) {
         (true, _) => Ok(()),
-        (false, Role::Caller) => codchi_sys::identity::set_capabilities(0, 0, 0).doing("drop capabilities"),
+        (false, Role::Caller) => codchi_sys::identity::drop_capabilities().doing("drop capabilities"),
         (false, Role::Maintainer) => {
             codchi_sys::identity::set_groups(&[]).doing("drop groups")?;
             codchi_sys::identity::set_gid(0).doing("become root of the namespace")?;

@@ -23,27 +23,24 @@ pub fn set_groups(groups: &[u32]) -> io::Result<()> {
 }
 
 /// Runs `f` with other ids for file access, so that what it creates belongs to them.
-pub fn with_file_ids<T>(uid: u32, gid: u32, f: impl FnOnce() -> T) -> T {
-    struct Back(libc::c_int, libc::c_int);
-    impl Drop for Back {
-        fn drop(&mut self) {
-            // SAFETY: no memory is passed; these never fail, they answer the former id.
-            unsafe {
-                libc::setfsuid(self.0 as libc::uid_t);
-                libc::setfsgid(self.1 as libc::gid_t);
-            }
-            // Changing ids made /proc/self foreign to us; see PR_SET_DUMPABLE.
-            let _ = set_dumpable(true);
-        }
-    }
-    // SAFETY: as above. The group first: changing the user may take the right to change the group.
-    let back = unsafe {
-        let g = libc::setfsgid(gid);
-        Back(libc::setfsuid(uid), g)
-    };
+///
+/// # Errors
+/// The capabilities of this thread could not be read or given back; a change of ids takes some away.
+pub fn with_file_ids<T>(uid: u32, gid: u32, f: impl FnOnce() -> T) -> io::Result<T> {
+    let before = capabilities()?;
+    // SAFETY: no memory is passed; these never fail, they answer the former id. The group first: changing the user may
+    // take the right to change the group.
+    let (old_gid, old_uid) = unsafe { (libc::setfsgid(gid), libc::setfsuid(uid)) };
     let done = f();
-    drop(back);
-    done
+    // SAFETY: as above.
+    unsafe {
+        libc::setfsuid(old_uid as libc::uid_t);
+        libc::setfsgid(old_gid as libc::gid_t);
+    }
+    set_data(&before)?;
+    // Changing ids made /proc/self foreign to us; see PR_SET_DUMPABLE.
+    set_dumpable(true)?;
+    Ok(done)
 }
 
 /// Drops a capability, by number, from the bounding set. One that the kernel does not know is gone already.
@@ -55,28 +52,43 @@ pub fn drop_bounding(capability: u32) -> io::Result<()> {
     }
 }
 
-/// Sets permitted, effective and inheritable capabilities of this thread, as bit sets.
-pub fn set_capabilities(permitted: u64, effective: u64, inheritable: u64) -> io::Result<()> {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: i32,
-    }
-    #[repr(C)]
-    struct Data {
-        effective: u32,
-        permitted: u32,
-        inheritable: u32,
-    }
-    let header = Header { version: 0x2008_0522, pid: 0 };
-    let half = |shift: u32| Data {
-        effective: (effective >> shift) as u32,
-        permitted: (permitted >> shift) as u32,
-        inheritable: (inheritable >> shift) as u32,
-    };
-    let data = [half(0), half(32)];
+#[repr(C)]
+struct Header {
+    version: u32,
+    pid: i32,
+}
+
+/// Half of the capability sets of a thread.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Data {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Version 3 of capset(2), which takes two halves; this thread.
+fn header() -> Header {
+    Header { version: 0x2008_0522, pid: 0 }
+}
+
+fn capabilities() -> io::Result<[Data; 2]> {
+    let mut data = [Data::default(); 2];
+    let mut header = header();
+    // SAFETY: header and data have the layout of capget(2), version 3 (two data blocks).
+    check(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
+    Ok(data)
+}
+
+fn set_data(data: &[Data; 2]) -> io::Result<()> {
+    let mut header = header();
     // SAFETY: header and data have the layout of capset(2), version 3 (two data blocks).
-    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) }).map(|_| ())
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) }).map(|_| ())
+}
+
+/// Gives up all capabilities of this thread.
+pub fn drop_capabilities() -> io::Result<()> {
+    set_data(&[Data::default(); 2])
 }
 
 /// Leaves the session keyring that was inherited, for a new one of our own.
