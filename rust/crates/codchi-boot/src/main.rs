@@ -1,3 +1,115 @@
-//! PID 1 of a container before its init.
+//! PID 1 of a container before its init: `codchi-boot INIT [ARGS...]`.
+//!
+//! Makes what has to be there before any init runs, whatever system the container has, and becomes that init. What it
+//! cannot make it says on the console and goes on: an init that minds will say more.
+#![allow(clippy::print_stderr)]
 
-fn main() {}
+use std::fmt::Write;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use rustix::fs::Mode;
+
+/// Directories every init counts on, with their modes: a machine begins with an empty root.
+const DIRECTORIES: [(&str, u32); 8] = [
+    ("/etc", 0o755),
+    ("/usr", 0o755),
+    ("/var", 0o755),
+    ("/var/log", 0o755),
+    ("/home", 0o755),
+    ("/root", 0o700),
+    ("/tmp", 0o1777),
+    ("/nix/var", 0o755),
+];
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    let Some(init) = args.next() else {
+        eprintln!("codchi-boot: no init was named");
+        return ExitCode::from(2);
+    };
+    make_directories();
+    if let Err(e) = keep_machine_id(Path::new("/etc/machine-id")) {
+        eprintln!("codchi-boot: {e}");
+    }
+    let e = Command::new(&init).args(args).exec();
+    eprintln!("codchi-boot: cannot start `{}`: {e}", init.display());
+    ExitCode::from(if e.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 })
+}
+
+fn make_directories() {
+    // The modes are exact, whatever the starter's mask.
+    let mask = rustix::process::umask(Mode::empty());
+    for (path, mode) in DIRECTORIES {
+        match rustix::fs::mkdir(path, Mode::from_raw_mode(mode)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(e) => eprintln!("codchi-boot: cannot make `{path}`: {e}"),
+        }
+    }
+    rustix::process::umask(mask);
+}
+
+/// Gives the machine an id of its own at its first start. Without one systemd takes each start for the first, and
+/// waits for the disk. See machine-id(5).
+fn keep_machine_id(file: &Path) -> Result<(), codchi_fs::FsError> {
+    let now = codchi_fs::read_if_exists(file)?.unwrap_or_default();
+    if is_id(now.trim()) {
+        return Ok(());
+    }
+    codchi_fs::write(file, new_id() + "\n")?;
+    // Read by everyone, changed by nobody.
+    let _ = rustix::fs::chmod(file, Mode::from_raw_mode(0o444));
+    Ok(())
+}
+
+fn is_id(s: &str) -> bool {
+    s.len() == 32 && s.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f')) && s.bytes().any(|c| c != b'0')
+}
+
+/// A random id in the form of a version 4 UUID.
+fn new_id() -> String {
+    let mut b = [0u8; 16];
+    let mut have = 0;
+    while have < b.len() {
+        match rustix::rand::getrandom(&mut b[have..], rustix::rand::GetRandomFlags::empty()) {
+            Ok(n) => have += n,
+            Err(rustix::io::Errno::INTR) => {}
+            // No kernel that has user namespaces lacks it; the fixed bits below still make a valid, if common, id.
+            Err(_) => break,
+        }
+    }
+    b[6] = b[6] & 0x0f | 0x40;
+    b[8] = b[8] & 0x3f | 0x80;
+    b.iter().fold(String::new(), |mut s, x| {
+        let _ = write!(s, "{x:02x}");
+        s
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_id_is_valid_and_not_the_last_one() {
+        let (a, b) = (new_id(), new_id());
+        assert!(is_id(&a) && is_id(&b), "{a} {b}");
+        assert_ne!(a, b);
+        assert_eq!(&a[12..13], "4");
+    }
+
+    #[test]
+    fn an_id_is_kept_and_anything_else_replaced() {
+        let file = std::env::temp_dir().join(format!("codchi-boot-{}", std::process::id()));
+        for before in ["", "uninitialized\n", "0123", "00000000000000000000000000000000\n"] {
+            codchi_fs::write(&file, before).unwrap();
+            keep_machine_id(&file).unwrap();
+            let id = codchi_fs::read_to_string(&file).unwrap();
+            assert!(is_id(id.trim()), "{before:?} became {id:?}");
+            keep_machine_id(&file).unwrap();
+            assert_eq!(codchi_fs::read_to_string(&file).unwrap(), id);
+            codchi_fs::remove_file(&file).unwrap();
+        }
+    }
+}
