@@ -73,6 +73,8 @@ let
       pname,
       debs,
       mainProgram ? pname,
+      # Other names for its programs: `{ fd = "fdfind"; }`.
+      programs ? { },
       passthru ? { },
     }:
     let
@@ -86,6 +88,7 @@ let
         preferLocalBuild = true;
         debs = map raw debs;
         closure = map raw (closure debs);
+        inherit programs;
       };
       self =
         drv

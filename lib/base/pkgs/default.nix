@@ -27,19 +27,37 @@ let
   };
 
   aliases = lib.mapAttrs (
-    pname: entry:
+    name: entry:
     let
       here = entry // entry.${index.suite.suite} or { };
+      pname = lib.last (lib.splitString "." name);
     in
     if here.debs or [ ] == [ ] then
-      throw "the debian base has no package `${pname}'"
+      throw "the debian base has no package `${name}'"
     else
       debian.package {
         inherit pname;
         inherit (here) debs;
         mainProgram = here.mainProgram or pname;
+        programs = here.programs or { };
       }
   ) (builtins.fromJSON (builtins.readFile ./aliases.json));
+
+  # Names with a dot are members of a set: `{ "xorg.xrandr" = ...; }` is `{ xorg = { xrandr = ...; }; }`.
+  dotted = lib.filterAttrs (name: _: lib.hasInfix "." name) aliases;
+  sets = lib.foldl' (
+    all: name:
+    let
+      parts = lib.splitString "." name;
+      set = lib.head parts;
+    in
+    all
+    // {
+      ${set} = all.${set} or { } // {
+        ${lib.concatStringsSep "." (lib.tail parts)} = dotted.${name};
+      };
+    }
+  ) { } (lib.attrNames dotted);
 
   stage = final: _: {
     inherit lib system config;
@@ -70,12 +88,13 @@ let
 
   layers = [
     (_: _: debian.debs)
-    (_: _: aliases)
+    (_: _: removeAttrs aliases (lib.attrNames dotted))
     stage
     (import ./builders.nix)
     (import ./platform.nix)
     (import ./formats.nix)
     (import ./languages.nix)
+    (_: prev: lib.mapAttrs (set: members: prev.${set} or { } // members) sets)
   ]
   ++ overlays;
 in

@@ -37,6 +37,6 @@ in
 {
   inherit python3Packages perlPackages rubyPackages;
 }
-// extended "python3" python3Packages
-// extended "perl" perlPackages
-// extended "ruby" rubyPackages
+// extended "python3" final.python3Packages
+// extended "perl" final.perlPackages
+// extended "ruby" final.rubyPackages

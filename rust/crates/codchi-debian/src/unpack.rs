@@ -394,7 +394,9 @@ impl Writer<'_> {
             T::Directory => {
                 self.directory(&place, &raw)?;
                 if place.starts_with("var") {
-                    let name = |n: std::result::Result<Option<&str>, std::str::Utf8Error>| n.ok().flatten().unwrap_or("root").to_owned();
+                    let name = |n: std::result::Result<Option<&str>, std::str::Utf8Error>| {
+                        n.ok().flatten().unwrap_or("root").to_owned()
+                    };
                     let header = entry.header();
                     let (user, group) = (name(header.username()), name(header.groupname()));
                     self.out.state.push(StateDirectory { path: place.clone(), mode, user, group });

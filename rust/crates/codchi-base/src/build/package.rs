@@ -17,6 +17,9 @@ pub struct Request {
     debs: Vec<PathBuf>,
     /// Those and all they depend on.
     closure: Vec<PathBuf>,
+    /// Programs that Debian calls otherwise: the name wanted to the name there.
+    #[serde(default)]
+    programs: BTreeMap<String, String>,
 }
 
 /// Folders in which packages keep programs that Debian does not put on the search path as such.
@@ -36,6 +39,11 @@ pub fn run(out: &Path, request: &Request) -> Result<()> {
     for raw in &with {
         for (name, path) in programs_of(raw)? {
             programs.entry(name).or_insert(path);
+        }
+    }
+    for (name, there) in &request.programs {
+        if let Some(path) = programs.get(there).cloned() {
+            programs.entry(name.clone()).or_insert(path);
         }
     }
     if !programs.is_empty() {
