@@ -328,31 +328,36 @@ in
           )
         );
       };
-      # A program that a switch must not stop: what sessions hang on.
-      services = {
-        dbus = {
-          overrideStrategy = "asDropin";
-          restartIfChanged = false;
-          reloadIfChanged = true;
-          enableDefaultPath = false;
+      # What a switch must not stop, whatever changed in it: sessions hang on it, or it belongs to the boot.
+      services =
+        lib.genAttrs
+          [
+            "systemd-journal-flush"
+            "systemd-logind"
+            "systemd-tmpfiles-setup"
+            "systemd-tmpfiles-setup-dev"
+            "systemd-update-utmp"
+            "systemd-user-sessions"
+            "user-runtime-dir@"
+            "user@"
+          ]
+          (_: {
+            overrideStrategy = "asDropin";
+            restartIfChanged = false;
+            enableDefaultPath = false;
+          })
+        // {
+          dbus = {
+            overrideStrategy = "asDropin";
+            restartIfChanged = false;
+            enableDefaultPath = false;
+          };
+          systemd-journald = {
+            overrideStrategy = "asDropin";
+            stopIfChanged = false;
+            enableDefaultPath = false;
+          };
         };
-        systemd-logind = {
-          overrideStrategy = "asDropin";
-          restartIfChanged = false;
-        };
-        systemd-journald = {
-          overrideStrategy = "asDropin";
-          stopIfChanged = false;
-        };
-        "user@" = {
-          overrideStrategy = "asDropin";
-          restartIfChanged = false;
-        };
-        "user-runtime-dir@" = {
-          overrideStrategy = "asDropin";
-          restartIfChanged = false;
-        };
-      };
     };
 
     system.build = {

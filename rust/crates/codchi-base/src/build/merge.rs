@@ -88,6 +88,20 @@ pub fn run(out: &Path, request: &Request) -> Result<()> {
     }
     codchi_fs::write(usr.join("lib/tmpfiles.d/00-packages.conf"), tmpfiles(&debs))?;
 
+    // Which package a unit is from: a switch restarts the services of a package that changed.
+    let mut units = String::new();
+    for d in &debs {
+        for kind in ["system", "user"] {
+            let dir = d.raw.join("usr/lib/systemd").join(kind);
+            if dir.is_dir() {
+                for e in codchi_fs::read_dir(&dir)? {
+                    units.push_str(&format!("{kind}/{} {}\n", e.file_name().to_string_lossy(), d.raw.display()));
+                }
+            }
+        }
+    }
+    codchi_fs::write(out.join("units"), units)?;
+
     let list = |paths: &mut dyn Iterator<Item = String>| paths.map(|p| p + "\n").collect::<String>();
     let own = std::iter::once(usr.display().to_string());
     let others = by_size.iter().map(|d| d.raw.join("usr").display().to_string());

@@ -16,6 +16,8 @@ mod activate;
 mod boot;
 mod etc;
 mod script;
+mod switch;
+pub mod units;
 mod usr;
 pub mod users;
 mod wrappers;
@@ -82,6 +84,7 @@ pub fn main(args: &[String]) -> ExitCode {
     let script = Path::new(script);
     let done = match verb.as_str() {
         "init" => boot::run(&root(script, 1), rest),
+        "switch" => switch::run(&root(script, 2), rest),
         "activate" => activate_here(&root(script, 1)),
         other => Err(Error::Usage(format!("unknown entry point `{other}`"))),
     };

@@ -190,6 +190,11 @@ impl Accounts {
         (passwd, group, shadow)
     }
 
+    /// The primary group of a user.
+    pub fn primary_group(&self, uid: u32) -> Option<u32> {
+        self.passwd.iter().find(|u| u.uid == uid).map(|u| u.gid)
+    }
+
     /// The id of a user given as name or `+number`; root where unknown.
     pub fn uid(&self, who: &str) -> Option<u32> {
         let number = who.strip_prefix('+').and_then(|n| n.parse().ok());
