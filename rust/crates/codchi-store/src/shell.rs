@@ -92,7 +92,7 @@ pub fn run(args: &Args) -> Result<u8> {
             let outer = outer::enter(&config)?;
             outer::become_role(&outer, role)?;
             if args.init {
-                for dir in ["/nix/var/nix/builds", "/nix/var/nix/gcroots/codchi/host"] {
+                for dir in ["/nix/var/nix/builds", "/nix/var/nix/codchi", "/nix/var/nix/gcroots/codchi/host"] {
                     codchi_fs::create_dir_all(dir)?;
                 }
             }
@@ -107,8 +107,15 @@ pub fn run(args: &Args) -> Result<u8> {
 
 /// The store's owner has nothing to do with the person's home and temporary files.
 fn as_owner(c: &mut Command) {
-    c.env("HOME", "/root").env_remove("TMPDIR").env_remove("XDG_CONFIG_HOME").env_remove("XDG_CACHE_HOME");
-    c.env_remove("XDG_STATE_HOME").env_remove("XDG_DATA_HOME").env("USER", "root");
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    // The host's root has a home; root of the namespace may not even look at it.
+    let home = if codchi_fs::read_dir("/root").is_ok() { "/root" } else { "/nix/var/nix/codchi" };
+    c.env("HOME", home).env("USER", "root");
+    for name in ["TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME"] {
+        c.env_remove(name);
+    }
 }
 
 fn with_daemon(config: &OuterConfig, daemon: &Path, args: &Args) -> Result<u8> {
