@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::Instant;
 
 use codchi_core::protocol::{self, Exec, Exit, FrameType, Signal, WindowSize};
@@ -17,7 +17,7 @@ use rustix::pipe::{SpliceFlags, splice};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 use super::bridge::Bridge;
-use super::channel::{self, Channel, is_end};
+use super::channel::{self as wire, Channel, is_end};
 use super::error::AgentError;
 
 const SIGHUP: i32 = 1;
@@ -84,21 +84,21 @@ pub fn window_size(fd: BorrowedFd<'_>) -> Option<WindowSize> {
 }
 
 fn wait_started(channel: &mut Channel, signals: &Signals) -> Result<Option<String>, AgentError> {
-    let deadline = Instant::now() + channel::PATIENCE;
+    let deadline = Instant::now() + wire::PATIENCE;
     let mut greeted = false;
     loop {
         while let Some(frame) = channel.next_frame()? {
             match (greeted, frame.kind) {
                 (false, _) => {
-                    channel::hello(&frame)?;
+                    wire::hello(&frame)?;
                     greeted = true;
                 }
-                (true, _) => return channel::started(&frame),
+                (true, _) => return wire::started(&frame),
             }
         }
         let mut watched = [PollFd::new(channel, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
         // Once it has greeted, it may be waiting for a login shell.
-        let timeout = channel::timeout(deadline);
+        let timeout = wire::timeout(deadline);
         match poll(&mut watched, if greeted { None } else { Some(&timeout) }) {
             Ok(0) => return Err(AgentError::Silent),
             Err(Errno::INTR) => continue,
@@ -209,8 +209,8 @@ enum Ended {
 enum Flow {
     /// Nothing has arrived yet.
     Idle { from: End, to: End, eot: bool },
-    /// A thread moves it.
-    Moving(JoinHandle<Result<Ended, io::Error>>),
+    /// A thread moves it, and will tell here how that ended.
+    Moving(Receiver<Result<Ended, io::Error>>),
     /// Over.
     Done(Result<Ended, io::Error>),
 }
@@ -235,25 +235,28 @@ impl Flow {
             return;
         }
         let (stop, finished) = (stop.clone(), finished.clone());
+        let (told, result) = channel();
         let body = move || {
             let result = pump(&from, &to, &stop, at_once, eot);
             drop((from, to));
-            let _ = rustix::io::write(&*finished, &1u64.to_ne_bytes());
-            result
+            let _ = told.send(result);
+            tell(&finished);
         };
         // Little of a stack is used, and `exec -- true` pays for making it.
         *self = match std::thread::Builder::new().stack_size(256 << 10).spawn(body) {
-            Ok(handle) => Flow::Moving(handle),
+            Ok(_) => Flow::Moving(result),
             Err(e) => Flow::Done(Err(e)),
         };
     }
 
-    /// Notices that its thread has ended.
+    /// Notices that its thread is done.
     fn settle(&mut self) {
-        if matches!(self, Flow::Moving(handle) if handle.is_finished()) {
-            let Flow::Moving(handle) = std::mem::replace(self, Flow::Done(Ok(Ended::Source))) else { return };
-            let result = handle.join().unwrap_or_else(|_| Err(io::Error::other("a thread died")));
-            *self = Flow::Done(result);
+        if let Flow::Moving(result) = self {
+            match result.try_recv() {
+                Ok(result) => *self = Flow::Done(result),
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => *self = Flow::Done(Err(io::Error::other("a thread died"))),
+            }
         }
     }
 }
