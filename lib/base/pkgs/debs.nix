@@ -63,7 +63,15 @@ let
     map (x: x.key) (
       builtins.genericClosure {
         startSet = map (key: { inherit key; }) names;
-        operator = x: map (key: { inherit key; }) (record x.key).d;
+        operator =
+          x:
+          let
+            r = record x.key;
+          in
+          if r ? b then
+            throw "the debian base has no working package `${x.key}' (${index.suite.label}: ${r.b})"
+          else
+            map (key: { inherit key; }) r.d;
       }
     );
 

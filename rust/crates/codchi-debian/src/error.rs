@@ -150,7 +150,7 @@ impl Error {
         use crate::http::Trouble as T;
         let url = address.to_string();
         match trouble {
-            T::Connection(reason) => Error::Network { url, reason },
+            T::NoAnswer(reason) | T::Connection(reason) => Error::Network { url, reason },
             T::Moved(_) => {
                 Error::Network { url, reason: "the server sends from one place to the next".into() }
             }

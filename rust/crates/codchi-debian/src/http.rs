@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::Agent;
 use ureq::config::Config;
@@ -21,6 +21,8 @@ const AGENT: &str = concat!("codchi/", env!("CARGO_PKG_VERSION"));
 const TRIES: u32 = 4;
 /// Longest wait for a connection, and for the first byte of an answer.
 const CONNECT: Duration = Duration::from_secs(15);
+/// How long to go on with a server that does not answer at all.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest wait for the next bytes of an answer.
 const STALL: Duration = Duration::from_secs(30);
 
@@ -127,7 +129,7 @@ impl Client {
         if let Some(login) = address.authorization() {
             request = request.header(header::AUTHORIZATION, login);
         }
-        let response = request.call().map_err(|e| Trouble::from_ureq(&e))?;
+        let response = request.call().map_err(|e| Trouble::NoAnswer(reason(&e)))?;
         Trouble::of_status(response.status().as_u16())?;
         let length = response.body().content_length();
         Ok(Answer { body: Box::new(response.into_body().into_reader()), length })
@@ -143,7 +145,7 @@ impl Client {
 
     /// Asks a proxy for a whole address (RFC 9112, 3.2.2). HTTP/1.0, so that the body is sent as it is.
     fn forward(&self, proxy: &ureq::Proxy, address: &Address) -> Result<Answer, Trouble> {
-        let trouble = |e: std::io::Error| Trouble::Connection(format!("the proxy `{}`: {e}", proxy.host()));
+        let trouble = |e: std::io::Error| Trouble::NoAnswer(format!("the proxy `{}`: {e}", proxy.host()));
         let mut last = None;
         let ips = (proxy.host(), proxy.port()).to_socket_addrs().map_err(trouble)?;
         let stream = ips
@@ -203,12 +205,15 @@ impl Client {
         let mut tried = 1;
         let mut moved = 0;
         let mut address = Cow::Borrowed(address);
+        let start = Instant::now();
         loop {
             match self.begin(&address).and_then(&mut take) {
                 Err(Trouble::Moved(to)) if moved < 5 => {
                     moved += 1;
                     address = Cow::Owned(address.moved(&to).ok_or(Trouble::Moved(to))?);
                 }
+                // Whoever has not answered for so long does not answer.
+                Err(trouble @ Trouble::NoAnswer(_)) if start.elapsed() > PATIENCE => return Err(trouble),
                 Err(trouble) if trouble.may_pass() && tried < self.tries => {
                     std::thread::sleep(pause);
                     pause *= 3;
@@ -267,10 +272,25 @@ fn tls() -> TlsConfig {
         .build()
 }
 
+/// Why there was no answer.
+fn reason(error: &ureq::Error) -> String {
+    match error {
+        ureq::Error::Timeout(_) => "it does not answer in time".into(),
+        ureq::Error::HostNotFound => "its name cannot be resolved".into(),
+        ureq::Error::ConnectionFailed => "it cannot be reached".into(),
+        ureq::Error::Io(e) => e.to_string(),
+        ureq::Error::ConnectProxyFailed(_) => "the proxy refuses the connection".into(),
+        ureq::Error::Rustls(e) => format!("its certificate or encryption is not accepted: {e}"),
+        e => e.to_string(),
+    }
+}
+
 /// Why a download failed, before it is known what was downloaded.
 #[derive(Debug)]
 pub(crate) enum Trouble {
-    /// No connection, or a broken one.
+    /// No connection, or nothing on it.
+    NoAnswer(String),
+    /// A connection that broke.
     Connection(String),
     /// The server says where else it is.
     Moved(String),
@@ -300,18 +320,6 @@ impl Trouble {
         }
     }
 
-    fn from_ureq(error: &ureq::Error) -> Trouble {
-        Trouble::Connection(match error {
-            ureq::Error::Timeout(_) => "it does not answer in time".into(),
-            ureq::Error::HostNotFound => "its name cannot be resolved".into(),
-            ureq::Error::ConnectionFailed => "it cannot be reached".into(),
-            ureq::Error::Io(e) => e.to_string(),
-            ureq::Error::ConnectProxyFailed(_) => "the proxy refuses the connection".into(),
-            ureq::Error::Rustls(e) => format!("its certificate or encryption is not accepted: {e}"),
-            e => e.to_string(),
-        })
-    }
-
     pub(crate) fn from_read(error: &std::io::Error) -> Trouble {
         Trouble::Connection(match error.kind() {
             std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock => "it stopped sending".into(),
@@ -321,7 +329,7 @@ impl Trouble {
 
     fn may_pass(&self) -> bool {
         match self {
-            Trouble::Connection(_) | Trouble::Size(..) => true,
+            Trouble::NoAnswer(_) | Trouble::Connection(_) | Trouble::Size(..) => true,
             Trouble::Status(s) => *s >= 500 || *s == 429 || *s == 408,
             _ => false,
         }

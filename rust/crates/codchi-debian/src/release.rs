@@ -143,7 +143,14 @@ impl Source<'_> {
             (Some((release, _)), Freshness::Offline) => release,
             (None, Freshness::Offline) => return Err(Error::Offline(suite.into())),
             (Some((release, age)), Freshness::Within(limit)) if age.is_some_and(|a| a <= limit) => release,
-            (kept, _) => self.fetch(archive, suite, &copy, kept.map(|(r, _)| r))?,
+            (kept, _) => match (self.fetch(archive, suite, &copy, kept.as_ref().map(|(r, _)| r)), kept) {
+                // What is at hand is still signed, and its age is looked at as ever.
+                (Err(e @ Error::Network { .. }), Some((release, _))) => {
+                    self.progress.report(Event::Warning(&format!("{e}; the lists at hand are used")));
+                    release
+                }
+                (result, _) => result?,
+            },
         };
         self.check_age(&release)?;
         Ok(release)
@@ -169,7 +176,7 @@ impl Source<'_> {
         text.map_err(|source| Error::Signature { url: url.into(), source })
     }
 
-    fn fetch(&self, archive: Archive, suite: &str, copy: &Path, kept: Option<Release>) -> Result<Release> {
+    fn fetch(&self, archive: Archive, suite: &str, copy: &Path, kept: Option<&Release>) -> Result<Release> {
         let what = format!("the suite `{suite}`");
         let at = |name: &str| self.mirror.at(archive, &format!("dists/{suite}/{name}"));
         let get = |address: &Address| self.mirror.client.get_bytes(address, LIMIT);
@@ -192,7 +199,7 @@ impl Source<'_> {
         if let Some(kept) = kept.filter(|k| k.date > release.date) {
             let warning = format!("`{url}` is older than the copy at hand, which is used instead");
             self.progress.report(Event::Warning(&warning));
-            return Ok(kept);
+            return Ok(kept.clone());
         }
         codchi_fs::create_dir_all(self.lists)?;
         match signature {

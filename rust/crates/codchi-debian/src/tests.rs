@@ -563,6 +563,17 @@ fn a_mirror_that_cannot_be_reached_is_the_hosts_problem() {
     assert_eq!(error.kind(), Kind::Host);
     assert!(error.hints().iter().any(|h| h.contains("base.mirror")));
     assert!(matches!(f.state(&mirror, Freshness::Offline), Err(Error::Offline(_))));
+
+    // With lists at hand it goes on, and says so.
+    let known = f.suite(&f.server.mirror(), Freshness::Check).unwrap();
+    let warnings = Warnings::default();
+    let state = f.state_at(&mirror, Freshness::Check, today(), &warnings).unwrap();
+    assert_eq!(state.fingerprint(), known.fingerprint());
+    assert!(warnings.0.into_inner().unwrap()[0].contains("at hand"));
+    assert!(matches!(
+        f.state_at(&mirror, Freshness::Check, today() + 30 * DAY, &Silent),
+        Err(Error::Stale { .. })
+    ));
 }
 
 #[test]

@@ -79,6 +79,18 @@ fn every_alias_and_the_base_system_resolve_on_both_suites() {
 }
 
 #[test]
+fn the_base_system_resolves_on_other_processors() {
+    let Some(mirror) = mirror() else { return };
+    let tables = Tables::read(&base()).unwrap();
+    let roots: Vec<&str> = tables.base_system.debs("trixie").unwrap().iter().map(String::as_str).collect();
+    let state = State::load(&mirror, "trixie", "aarch64-linux", &cache(), Freshness::Check, &Silent).unwrap();
+    let suite = state.packages(&mirror, &cache(), &roots, &Silent).unwrap();
+    let closure = suite.closure(&roots).unwrap();
+    assert!(closure.iter().all(|r| r.broken.is_none()));
+    assert!(closure.iter().any(|r| r.name == "libc6" && r.file.ends_with("_arm64.deb")));
+}
+
+#[test]
 fn an_index_is_made_once_and_holds_every_package() {
     let Some(mirror) = mirror() else { return };
     let temp = tempfile::tempdir().unwrap();
