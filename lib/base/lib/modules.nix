@@ -412,9 +412,7 @@ let
             if isAttrs value then
               mapAttrs (_: value: { inherit file value; }) value
             else
-              throw "In module `${toString file}', you're trying to define a value of type `${typeOf value}'\n${
-                if loc == [ ] then "" else ""
-              }rather than an attribute set for the option\n`${showOption loc}'!\n\nThis usually happens if `${showOption loc}' has option\ndefinitions inside that are not matched. Check how the option is declared."
+              throw "In module `${toString file}', you're trying to define a value of type `${typeOf value}'\nrather than an attribute set for the option\n`${showOption loc}'!\n\nThis usually happens if `${showOption loc}' has option\ndefinitions inside that are not matched. Check how the option is declared."
           ) (pushDownProperties (if inherited then def.value.value else def.value))
         ) defs
       );

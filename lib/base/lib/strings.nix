@@ -129,7 +129,7 @@ let
       onlyBlank = match blank s != null;
     in
     if end && onlyBlank then
-      (if start || true then "" else s)
+      ""
     else if !end && !start then
       s
     else
