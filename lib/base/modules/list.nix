@@ -4,17 +4,22 @@
   ./boot.nix
   ./environment.nix
   ./etc.nix
+  ./fonts.nix
   ./inert.nix
   ./locale.nix
   ./networking.nix
   ./nix.nix
   ./nixpkgs.nix
   ./pam.nix
+  ./programs
   ./security.nix
+  ./services
   ./services.nix
   ./shells.nix
   ./system.nix
   ./systemd
   ./undeclared.nix
   ./users.nix
+  ./virtualisation.nix
+  ./xdg.nix
 ]

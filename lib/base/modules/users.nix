@@ -354,7 +354,8 @@ in
           message = "users.users.${name}.group is `${u.group}', which is no group; define `users.groups.${u.group} = { }'";
         }
         {
-          assertion = lib.xor u.isNormalUser u.isSystemUser || u.uid != null && u.uid == 0;
+          # An id of the system's range says as much as `isSystemUser`.
+          assertion = lib.xor u.isNormalUser (u.isSystemUser || u.uid != null && u.uid < 1000);
           message = "exactly one of users.users.${name}.isNormalUser and users.users.${name}.isSystemUser must be set";
         }
       ]) people
