@@ -6,10 +6,14 @@ let
   # A base that is not nixpkgs says so in its flake: `codchiBase.<system> = { name; label; }`.
   baseOf =
     nixpkgs: system:
-    nixpkgs.codchiBase.${system} or {
-      name = "nixpkgs";
-      label = "NixOS ${nixpkgs.lib.trivial.release}";
-    };
+    if nixpkgs ? codchiBase then
+      nixpkgs.codchiBase.${system}
+        or (throw "codchi: this copy of the built-in base has no package index for ${system}")
+    else
+      {
+        name = "nixpkgs";
+        label = "NixOS ${nixpkgs.lib.trivial.release}";
+      };
 in
 /*
   codeMachine evaluates a machine for each driver it could run on.

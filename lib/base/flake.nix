@@ -14,6 +14,11 @@
       lib = lib // {
         nixosSystem = args: import ./eval-config.nix ({ lib = self.lib; } // args);
       };
+      # By this a machine knows that it is not on nixpkgs, and what to call it instead.
+      codchiBase = lib.genAttrs systems (system: {
+        name = "debian";
+        inherit (lib.importJSON (./index + "/${system}/suite.json")) label;
+      });
       legacyPackages = lib.genAttrs systems (system: import ./. { inherit system; });
       nixosModules = { };
     };

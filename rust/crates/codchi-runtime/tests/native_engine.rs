@@ -1,6 +1,8 @@
 //! The engine settings that `drivers/native/host.nix` renders are ones this runtime starts a machine with.
 //! `tests/nix/run` renders the same file with `nix eval` and fails when it is stale.
 
+#![allow(clippy::expect_used, reason = "a helper of tests")]
+
 use std::collections::BTreeSet;
 use std::path::Path;
 
