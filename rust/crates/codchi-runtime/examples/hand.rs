@@ -48,6 +48,17 @@ fn main() {
             let dir = path();
             finish(start::stop(&dir, args.next().is_some(), Duration::from_secs(120)));
         }
+        "probe" => {
+            for f in codchi_runtime::probe::probe() {
+                println!(
+                    "{} {}: {} {}",
+                    if f.ok { "ok  " } else { "FAIL" },
+                    f.what,
+                    f.detail,
+                    f.mend.unwrap_or_default()
+                );
+            }
+        }
         "status" => println!("{:?}", state::status(&path()).unwrap()),
         _ => std::process::exit(2),
     }

@@ -13,6 +13,7 @@ mod inside;
 mod mounts;
 pub mod network;
 pub mod outer;
+pub mod probe;
 pub mod spec;
 pub mod start;
 pub mod state;

@@ -317,7 +317,7 @@ pub(crate) fn apparmor_hints() -> Option<Vec<String>> {
     })
 }
 
-fn user_namespace_refused(e: io::Error) -> Error {
+pub(crate) fn user_namespace_refused(e: io::Error) -> Error {
     let mut hints = Vec::new();
     let sysctl = |name: &str| codchi_fs::read_to_string(Path::new("/proc/sys").join(name)).ok();
     if sysctl("kernel/unprivileged_userns_clone").is_some_and(|v| v.trim() == "0") {
