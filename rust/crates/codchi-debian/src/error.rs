@@ -35,7 +35,7 @@ pub enum Error {
     },
     /// A setting is no address.
     #[cfg(feature = "net")]
-    #[error("`{setting}` is not an address that begins with `http://` or `https://`")]
+    #[error("{setting} is not an address that begins with `http://` or `https://`")]
     BadAddress {
         /// The setting; its value may hold credentials, so it is not shown.
         setting: &'static str,
@@ -124,6 +124,15 @@ pub enum Error {
         /// Names near to it.
         nearest: Vec<String>,
     },
+    /// A file with further keys that cannot be used.
+    #[cfg(feature = "net")]
+    #[error("`{}`, which `base.keyrings` names, is not usable: {source}", path.display())]
+    Keyring {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: crate::openpgp::SignatureError,
+    },
     /// A file of the built-in base that cannot be used.
     #[cfg(feature = "net")]
     #[error("`{}` is not valid: {reason}", path.display())]
@@ -195,7 +204,7 @@ impl Diagnose for Error {
             }
             #[cfg(feature = "net")]
             Error::Network { .. } => &[
-                "is the network up? behind a proxy, set `https_proxy` and `http_proxy`, or the setting `base.proxy`",
+                "is the network up? behind a proxy, set `https_proxy` and `http_proxy`",
                 "another mirror can be named with the setting `base.mirror` or CODCHI_BASE_MIRROR",
             ],
             #[cfg(feature = "net")]
@@ -212,13 +221,14 @@ impl Diagnose for Error {
                 "the mirror may be changing right now, or a proxy alters files: try again, or use another mirror",
             ],
             #[cfg(feature = "net")]
-            Error::Signature { .. } => {
-                &["nothing of this mirror was used; name another with the setting `base.mirror`"]
-            }
+            Error::Signature { .. } => &[
+                "nothing of this mirror was used; name another with the setting `base.mirror`",
+                "when a mirror signs with keys of its own, name the file with these in the setting `base.keyrings`",
+            ],
             #[cfg(feature = "net")]
             Error::Stale { .. } => &[
                 "is the clock right? otherwise use a mirror that is kept up to date (setting `base.mirror`)",
-                "to use it as it is, set `base.acceptStale = true` or CODCHI_BASE_ACCEPT_STALE=1",
+                "to use it as it is, set `accept-expired = true` under `[base]` in config.toml, or CODCHI_BASE_ACCEPT_STALE=1",
             ],
             #[cfg(feature = "net")]
             Error::Offline(_) => &["run the command once with the network"],

@@ -64,7 +64,7 @@ impl Client {
                     _ => return Ok(None),
                 },
             };
-            let bad = || Error::BadAddress { setting: "base.proxy" };
+            let bad = || Error::BadAddress { setting: "the proxy" };
             let plain = ureq::Proxy::new(&text).map_err(|_| bad())?;
             let mut builder = ureq::Proxy::builder(plain.protocol()).host(plain.host()).port(plain.port());
             if let Some(user) = plain.username() {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::http::Client;
@@ -16,12 +16,14 @@ pub use crate::release::Freshness;
 pub struct Settings {
     /// Address of the main archive (`base.mirror`), such as `https://mirror.example/debian`.
     pub mirror: Option<String>,
-    /// Address of the security archive (`base.securityMirror`); the main one with `-security` appended where absent.
+    /// Address of the security archive (`base.security-mirror`); the main one with `-security` appended where absent.
     pub security_mirror: Option<String>,
-    /// Proxy for all downloads (`base.proxy`).
+    /// Proxy for all downloads.
     pub proxy: Option<String>,
-    /// Use a mirror whose signatures are past their date (`base.acceptStale`).
+    /// Use a mirror whose lists are past their date (`base.accept-expired`).
     pub accept_stale: bool,
+    /// Files with further OpenPGP keys that may sign a Release file (`base.keyrings`), for mirrors that sign anew.
+    pub keyrings: Vec<PathBuf>,
 }
 
 impl Settings {
@@ -34,6 +36,7 @@ impl Settings {
             security_mirror: var("CODCHI_BASE_SECURITY_MIRROR").or(self.security_mirror),
             proxy: self.proxy,
             accept_stale: self.accept_stale || stale,
+            keyrings: self.keyrings,
         }
     }
 }
@@ -141,6 +144,7 @@ pub struct Mirror {
     main: Address,
     security: Address,
     pub(crate) accept_stale: bool,
+    pub(crate) keyrings: Vec<PathBuf>,
     pub(crate) client: Client,
 }
 
@@ -170,17 +174,19 @@ impl Mirror {
         let parse =
             |setting: &'static str, text: &str| Address::parse(text).ok_or(Error::BadAddress { setting });
         let Apt { main, mut security, conf } = match &settings.mirror {
-            Some(text) => {
-                Apt { main: Some(parse("base.mirror", text)?), security: None, conf: apt_conf(apt) }
-            }
+            Some(text) => Apt {
+                main: Some(parse("the setting `base.mirror`", text)?),
+                security: None,
+                conf: apt_conf(apt),
+            },
             None => from_apt(apt),
         };
         if let Some(text) = &settings.security_mirror {
-            security = Some(parse("base.securityMirror", text)?);
+            security = Some(parse("the setting `base.security-mirror`", text)?);
         }
         let main = match main {
             Some(m) => m,
-            None => parse("base.mirror", DEFAULT)?,
+            None => parse("the setting `base.mirror`", DEFAULT)?,
         };
         let security = match security {
             Some(s) => s,
@@ -189,7 +195,13 @@ impl Mirror {
             }
         };
         let client = Client::new(settings.proxy.as_deref(), &conf)?;
-        Ok(Mirror { main, security, accept_stale: settings.accept_stale, client })
+        Ok(Mirror {
+            main,
+            security,
+            accept_stale: settings.accept_stale,
+            keyrings: settings.keyrings.clone(),
+            client,
+        })
     }
 
     /// The address of an archive.

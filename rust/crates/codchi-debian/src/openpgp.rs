@@ -61,6 +61,19 @@ impl Keyring {
         }
     }
 
+    /// Adds the keys of a file, armored or not.
+    pub fn add(&mut self, data: &[u8]) -> Result<(), SignatureError> {
+        let more = if data.starts_with(b"-----BEGIN") {
+            SignedPublicKey::from_armor_many(data)
+                .and_then(|(keys, _)| keys.collect::<Result<Vec<_>, _>>())
+                .map_err(|e| SignatureError::Keyring(e.to_string()))?
+        } else {
+            Keyring::read(data)?.keys
+        };
+        self.keys.extend(more);
+        Ok(())
+    }
+
     /// The text of a clear-signed message (`InRelease`), if one of its signatures holds at the time `now`.
     pub fn clear_text(&self, message: &[u8], now: SystemTime) -> Result<String, SignatureError> {
         let text = std::str::from_utf8(message).map_err(|_| SignatureError::Unreadable)?;
@@ -427,6 +440,23 @@ mod tests {
         let message = clear_sign(TEXT, &evil.secret.secret_subkeys[0].key, &How::default());
         let result = keyring.clear_text(message.as_bytes(), today());
         assert!(matches!(result, Err(SignatureError::Bad(_))), "{result:?}");
+    }
+
+    #[test]
+    fn further_keys_are_read_armored_or_not() {
+        let (first, second, third) =
+            (key(today() - DAY, None), key(today() - DAY, None), key(today() - DAY, None));
+        let mut keyring = Keyring::read(&first.keyring).unwrap();
+        keyring.add(&second.keyring).unwrap();
+        keyring
+            .add(third.secret.to_public_key().to_armored_string(Default::default()).unwrap().as_bytes())
+            .unwrap();
+        for key in [&first, &second, &third] {
+            let message = clear_sign(TEXT, &key.secret.primary_key, &How::default());
+            keyring.clear_text(message.as_bytes(), today()).unwrap();
+        }
+        assert!(matches!(keyring.add(b"no key"), Err(SignatureError::Keyring(_))));
+        assert!(matches!(keyring.add(b"-----BEGIN PGP"), Err(SignatureError::Keyring(_))));
     }
 
     #[test]

@@ -66,7 +66,11 @@ impl State {
         freshness: Freshness,
         progress: &dyn Progress,
     ) -> Result<State> {
-        let keyring = Keyring::debian().map_err(keyring_error)?;
+        let mut keyring = Keyring::debian().map_err(keyring_error)?;
+        for path in &mirror.keyrings {
+            let data = codchi_fs::read(path)?;
+            keyring.add(&data).map_err(|source| Error::Keyring { path: path.clone(), source })?;
+        }
         State::load_with(mirror, &keyring, SystemTime::now(), suite, system, cache, freshness, progress)
     }
 

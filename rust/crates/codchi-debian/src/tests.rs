@@ -396,7 +396,7 @@ fn a_stale_mirror_is_an_error_unless_it_is_accepted() {
         error
             .hints()
             .iter()
-            .any(|h| h.contains("CODCHI_BASE_ACCEPT_STALE=1") && h.contains("base.acceptStale"))
+            .any(|h| h.contains("CODCHI_BASE_ACCEPT_STALE=1") && h.contains("accept-expired"))
     );
     let warnings = Warnings::default();
     f.state_at(&f.server.mirror_with(|s| s.accept_stale = true), Freshness::Check, late, &warnings).unwrap();

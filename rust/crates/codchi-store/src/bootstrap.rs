@@ -67,8 +67,9 @@ fn fetch_packages(place: &Place, progress: &dyn Progress) -> Result<Vec<PathBuf>
     let settings = codchi_debian::Settings {
         mirror: base.mirror.clone(),
         security_mirror: base.security_mirror.clone(),
-        proxy: None,
         accept_stale: base.accept_expired,
+        keyrings: base.keyrings.clone(),
+        ..codchi_debian::Settings::default()
     };
     let mirror = Mirror::discover(&settings.with_env())?;
     let system = format!("{}-linux", std::env::consts::ARCH);
