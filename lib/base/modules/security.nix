@@ -339,9 +339,16 @@ in
         ${lib.concatMapStrings ruleLines cfg.sudo.extraRules}
         ${cfg.sudo.extraConfig}
       '';
-      environment.etc.sudoers = {
-        mode = "0440";
-        text = cfg.sudo.configFile;
+      # Copies: sudo insists on root as their owner, which the store's files may not show.
+      environment.etc = {
+        sudoers = {
+          mode = "0440";
+          text = cfg.sudo.configFile;
+        };
+        "sudo.conf" = {
+          mode = "0440";
+          text = "";
+        };
       };
     })
     (lib.mkIf cfg.polkit.enable {

@@ -86,7 +86,7 @@ pub fn run(out: &Path, request: &Request) -> Result<()> {
     for folder in ["sbin", "games"] {
         link(Path::new("bin"), &usr.join(folder))?;
     }
-    codchi_fs::write(usr.join("lib/tmpfiles.d/00-packages.conf"), tmpfiles(&debs))?;
+    codchi_fs::write(usr.join("lib/tmpfiles.d/zz-packages.conf"), tmpfiles(&debs)?)?;
 
     // Which package a unit is from: a switch restarts the services of a package that changed.
     let mut units = String::new();
@@ -219,16 +219,29 @@ fn links(debs: &[Deb], programs: &BTreeSet<String>) -> Result<BTreeMap<String, P
     Ok(best.into_iter().map(|(n, (_, t))| (n, t)).collect())
 }
 
-/// Folders below `/var` that packages own, as tmpfiles.d(5).
-fn tmpfiles(debs: &[Deb]) -> String {
-    let known = ["/var/lib", "/var/cache", "/var/log", "/var/spool", "/var/mail", "/var/opt", "/var/tmp", "/var/backups", "/var/local", "/var/run", "/var/lock", "/var/lib/dpkg", "/var/lib/misc"];
+/// Folders below `/var` that packages own and that their own tmpfiles.d(5) does not make.
+fn tmpfiles(debs: &[Deb]) -> Result<String> {
+    let mut made = BTreeSet::new();
+    for d in debs {
+        let dir = d.raw.join("usr/lib/tmpfiles.d");
+        if !dir.is_dir() {
+            continue;
+        }
+        for e in codchi_fs::read_dir(&dir)? {
+            for line in codchi_fs::read_to_string(e.path())?.lines() {
+                made.extend(line.split_whitespace().nth(1).map(|p| p.trim_end_matches('/').to_owned()));
+            }
+        }
+    }
+    // Places that every machine has, and a package manager's own.
+    let known = ["/var", "/var/backups", "/var/lib/misc", "/var/local", "/var/lock", "/var/mail", "/var/opt", "/var/run"];
     let mut lines = BTreeMap::new();
     for (path, mode, user, group) in debs.iter().flat_map(|d| &d.info.var) {
-        if !known.contains(&path.as_str()) && !path.starts_with("/var/run/") && !path.starts_with("/var/lib/dpkg") {
+        if !known.contains(&path.as_str()) && !made.contains(path) && !path.starts_with("/var/run/") && !path.starts_with("/var/lib/dpkg") {
             lines.entry(path).or_insert_with(|| format!("d {path} {mode} {user} {group} -\n"));
         }
     }
-    lines.into_values().collect()
+    Ok(lines.into_values().collect())
 }
 
 /// Copies a tree into another; what is there already stays.

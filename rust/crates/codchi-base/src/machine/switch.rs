@@ -280,9 +280,12 @@ fn user_units(uid: u32, old: &Path, new: &Path) -> Result<()> {
     }
     manager.run("stop", &actions.stop)?;
     manager.plain("daemon-reload")?;
-    if !actions.stop.is_empty() || !actions.restart.is_empty() {
-        let both: BTreeSet<String> = actions.stop.union(&actions.restart).cloned().collect();
-        say(format!("restarting the following units of user {uid}: {}", list(&both)));
+    let back: BTreeSet<String> = actions.start.union(&actions.restart).cloned().collect();
+    let gone: BTreeSet<String> = actions.stop.difference(&back).cloned().collect();
+    for (what, set) in [("stopped", gone), ("restarting", back)] {
+        if !set.is_empty() {
+            say(format!("{what} the following units of user {uid}: {}", list(&set)));
+        }
     }
     manager.run("reload", &actions.reload)?;
     manager.run("restart", &actions.restart)?;
