@@ -48,6 +48,24 @@ fn main() {
             let dir = path();
             finish(start::stop(&dir, args.next().is_some(), Duration::from_secs(120)));
         }
+        "enter" => {
+            let dir = path();
+            let (mut user, mut tty) = ("root".to_string(), false);
+            let mut argv: Vec<OsString> = args.collect();
+            while let Some(f) = argv.first().and_then(|a| a.to_str()) {
+                match f {
+                    "-t" => tty = true,
+                    u if u.starts_with("-u") => user = u[2..].into(),
+                    _ => break,
+                }
+                argv.remove(0);
+            }
+            let request = codchi_runtime::enter::Request { argv, user, tty, ..Default::default() };
+            match codchi_runtime::enter::enter(&dir, &request) {
+                Ok(code) => std::process::exit(code.into()),
+                Err(e) => finish(Err(e)),
+            }
+        }
         "probe" => {
             for f in codchi_runtime::probe::probe() {
                 println!(

@@ -72,6 +72,25 @@ pub(crate) fn own_delegated() -> Result<Option<PathBuf>> {
     }))
 }
 
+/// A cgroup in that of a machine for a command that enters it, where we may make one: rootless the way there leads
+/// through groups that are not ours, and the command counts as the caller's.
+pub(crate) fn for_entering(leader: i32) -> Option<OwnedFd> {
+    let its = codchi_fs::read_to_string(format!("/proc/{leader}/cgroup")).ok()?;
+    let its = own_path(&its)?;
+    // The machine's own services lie below `machine`; that name is ours, and so is what precedes it.
+    let machine = &its[..its.find("/machine").map(|i| i + "/machine".len())?];
+    let table = codchi_fs::read_to_string("/proc/self/mountinfo").ok()?;
+    mounts(&table).iter().rev().filter_map(|m| m.path_of(machine)).find_map(|d| {
+        let dir = d.join("codchi-enter");
+        match rustix::fs::mkdir(&dir, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(_) => return None,
+        }
+        rustix::fs::access(dir.join("cgroup.procs"), Access::WRITE_OK).ok()?;
+        rustix::fs::open(&dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
+    })
+}
+
 /// What to do when no cgroup is ours.
 pub(crate) fn missing() -> Error {
     let systemd = Path::new("/run/systemd/system").is_dir();

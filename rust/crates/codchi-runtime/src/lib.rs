@@ -6,6 +6,7 @@
 
 mod caps;
 mod cgroup;
+pub mod enter;
 pub mod error;
 mod filter;
 pub mod ids;
