@@ -23,6 +23,7 @@ use codchi_fs::Context;
 use codchi_nix::StorePath;
 use codchi_runtime::ids::IdMap;
 use codchi_runtime::outer::{self, Outer, OuterConfig, Role};
+use codchi_runtime::supervise::Service;
 use codchi_sys::process::{self, Child, Namespaces};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
@@ -81,13 +82,12 @@ pub struct Endpoint {
     pub role: Role,
 }
 
-impl Endpoint {
-    /// Serves in this process, which is in the outer namespace, until a signal ends it. Calls `ready` when the socket
-    /// can be connected to.
-    ///
-    /// # Errors
-    /// In words, since there is nobody to make a choice by kind.
-    pub fn run(&mut self, ready: &mut dyn FnMut()) -> Result<(), String> {
+impl Service for Endpoint {
+    fn name(&self) -> &str {
+        "endpoint"
+    }
+
+    fn run(&mut self, ready: &mut dyn FnMut()) -> Result<(), String> {
         let outer = Outer { ids: IdMap::default(), privileged: outer::is_root() };
         outer::become_role(&outer, self.role).map_err(|e| e.to_string())?;
         serve(&self.config, ready).map_err(|e| e.to_string())

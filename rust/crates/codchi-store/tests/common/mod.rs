@@ -118,3 +118,23 @@ pub fn feed(mut c: Command, script: &str) -> Output {
     child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
     child.wait_with_output().unwrap()
 }
+
+impl Home {
+    /// The store of this home, for a test that is that person itself.
+    pub fn store(&self) -> codchi_store::Store {
+        self.place().open().unwrap().unwrap()
+    }
+
+    pub fn place(&self) -> codchi_store::Place {
+        let var = |n: &str| match n {
+            "HOME" => Some(self.path.clone().into_os_string()),
+            "XDG_RUNTIME_DIR" => Some(self.path.join("run").into_os_string()),
+            _ => None,
+        };
+        let uid = rustix::process::geteuid().as_raw();
+        let dirs = codchi_core::dirs::Dirs::from_env(&var, uid).unwrap();
+        let text = std::fs::read_to_string(dirs.settings()).unwrap();
+        let settings = codchi_core::settings::Settings::parse(&dirs.settings(), &text).unwrap();
+        codchi_store::Place { dirs, settings, plumbing: vec![plumbing().into()] }
+    }
+}
