@@ -108,6 +108,12 @@ pub fn create_private_dir(path: impl AsRef<Path>) -> Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).at("create directory", path)
 }
 
+/// Changes the permissions of a file or directory.
+pub fn set_mode(path: impl AsRef<Path>, mode: u32) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).at("change the mode of", path)
+}
+
 /// Removes a file.
 pub fn remove_file(path: impl AsRef<Path>) -> Result<()> {
     std::fs::remove_file(&path).at("remove", path)

@@ -221,7 +221,11 @@ mod tests {
         format!(
             "Derive({},{},{},{},{},{},{})",
             list(d.outputs.iter().map(|(n, p)| format!("({},{},\"\",\"\")", quote(n), quote(p)))),
-            list(d.inputs.iter().map(|(p, o)| format!("({},{})", quote(p), list(o.iter().map(|o| quote(o)))))),
+            list(d.inputs.iter().map(|(p, o)| format!(
+                "({},{})",
+                quote(p),
+                list(o.iter().map(|o| quote(o)))
+            ))),
             list(d.sources.iter().map(|s| quote(s))),
             quote(&d.system),
             quote(&d.builder),
@@ -237,8 +241,8 @@ mod tests {
     fn derivation() -> impl Strategy<Value = Derivation> {
         let map = || proptest::collection::btree_map(text(), text(), 0..4);
         let vec = || proptest::collection::vec(text(), 0..4);
-        (map(), proptest::collection::btree_map(text(), vec(), 0..3), vec(), text(), text(), vec(), map()).prop_map(
-            |(outputs, inputs, sources, system, builder, args, env)| Derivation {
+        (map(), proptest::collection::btree_map(text(), vec(), 0..3), vec(), text(), text(), vec(), map())
+            .prop_map(|(outputs, inputs, sources, system, builder, args, env)| Derivation {
                 outputs,
                 inputs,
                 sources,
@@ -246,8 +250,7 @@ mod tests {
                 builder,
                 args,
                 env,
-            },
-        )
+            })
     }
 
     proptest! {

@@ -113,11 +113,16 @@ pub fn diff(old: &[Member], new: &[Member]) -> Difference {
     let changes = names
         .into_iter()
         .filter_map(|name| {
-            let ((before, x), (after, y)) = (a.get(name).unwrap_or(&nothing), b.get(name).unwrap_or(&nothing));
+            let ((before, x), (after, y)) =
+                (a.get(name).unwrap_or(&nothing), b.get(name).unwrap_or(&nothing));
             let bytes = *y as i64 - *x as i64;
             let owned = |v: &[&str]| v.iter().map(|s| (*s).to_owned()).collect();
-            (before != after || bytes.unsigned_abs() >= 8192)
-                .then(|| Change { name: name.into(), before: owned(before), after: owned(after), bytes })
+            (before != after || bytes.unsigned_abs() >= 8192).then(|| Change {
+                name: name.into(),
+                before: owned(before),
+                after: owned(after),
+                bytes,
+            })
         })
         .collect();
     let sum = |all: &[Member]| all.iter().map(|m| m.bytes).sum();
@@ -142,10 +147,24 @@ mod tests {
 
     #[test]
     fn packages_are_added_removed_and_changed() {
-        let old = [member('0', "a-1", 100), member('1', "b-1", 10_000), member('2', "same-1", 5), member('3', "c-1", 7)];
-        let new = [member('0', "a-1", 100), member('4', "b-2", 30_000), member('5', "same-1", 6), member('6', "d", 9)];
+        let old = [
+            member('0', "a-1", 100),
+            member('1', "b-1", 10_000),
+            member('2', "same-1", 5),
+            member('3', "c-1", 7),
+        ];
+        let new = [
+            member('0', "a-1", 100),
+            member('4', "b-2", 30_000),
+            member('5', "same-1", 6),
+            member('6', "d", 9),
+        ];
         let d = diff(&old, &new);
-        let text: Vec<_> = d.changes.iter().map(|c| format!("{} {:?}->{:?} {:+}", c.name, c.before, c.after, c.bytes)).collect();
+        let text: Vec<_> = d
+            .changes
+            .iter()
+            .map(|c| format!("{} {:?}->{:?} {:+}", c.name, c.before, c.after, c.bytes))
+            .collect();
         assert_eq!(text, ["b [\"1\"]->[\"2\"] +20000", "c [\"1\"]->[] -7", "d []->[\"\"] +9"]);
         assert_eq!((d.before, d.after), (10_112, 30_115));
     }

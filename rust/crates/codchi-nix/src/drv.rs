@@ -153,7 +153,10 @@ mod tests {
         assert_eq!(sha256_hex(hex).as_deref(), Some(hex));
         assert_eq!(sha256_hex("sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=").as_deref(), Some(hex));
         assert_eq!(sha256_hex("0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73").as_deref(), Some(hex));
-        assert_eq!(sha256_hex("sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73").as_deref(), Some(hex));
+        assert_eq!(
+            sha256_hex("sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73").as_deref(),
+            Some(hex)
+        );
         for bad in ["", "sha256-", "zz", &"e".repeat(52), &"g".repeat(64), "sha512-47DEQpj8HBSa"] {
             assert_eq!(sha256_hex(bad), None, "{bad}");
         }
@@ -176,7 +179,11 @@ mod tests {
     fn derive(out: &str, builder: &str, inputs: &[&str], env: &[(&str, &str)]) -> String {
         let inputs: Vec<_> = inputs.iter().map(|i| format!("(\"{i}\",[\"out\"])")).collect();
         let env: Vec<_> = env.iter().map(|(k, v)| format!("(\"{k}\",\"{v}\")")).collect();
-        format!("Derive([(\"out\",\"{out}\",\"\",\"\")],[{}],[],\"s\",\"{builder}\",[],[{}])", inputs.join(","), env.join(","))
+        format!(
+            "Derive([(\"out\",\"{out}\",\"\",\"\")],[{}],[],\"s\",\"{builder}\",[],[{}])",
+            inputs.join(","),
+            env.join(",")
+        )
     }
 
     #[test]
@@ -186,9 +193,22 @@ mod tests {
         let put = |path: &str, text: &str| codchi_fs::write(host(dir.path(), path), text).unwrap();
         let sha = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         let fetch = |out: &str, name: &str| {
-            derive(out, "builtin:fetchurl", &[], &[("url", &format!("mirror://debian/{name}")), ("outputHash", sha), ("name", name)])
+            derive(
+                out,
+                "builtin:fetchurl",
+                &[],
+                &[("url", &format!("mirror://debian/{name}")), ("outputHash", sha), ("name", name)],
+            )
         };
-        put(&p("0", "top.drv"), &derive(&p("1", "top"), "sh", &[&p("2", "a.drv"), &p("4", "built.drv"), &p("6", "there.drv")], &[]));
+        put(
+            &p("0", "top.drv"),
+            &derive(
+                &p("1", "top"),
+                "sh",
+                &[&p("2", "a.drv"), &p("4", "built.drv"), &p("6", "there.drv")],
+                &[],
+            ),
+        );
         put(&p("2", "a.drv"), &fetch(&p("3", "a"), "a"));
         put(&p("4", "built.drv"), &derive(&p("5", "built"), "sh", &[&p("9", "not-even-present.drv")], &[]));
         put(&p("5", "built"), "");

@@ -15,7 +15,12 @@ impl Nix {
     /// Evaluates `installable` (such as `path:DIR#nixosConfigurations.native`) and gives `apply` of it, or itself.
     ///
     /// The flake's lock is used as it is and never written.
-    pub fn eval_json(&self, installable: &str, apply: Option<&str>, progress: &dyn Progress) -> Result<Value> {
+    pub fn eval_json(
+        &self,
+        installable: &str,
+        apply: Option<&str>,
+        progress: &dyn Progress,
+    ) -> Result<Value> {
         progress.report(Event::Phase("evaluating"));
         let mut c = self.command(&["eval", "--json", "--no-write-lock-file"]);
         c.args(&self.options().extra);
@@ -49,10 +54,7 @@ impl Nix {
         let odd = |reason: String| NixError::Answer { what: "nix build".into(), reason };
         let v: Value = serde_json::from_str(&out).map_err(|e| odd(e.to_string()))?;
         let outputs = v[0]["outputs"].as_object().ok_or_else(|| odd(format!("no outputs in {out}")))?;
-        outputs
-            .iter()
-            .map(|(n, p)| Ok((n.clone(), p.as_str().unwrap_or_default().parse()?)))
-            .collect()
+        outputs.iter().map(|(n, p)| Ok((n.clone(), p.as_str().unwrap_or_default().parse()?))).collect()
     }
 
     /// Runs a prepared `nix` command, telling its progress as it goes, and gives its stdout.

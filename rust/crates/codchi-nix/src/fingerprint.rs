@@ -244,7 +244,8 @@ mod tests {
         fn sum(&self, fact: &str) -> String {
             let machine = self.dir.path().join("machine");
             let cache = self.dir.path().join("cache/f.json");
-            compute(&Inputs { machine: &machine, facts: vec![("codchi", fact.into())], cache: &cache }).unwrap()
+            compute(&Inputs { machine: &machine, facts: vec![("codchi", fact.into())], cache: &cache })
+                .unwrap()
         }
         fn git(&self, args: &[&str]) {
             let mut c = Command::new("git");

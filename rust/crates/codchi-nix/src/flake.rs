@@ -70,7 +70,11 @@ pub const MODULE_SETS: [&str; 2] = ["codchiModules", "nixosModules"];
 pub fn read(dir: &Path, shown: &str) -> Result<Flake> {
     let path = dir.join("flake.nix");
     let Some(text) = codchi_fs::read_if_exists(&path)? else { return Err(NixError::NoFlake(shown.into())) };
-    parse(&text).map_err(|(line, reason)| NixError::Parse { path: Path::new(shown).join("flake.nix"), line, reason })
+    parse(&text).map_err(|(line, reason)| NixError::Parse {
+        path: Path::new(shown).join("flake.nix"),
+        line,
+        reason,
+    })
 }
 
 /// Reads the text of a flake.nix. An error is a line and a reason.
@@ -198,7 +202,8 @@ fn input(fields: &Fields) -> Input {
         match name.as_str() {
             "url" => input.reference = f.text().map(Reference::Url),
             "follows" => {
-                input.follows = f.text().map(|t| t.split('/').filter(|s| !s.is_empty()).map(str::to_owned).collect());
+                input.follows =
+                    f.text().map(|t| t.split('/').filter(|s| !s.is_empty()).map(str::to_owned).collect());
             }
             "flake" => input.is_flake = f.text().as_deref() != Some("false"),
             "inputs" => input.inputs = f.children.iter().map(|(n, f)| (n.clone(), self::input(f))).collect(),
@@ -207,7 +212,9 @@ fn input(fields: &Fields) -> Input {
                     let value = match (&f.value, text.as_str()) {
                         (Some(ast::Expr::Ident(_)), "true") => Value::Bool(true),
                         (Some(ast::Expr::Ident(_)), "false") => Value::Bool(false),
-                        (Some(ast::Expr::Literal(_)), t) => t.parse::<u64>().map_or_else(|_| t.into(), Value::from),
+                        (Some(ast::Expr::Literal(_)), t) => {
+                            t.parse::<u64>().map_or_else(|_| t.into(), Value::from)
+                        }
                         (_, t) => t.into(),
                     };
                     attrs.insert(name.clone(), value);
@@ -340,7 +347,9 @@ mod tests {
     fn url(f: &Flake, name: &str) -> Option<String> {
         match f.inputs.get(name)?.reference.as_ref()? {
             Reference::Url(u) => Some(u.clone()),
-            Reference::Attrs(a) => Some(format!("{}:{}", a["type"].as_str()?, a.get("id").or(a.get("repo"))?.as_str()?)),
+            Reference::Attrs(a) => {
+                Some(format!("{}:{}", a["type"].as_str()?, a.get("id").or(a.get("repo"))?.as_str()?))
+            }
         }
     }
 
@@ -379,10 +388,22 @@ mod tests {
             let f = parse(&format!("{{ outputs = inputs: {outputs}; }}")).unwrap();
             f.modules.map(|m| m.into_iter().map(|m| m.name).collect::<Vec<_>>())
         };
-        assert_eq!(names("{ nixosModules = { a = ./a.nix; \"b\" = {}; }; }"), Some(vec!["a".into(), "b".into()]));
-        assert_eq!(names("{ nixosModules.a.imports = [ ]; codchiModules.c = 1; }"), Some(vec!["c".into(), "a".into()]));
+        assert_eq!(
+            names("{ nixosModules = { a = ./a.nix; \"b\" = {}; }; }"),
+            Some(vec!["a".into(), "b".into()])
+        );
+        assert_eq!(
+            names("{ nixosModules.a.imports = [ ]; codchiModules.c = 1; }"),
+            Some(vec!["c".into(), "a".into()])
+        );
         assert_eq!(names("{ packages = 1; }"), Some(vec![]));
-        for computed in ["f { }", "{ nixosModules = f 1; }", "{ ${x}.y = 1; }", "{ inherit (x) nixosModules; }", "a // { }"] {
+        for computed in [
+            "f { }",
+            "{ nixosModules = f 1; }",
+            "{ ${x}.y = 1; }",
+            "{ inherit (x) nixosModules; }",
+            "a // { }",
+        ] {
             assert_eq!(names(computed), None, "{computed}");
         }
     }

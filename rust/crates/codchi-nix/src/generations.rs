@@ -138,8 +138,10 @@ impl Generations {
     pub fn add(&self, nix: &Nix, record: &Record) -> Result<u64> {
         codchi_fs::create_private_dir(&self.dir)?;
         let number = self.numbers()?.last().copied().unwrap_or(0) + 1;
-        let text = serde_json::to_string_pretty(record)
-            .map_err(|e| NixError::Answer { what: "the generation's record".into(), reason: e.to_string() })?;
+        let text = serde_json::to_string_pretty(record).map_err(|e| NixError::Answer {
+            what: "the generation's record".into(),
+            reason: e.to_string(),
+        })?;
         codchi_fs::write_atomic(self.record_file(number), text, 0o600)?;
         nix.add_root(&self.link(number), &record.toplevel)?;
         Ok(number)
@@ -201,7 +203,10 @@ mod tests {
         }
         g.set_current(10).unwrap();
         assert_eq!(g.previous().unwrap().unwrap().number, 2);
-        assert_eq!(g.list().unwrap().iter().map(|x| (x.number, x.current)).collect::<Vec<_>>(), [(1, false), (2, false), (10, true)]);
+        assert_eq!(
+            g.list().unwrap().iter().map(|x| (x.number, x.current)).collect::<Vec<_>>(),
+            [(1, false), (2, false), (10, true)]
+        );
         g.set_current(1).unwrap();
         assert_eq!(g.previous().unwrap(), None);
         assert!(matches!(g.set_current(7), Err(NixError::NoGeneration(7))));

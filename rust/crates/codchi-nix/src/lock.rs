@@ -93,7 +93,9 @@ impl Nix {
         let mut lock = made?;
         for o in &overrides {
             let node = node_of(&lock, &o.path).and_then(|n| lock["nodes"].get(&n)).cloned();
-            let Some(reference) = node.and_then(|n| (n["original"]["path"] == o.target.as_str()).then_some(&o.reference)) else {
+            let Some(reference) =
+                node.and_then(|n| (n["original"]["path"] == o.target.as_str()).then_some(&o.reference))
+            else {
                 continue;
             };
             if let Some(reference) = reference {
@@ -179,8 +181,10 @@ impl Nix {
             let at = self.launch().host_path(&source.0).join(&source.1);
             let flake = flake::read(&at, name)?;
             let file = at.join("flake.lock");
-            let lock =
-                codchi_fs::read_if_exists(&file)?.map(|t| parse(&file, &t)).transpose()?.unwrap_or_else(empty);
+            let lock = codchi_fs::read_if_exists(&file)?
+                .map(|t| parse(&file, &t))
+                .transpose()?
+                .unwrap_or_else(empty);
             self.collect(&flake, &lock, &path, &inner, request, found, progress)?;
         }
         Ok(())
@@ -190,7 +194,8 @@ impl Nix {
         match reference {
             Reference::Url(u) => Ok(u.clone()),
             Reference::Attrs(a) => {
-                let v = self.eval_expr(&format!("builtins.flakeRefToString (builtins.fromJSON {})", quote(a)))?;
+                let v =
+                    self.eval_expr(&format!("builtins.flakeRefToString (builtins.fromJSON {})", quote(a)))?;
                 Ok(v.as_str().unwrap_or_default().to_owned())
             }
         }
@@ -251,13 +256,20 @@ pub fn is_nixpkgs(name: &str, reference: Option<&Reference>) -> bool {
         Some(Reference::Url(u)) => {
             let u = u.to_ascii_lowercase();
             let path = u.split(['?', '#']).next().unwrap_or_default();
-            ["github:nixos/nixpkgs", "flake:nixpkgs"].iter().any(|p| {
-                path.strip_prefix(p).is_some_and(|r| r.is_empty() || r.starts_with('/'))
-            }) || path == "nixpkgs"
+            ["github:nixos/nixpkgs", "flake:nixpkgs"]
+                .iter()
+                .any(|p| path.strip_prefix(p).is_some_and(|r| r.is_empty() || r.starts_with('/')))
+                || path == "nixpkgs"
                 || path.starts_with("nixpkgs/")
-                || ["github.com/nixos/nixpkgs", "//channels.nixos.org/", "//releases.nixos.org/nixos", "//releases.nixos.org/nixpkgs", "flakehub.com/f/nixos/nixpkgs"]
-                    .iter()
-                    .any(|p| path.contains(p))
+                || [
+                    "github.com/nixos/nixpkgs",
+                    "//channels.nixos.org/",
+                    "//releases.nixos.org/nixos",
+                    "//releases.nixos.org/nixpkgs",
+                    "flakehub.com/f/nixos/nixpkgs",
+                ]
+                .iter()
+                .any(|p| path.contains(p))
         }
         Some(Reference::Attrs(a)) => original_is_nixpkgs(&Value::Object(a.clone())),
         None => false,
@@ -275,7 +287,10 @@ fn original_is_nixpkgs(original: &Value) -> bool {
 pub fn is_local(reference: &Reference) -> bool {
     match reference {
         Reference::Url(u) => {
-            let rest = u.strip_prefix("path:").or_else(|| u.strip_prefix("git+file:")).or_else(|| u.strip_prefix("git+file+"));
+            let rest = u
+                .strip_prefix("path:")
+                .or_else(|| u.strip_prefix("git+file:"))
+                .or_else(|| u.strip_prefix("git+file+"));
             let path = rest.unwrap_or(u);
             (rest.is_some() || u.starts_with(['/', '.'])) && !path.starts_with("/nix/store/")
         }
@@ -286,7 +301,9 @@ pub fn is_local(reference: &Reference) -> bool {
 /// The folder of this host an `original` of a lock means, and whether it is a git work tree.
 pub fn local_original(original: &Value) -> Option<(String, bool)> {
     match original["type"].as_str()? {
-        "path" => original["path"].as_str().filter(|p| !p.starts_with("/nix/store/")).map(|p| (p.to_owned(), false)),
+        "path" => {
+            original["path"].as_str().filter(|p| !p.starts_with("/nix/store/")).map(|p| (p.to_owned(), false))
+        }
         "git" => original["url"].as_str()?.strip_prefix("file://").map(|p| (p.to_owned(), true)),
         _ => None,
     }
@@ -442,7 +459,8 @@ mod tests {
 
     #[test]
     fn what_the_flake_above_lets_follow_is_left_alone() {
-        let overlay = BTreeMap::from([("nixpkgs".into(), Input { follows: Some(path("x")), ..Input::default() })]);
+        let overlay =
+            BTreeMap::from([("nixpkgs".into(), Input { follows: Some(path("x")), ..Input::default() })]);
         let mut found = Vec::new();
         walk(&sample(), "mod", &path("mod"), &overlay, &base(), &mut found, &mut BTreeSet::new());
         assert!(!found.iter().any(|o| o.path == path("mod/nixpkgs")));
@@ -473,7 +491,11 @@ mod tests {
         ] {
             assert!(is_nixpkgs(name, url(u).as_ref()), "{name} {u}");
         }
-        for (name, u) in [("utils", "github:numtide/flake-utils"), ("x", "github:nixos/nixpkgs-fmt"), ("nixpkgsish", "path:/x")] {
+        for (name, u) in [
+            ("utils", "github:numtide/flake-utils"),
+            ("x", "github:nixos/nixpkgs-fmt"),
+            ("nixpkgsish", "path:/x"),
+        ] {
             assert!(!is_nixpkgs(name, url(u).as_ref()), "{name} {u}");
         }
     }
@@ -505,13 +527,15 @@ mod tests {
             proptest::collection::vec(name(), 0..3).prop_map(Value::from),
         ];
         let inputs = proptest::collection::btree_map(name(), to, 0..4);
-        proptest::collection::btree_map(prop_oneof![name(), Just("root".to_owned())], inputs, 1..5).prop_map(|nodes| {
-            let mut lock = empty();
-            for (n, inputs) in nodes {
-                lock["nodes"][n] = json!({ "inputs": inputs, "original": { "type": "x" } });
-            }
-            lock
-        })
+        proptest::collection::btree_map(prop_oneof![name(), Just("root".to_owned())], inputs, 1..5).prop_map(
+            |nodes| {
+                let mut lock = empty();
+                for (n, inputs) in nodes {
+                    lock["nodes"][n] = json!({ "inputs": inputs, "original": { "type": "x" } });
+                }
+                lock
+            },
+        )
     }
 
     proptest! {

@@ -103,7 +103,8 @@ impl Parser {
         if matches!(activity.kind, activity::COPY_PATH | activity::FILE_TRANSFER) {
             self.fetched.finished += 1;
             self.fetched.bytes = self.fetched.bytes.saturating_add(activity.done);
-            self.fetched.total_bytes = self.fetched.total_bytes.saturating_add(activity.done.max(activity.expected));
+            self.fetched.total_bytes =
+                self.fetched.total_bytes.saturating_add(activity.done.max(activity.expected));
             self.report_fetched(progress);
         }
     }
@@ -232,10 +233,14 @@ mod tests {
     fn a_build_is_named_its_output_shown_and_kept_for_the_error() {
         let (p, seen) = feed(&[
             r#"@nix {"action":"start","id":1,"level":5,"parent":0,"text":"","type":104}"#.into(),
-            format!(r#"@nix {{"action":"start","fields":["{DRV}","",1,1],"id":2,"level":3,"parent":0,"text":"building","type":105}}"#),
+            format!(
+                r#"@nix {{"action":"start","fields":["{DRV}","",1,1],"id":2,"level":3,"parent":0,"text":"building","type":105}}"#
+            ),
             r#"@nix {"action":"result","fields":["compiling"],"id":2,"type":101}"#.into(),
             r#"@nix {"action":"result","fields":[1,3,1,0],"id":1,"type":105}"#.into(),
-            format!(r#"@nix {{"action":"msg","level":0,"msg":"\u001b[31;1merror:\u001b[0m builder for '{DRV}' failed with exit code 1"}}"#),
+            format!(
+                r#"@nix {{"action":"msg","level":0,"msg":"\u001b[31;1merror:\u001b[0m builder for '{DRV}' failed with exit code 1"}}"#
+            ),
         ]);
         assert_eq!(
             seen,

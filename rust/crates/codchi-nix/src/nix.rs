@@ -160,8 +160,11 @@ impl Nix {
 
     /// The error for a failed command with this stderr.
     pub(crate) fn failure(&self, what: &str, stderr: &str) -> NixError {
-        let message =
-            if self.options.show_trace { stderr.trim().to_owned() } else { trace::shorten(stderr, &self.options.labels) };
+        let message = if self.options.show_trace {
+            stderr.trim().to_owned()
+        } else {
+            trace::shorten(stderr, &self.options.labels)
+        };
         NixError::Command { what: what.into(), message }
     }
 

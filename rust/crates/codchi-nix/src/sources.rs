@@ -98,7 +98,8 @@ impl Nix {
         let mut paths = Vec::with_capacity(files.len());
         // An argument list has a limit; 500 paths are far below it.
         for chunk in links.chunks(500) {
-            let args = ["--add-fixed", "sha256"].iter().map(OsStr::new).chain(chunk.iter().map(|p| p.as_os_str()));
+            let args =
+                ["--add-fixed", "sha256"].iter().map(OsStr::new).chain(chunk.iter().map(|p| p.as_os_str()));
             let out = self.tool("nix-store", Role::Maintainer, args, "adding packages to the store")?;
             for line in out.lines() {
                 paths.push(line.parse()?);
@@ -113,7 +114,8 @@ impl Nix {
 
     /// Makes `link` (on the host) point to `target` and registers it as a root.
     pub fn add_root(&self, link: &Path, target: &StorePath) -> Result<()> {
-        let args = ["--realise".as_ref(), target.as_path().as_os_str(), "--add-root".as_ref(), link.as_os_str()];
+        let args =
+            ["--realise".as_ref(), target.as_path().as_os_str(), "--add-root".as_ref(), link.as_os_str()];
         self.tool("nix-store", Role::Caller, args, "registering a root").map(drop)
     }
 

@@ -18,9 +18,16 @@ struct Position {
 
 /// Whether a message tells of a network that cannot be reached.
 pub fn is_network(message: &str) -> bool {
-    ["Could not resolve host", "Couldn't connect", "Failed to connect", "Connection refused", "timed out", "unable to download"]
-        .iter()
-        .any(|m| message.contains(m))
+    [
+        "Could not resolve host",
+        "Couldn't connect",
+        "Failed to connect",
+        "Connection refused",
+        "timed out",
+        "unable to download",
+    ]
+    .iter()
+    .any(|m| message.contains(m))
 }
 
 /// Shortens what Nix wrote to stderr (with `--show-trace`) to: the place in the person's own files that is nearest to
@@ -93,7 +100,9 @@ fn positions(lines: &[&str]) -> Vec<Position> {
         if let Some((file, place)) = position(line) {
             let excerpt = lines[i + 1..]
                 .iter()
-                .take_while(|l| l.trim_start().split_once('|').is_some_and(|(n, _)| n.bytes().all(|b| b.is_ascii_digit())))
+                .take_while(|l| {
+                    l.trim_start().split_once('|').is_some_and(|(n, _)| n.bytes().all(|b| b.is_ascii_digit()))
+                })
                 .map(|l| l.strip_prefix("         ").unwrap_or(l).trim_end().to_owned())
                 .collect();
             all.push(Position { file: file.into(), place: place.into(), excerpt });
@@ -119,7 +128,9 @@ fn theirs(file: &str, labels: &[Label]) -> bool {
         return l.shown.is_some();
     }
     // Without a label: what looks like nixpkgs, or Nix's own code, is not the person's.
-    !(file.starts_with('<') || file.starts_with('«') || ["/nixos/", "/pkgs/", "/lib/"].iter().any(|d| in_store_tree(file, d)))
+    !(file.starts_with('<')
+        || file.starts_with('«')
+        || ["/nixos/", "/pkgs/", "/lib/"].iter().any(|d| in_store_tree(file, d)))
 }
 
 fn in_store_tree(file: &str, dir: &str) -> bool {
@@ -179,7 +190,10 @@ error:
     fn labels() -> Vec<Label> {
         vec![
             Label { prefix: "/nix/store/2qm2yn86wdws0cjv58mmnpfmm0h2hk0c-codchi-base".into(), shown: None },
-            Label { prefix: "/nix/store/5g7f9wfihq2x6xq79dy1zypwr6r2vvs6-source".into(), shown: Some("repo".into()) },
+            Label {
+                prefix: "/nix/store/5g7f9wfihq2x6xq79dy1zypwr6r2vvs6-source".into(),
+                shown: Some("repo".into()),
+            },
         ]
     }
 
@@ -190,7 +204,10 @@ error:
         assert_eq!(lines.next(), Some("repo/machine.nix:4:38"));
         assert_eq!(lines.next(), Some("undefined variable 'pkg'"));
         assert!(short.contains("environment.systemPackages = [ pkg.hello ]"));
-        assert!(short.ends_with("while evaluating the option `environment.systemPackages`") || short.lines().count() < 8);
+        assert!(
+            short.ends_with("while evaluating the option `environment.systemPackages`")
+                || short.lines().count() < 8
+        );
         assert!(!short.contains("attrsets.nix"));
     }
 

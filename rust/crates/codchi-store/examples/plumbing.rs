@@ -69,7 +69,8 @@ fn place() -> Result<Place> {
     let uid = rustix::process::getuid().as_raw();
     let dirs = Dirs::from_env(&|n| std::env::var_os(n), uid).map_err(|e| StoreError::Usage(e.to_string()))?;
     let settings = codchi_fs::read_if_exists(dirs.settings())?.unwrap_or_default();
-    let settings = Settings::parse(&dirs.settings(), &settings).map_err(|e| StoreError::Usage(e.to_string()))?;
+    let settings =
+        Settings::parse(&dirs.settings(), &settings).map_err(|e| StoreError::Usage(e.to_string()))?;
     Ok(Place { plumbing: vec!["/proc/self/exe".into()], ..Place::new(&dirs, &settings) })
 }
 

@@ -6,7 +6,6 @@
 //!
 //! A bootstrap that is killed leaves a staging folder at most, which the next one removes; `current` is set last.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +13,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use codchi_core::dirs::Dirs;
 use codchi_core::progress::{Event, Progress};
 use codchi_debian::{Fetch, Freshness, Mirror, Record, Suite, unpack};
-use codchi_fs::Context;
 use codchi_nix::Version;
 
 use crate::store::{Kind, Place};
@@ -80,7 +78,8 @@ fn fetch_packages(place: &Place, progress: &dyn Progress) -> Result<Vec<PathBuf>
             .and_then(|s| s.closure(&PACKAGES));
         match found {
             Ok(records) if recent(&records) => {
-                let wanted: Vec<Fetch> = records.iter().filter(|r| needed(&r.name)).map(|r| fetch_of(r, place)).collect();
+                let wanted: Vec<Fetch> =
+                    records.iter().filter(|r| needed(&r.name)).map(|r| fetch_of(r, place)).collect();
                 mirror.fetch_all(&wanted, 8, progress)?;
                 return Ok(wanted.into_iter().map(|f| f.dest).collect());
             }
@@ -88,12 +87,16 @@ fn fetch_packages(place: &Place, progress: &dyn Progress) -> Result<Vec<PathBuf>
             Err(e) => why = why.or(Some(e)),
         }
     }
-    Err(why.map_or_else(|| StoreError::Fetch("no suite of the mirror has Nix 2.18 or later".into()), StoreError::Debian))
+    Err(why.map_or_else(
+        || StoreError::Fetch("no suite of the mirror has Nix 2.18 or later".into()),
+        StoreError::Debian,
+    ))
 }
 
 fn recent(records: &[Record]) -> bool {
     let nix = records.iter().find(|r| r.name == "nix-bin");
-    nix.and_then(|r| r.version.split(['+', '-', '~']).next()?.parse::<Version>().ok()).is_some_and(|v| v >= Version::FLOOR)
+    nix.and_then(|r| r.version.split(['+', '-', '~']).next()?.parse::<Version>().ok())
+        .is_some_and(|v| v >= Version::FLOOR)
 }
 
 /// Only programs that are asked for, and libraries: what else packages depend on (accounts, configuration, Perl) is of
@@ -209,9 +212,10 @@ fn take(deb: &Path, staging: &Path, options: &unpack::Options) -> Result<()> {
 
 fn loader(lib: &Path) -> Result<PathBuf> {
     let entries = codchi_fs::read_dir(lib)?;
-    let found = entries.iter().map(|e| e.path()).find(|p| {
-        p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("ld-linux"))
-    });
+    let found = entries
+        .iter()
+        .map(|e| e.path())
+        .find(|p| p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("ld-linux")));
     found.ok_or_else(|| StoreError::Package { path: lib.into(), reason: "it has no dynamic loader".into() })
 }
 
@@ -252,15 +256,19 @@ fn link_programs(staging: &Path, dist: &Path) -> Result<()> {
         codchi_fs::symlink_atomic("nix", staging.join("bin").join(name))?;
     }
     for program in ["bin/nix", "libexec/sh"] {
-        let path = staging.join(program);
-        let open = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(&path, open).at("change the mode of", &path)?;
+        codchi_fs::set_mode(staging.join(program), 0o755)?;
     }
     Ok(())
 }
 
 /// Puts what was made in its place, makes the store's folders, and sets `current`.
-fn finish(place: &Place, staging: Staging, dist: &Path, version: Version, progress: &dyn Progress) -> Result<()> {
+fn finish(
+    place: &Place,
+    staging: Staging,
+    dist: &Path,
+    version: Version,
+    progress: &dyn Progress,
+) -> Result<()> {
     progress.report(Event::Phase("setting up the store"));
     let store_dir = place.dirs.store();
     codchi_fs::remove_dir_all(dist)?;

@@ -35,7 +35,9 @@ pub fn host(path: Option<&std::ffi::OsStr>) -> Result<HostNix, String> {
     }
     let mut places: Vec<PathBuf> = path.map(|p| std::env::split_paths(p).collect()).unwrap_or_default();
     places.extend(["/nix/var/nix/profiles/default/bin".into(), "/run/current-system/sw/bin".into()]);
-    let bin = places.into_iter().find(|p| p.is_absolute() && p.join("nix").is_file() && p.join("nix-store").exists());
+    let bin = places
+        .into_iter()
+        .find(|p| p.is_absolute() && p.join("nix").is_file() && p.join("nix-store").exists());
     Ok(HostNix { version, bin: bin.ok_or("its program `nix` was not found")? })
 }
 

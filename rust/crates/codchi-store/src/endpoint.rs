@@ -78,7 +78,7 @@ pub struct Config {
 pub struct Endpoint {
     /// What it does.
     pub config: Config,
-    /// As whom.
+    /// As whom. The caller keeps the namespace's rights, which it takes to look into the machine; daemons lose them.
     pub role: Role,
 }
 
@@ -89,7 +89,9 @@ impl Service for Endpoint {
 
     fn run(&mut self, ready: &mut dyn FnMut()) -> Result<(), String> {
         let outer = Outer { ids: IdMap::default(), privileged: outer::is_root() };
-        outer::become_role(&outer, self.role).map_err(|e| e.to_string())?;
+        if self.role == Role::Maintainer {
+            outer::become_role(&outer, self.role).map_err(|e| e.to_string())?;
+        }
         serve(&self.config, ready).map_err(|e| e.to_string())
     }
 }
@@ -116,7 +118,8 @@ impl Config {
             let name = a.to_string_lossy().into_owned();
             match name.as_str() {
                 "--forget" => forget = true,
-                "--socket" | "--daemon" | "--state" | "--machine" | "--roots" | "--indirect-roots" | "--nix" => {
+                "--socket" | "--daemon" | "--state" | "--machine" | "--roots" | "--indirect-roots"
+                | "--nix" => {
                     let value = args.next().ok_or_else(|| usage(format!("`{name}` needs a value")))?;
                     fields.insert(name, PathBuf::from(value));
                 }
@@ -211,7 +214,8 @@ fn own_gcroots(inbox: &Path) -> Result<()> {
     codchi_fs::create_dir_all(&auto)?;
     codchi_fs::create_dir_all(&host)?;
     process::unshare(Namespaces::MOUNT).tried("make a mount namespace")?;
-    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).tried("keep mounts private")?;
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+        .tried("keep mounts private")?;
     mount_bind(&auto, &host).tried("show the host's roots")?;
     mount_bind(inbox, &auto).tried("mount the machine's roots")
 }
@@ -259,14 +263,21 @@ impl Server<'_> {
         let stream = match self.listener.accept() {
             Ok((s, _)) => s,
             // The caller is gone again, or there is nothing to take.
-            Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::ConnectionAborted) => return Ok(()),
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::ConnectionAborted
+                ) =>
+            {
+                return Ok(());
+            }
             Err(e) => return Err(e).tried("take a call"),
         };
         stream.set_nonblocking(false).tried("take a call")?;
         // `--process-ops`: towards another daemon, Nix would else pass everything on with our own rights.
         let more: &[&str] = match self.config.roots {
             RootsAt::Store(_) => &[],
-            RootsAt::Indirect(_) => &["--process-ops"],
+            RootsAt::Indirect(_) => &["--extra-experimental-features", "mounted-ssh-store", "--process-ops"],
         };
         let mut c = daemon_command(&self.config.daemon, Trust::None, more);
         for (name, value) in &self.config.environment {
@@ -323,12 +334,14 @@ impl Roots {
         let inbox_watch = inotify::add_watch(&inotify, &inbox, WatchFlags::CREATE | WatchFlags::MOVED_TO)
             .at("watch", &inbox)?;
         let told = WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE;
-        let supervisor_watch = inotify::add_watch(&inotify, &config.machine, told).at("watch", &config.machine)?;
+        let supervisor_watch =
+            inotify::add_watch(&inotify, &config.machine, told).at("watch", &config.machine)?;
         let mut all = BTreeMap::new();
         for entry in codchi_fs::read_dir(&links)? {
-            let (Some(name), Some(link)) =
-                (entry.file_name().to_str().map(str::to_owned), codchi_fs::read_link_if_exists(entry.path())?)
-            else {
+            let (Some(name), Some(link)) = (
+                entry.file_name().to_str().map(str::to_owned),
+                codchi_fs::read_link_if_exists(entry.path())?,
+            ) else {
                 continue;
             };
             all.insert(name, Root { link, target: None, watch: None });
@@ -366,7 +379,8 @@ impl Roots {
         }
         self.leader = leader;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        self.machine = leader.and_then(|pid| rustix::fs::open(format!("/proc/{pid}/root"), flags, Mode::empty()).ok());
+        self.machine =
+            leader.and_then(|pid| rustix::fs::open(format!("/proc/{pid}/root"), flags, Mode::empty()).ok());
         for root in self.all.values_mut() {
             root.watch = None;
         }
@@ -432,7 +446,8 @@ impl Roots {
         }
         for entry in codchi_fs::read_dir(&self.inbox).unwrap_or_default() {
             let name = entry.file_name();
-            let Some(name) = name.to_str().filter(|n| n.len() == 32 && n.bytes().all(|b| b.is_ascii_alphanumeric()))
+            let Some(name) =
+                name.to_str().filter(|n| n.len() == 32 && n.bytes().all(|b| b.is_ascii_alphanumeric()))
             else {
                 continue;
             };
@@ -523,7 +538,11 @@ fn look(machine: &OwnedFd, link: &Path, inotify: &OwnedFd) -> (Found, Option<i32
     };
     // The descriptor's own path: the folder itself, whatever its name leads to by now.
     let itself = format!("/proc/self/fd/{}", parent.as_raw_fd());
-    let changes = WatchFlags::DELETE | WatchFlags::MOVE | WatchFlags::CREATE | WatchFlags::MOVE_SELF | WatchFlags::ONLYDIR;
+    let changes = WatchFlags::DELETE
+        | WatchFlags::MOVE
+        | WatchFlags::CREATE
+        | WatchFlags::MOVE_SELF
+        | WatchFlags::ONLYDIR;
     let watch = inotify::add_watch(inotify, itself, changes).ok();
     let target = match rustix::fs::readlinkat(&parent, name, Vec::new()) {
         Ok(t) => t,

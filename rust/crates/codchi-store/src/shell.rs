@@ -43,7 +43,9 @@ impl Args {
         loop {
             let Some(a) = args.next() else { return Err(usage("no program is given")) };
             match a.to_str() {
-                Some("--nix") => out.nix = Some(args.next().ok_or_else(|| usage("`--nix` needs a folder"))?.into()),
+                Some("--nix") => {
+                    out.nix = Some(args.next().ok_or_else(|| usage("`--nix` needs a folder"))?.into())
+                }
                 Some("--daemon") => {
                     out.daemon = Some(args.next().ok_or_else(|| usage("`--daemon` needs a program"))?.into());
                 }
@@ -92,7 +94,8 @@ pub fn run(args: &Args) -> Result<u8> {
             let outer = outer::enter(&config)?;
             outer::become_role(&outer, role)?;
             if args.init {
-                for dir in ["/nix/var/nix/builds", "/nix/var/nix/codchi", "/nix/var/nix/gcroots/codchi/host"] {
+                for dir in ["/nix/var/nix/builds", "/nix/var/nix/codchi", "/nix/var/nix/gcroots/codchi/host"]
+                {
                     codchi_fs::create_dir_all(dir)?;
                 }
             }
@@ -175,7 +178,9 @@ fn serve_trusted(listener: &UnixListener, daemon: &Path) -> Result<std::convert:
 
 /// Starts a daemon for a connection; it ends with this process.
 pub(crate) fn start_daemon(mut c: Command, stream: &UnixStream) -> Result<process::Child> {
-    let dup = || -> Result<Stdio> { Ok(Stdio::from(OwnedFd::from(stream.try_clone().tried("copy a descriptor")?))) };
+    let dup = || -> Result<Stdio> {
+        Ok(Stdio::from(OwnedFd::from(stream.try_clone().tried("copy a descriptor")?)))
+    };
     c.stdin(dup()?).stdout(dup()?);
     process::fork(|| {
         if die_with_parent().is_ok() {
@@ -217,7 +222,10 @@ mod tests {
     #[test]
     fn arguments_of_the_program_are_its_own() {
         let a = parse(&["--nix", "/n", "--as-root", "--", "nix", "--as-root", "--", "x"]).unwrap();
-        assert_eq!((a.nix.as_deref(), a.as_root, a.program.to_str()), (Some(Path::new("/n")), true, Some("nix")));
+        assert_eq!(
+            (a.nix.as_deref(), a.as_root, a.program.to_str()),
+            (Some(Path::new("/n")), true, Some("nix"))
+        );
         assert_eq!(a.args, ["--as-root", "--", "x"]);
         let a = parse(&["nix", "--version"]).unwrap();
         assert_eq!((a.nix, a.args.len()), (None, 1));

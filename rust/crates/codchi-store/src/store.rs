@@ -41,7 +41,15 @@ impl Place {
             bootstrap::write_conf(self)?;
             Ok(Some(self.store(Kind::Own { dist, version })))
         };
-        let host = || detect::host(std::env::var_os("PATH").as_deref());
+        let host = || {
+            let found = detect::host(std::env::var_os("PATH").as_deref())?;
+            // Before, a daemon in front of another could not be told to trust less.
+            let enough = Version { major: 2, minor: 20, patch: 0 };
+            if !self.dirs.is_root() && found.version < enough {
+                return Err(format!("its version is {}, and without root {enough} is needed", found.version));
+            }
+            Ok(found)
+        };
         match self.settings.store.kind {
             StoreKind::Own => own(),
             StoreKind::Host => match host() {
@@ -145,10 +153,18 @@ impl Store {
             Kind::Host(_) => vec![set("NIX_REMOTE", "daemon".into())],
             Kind::Own { .. } => {
                 let dir = self.place.dirs.store();
-                let mut all = vec![set("NIX_CONF_DIR", dir.join("etc").into()), set("NIX_BIN_DIR", self.bin().into())];
+                let mut all =
+                    vec![set("NIX_CONF_DIR", dir.join("etc").into()), set("NIX_BIN_DIR", self.bin().into())];
                 // What a shell of the host may have set for a Nix of its own.
-                let others =
-                    ["NIX_REMOTE", "NIX_STORE", "NIX_STORE_DIR", "NIX_STATE_DIR", "NIX_LOG_DIR", "NIX_PATH", "NIX_CONFIG"];
+                let others = [
+                    "NIX_REMOTE",
+                    "NIX_STORE",
+                    "NIX_STORE_DIR",
+                    "NIX_STATE_DIR",
+                    "NIX_LOG_DIR",
+                    "NIX_PATH",
+                    "NIX_CONFIG",
+                ];
                 all.extend(others.map(|n| (n.into(), None)));
                 if std::env::var_os("NIX_SSL_CERT_FILE").is_none()
                     && let Some(bundle) = certificates()
@@ -246,7 +262,8 @@ impl Store {
         if let Some(nix) = self.nix_dir() {
             c.arg("--nix").arg(nix);
         }
-        let out = c.output().map_err(|source| StoreError::System { what: "run the plumbing".into(), source })?;
+        let out =
+            c.output().map_err(|source| StoreError::System { what: "run the plumbing".into(), source })?;
         if out.status.success() {
             return Ok(());
         }
@@ -292,4 +309,3 @@ fn certificates() -> Option<&'static str> {
     .into_iter()
     .find(|p| Path::new(p).exists())
 }
-

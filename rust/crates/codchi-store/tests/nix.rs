@@ -1,5 +1,7 @@
 //! What codchi-nix does, with the real Nix in a store of Codchi's own.
 
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::panic)]
+
 mod common;
 
 use std::path::{Path, PathBuf};
@@ -26,8 +28,10 @@ impl Bench {
     fn new() -> Bench {
         let home = Home::with_store(if is_root() { Who::Root } else { Who::User }).unwrap();
         let store = home.store();
-        let options =
-            Options { extra: vec!["--option".into(), "substitute".into(), "false".into()], ..Options::default() };
+        let options = Options {
+            extra: vec!["--option".into(), "substitute".into(), "false".into()],
+            ..Options::default()
+        };
         let nix = Nix::new(Arc::new(store.clone()), options).unwrap();
         let dir = tempfile::Builder::new().prefix("bench").tempdir_in(&home.path).unwrap();
         Bench { home, store, nix, dir }
@@ -40,7 +44,11 @@ impl Bench {
     fn put(&self, p: &str, text: &str) -> PathBuf {
         let path = self.path(p);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, text.replace("SYSTEM", &system()).replace("DIR", self.dir.path().to_str().unwrap())).unwrap();
+        std::fs::write(
+            &path,
+            text.replace("SYSTEM", &system()).replace("DIR", self.dir.path().to_str().unwrap()),
+        )
+        .unwrap();
         path
     }
 
@@ -122,7 +130,14 @@ fn lock_stands_by_itself(b: &Bench, url: &str) {
     let again = b.offline().lock(&dir, &request, &Silent).unwrap();
     assert!(!again.changed, "{}\n{}", locked.text, again.text);
     let mut c = b.store.command("nix", Role::Caller);
-    c.args(["flake", "lock", "--offline", "--no-update-lock-file", "--extra-experimental-features", "nix-command flakes"]);
+    c.args([
+        "flake",
+        "lock",
+        "--offline",
+        "--no-update-lock-file",
+        "--extra-experimental-features",
+        "nix-command flakes",
+    ]);
     let out = c.arg(format!("path:{}", dir.display())).output().unwrap();
     assert!(out.status.success(), "{}", common::text(&out));
     assert_eq!(std::fs::read_to_string(dir.join("flake.lock")).unwrap(), locked.text);
@@ -207,10 +222,15 @@ fn a_build_tells_what_it_does_and_how_it_failed() {
     let out = b.nix.build(&good, &seen).unwrap();
     assert_eq!(read(&b.store, &out["out"]), "content\n");
     let seen = seen.0.into_inner().unwrap();
-    assert!(seen.contains(&"Started(\"good\")".into()) && seen.contains(&"Log(\"a line\")".into()), "{seen:?}");
+    assert!(
+        seen.contains(&"Started(\"good\")".into()) && seen.contains(&"Log(\"a line\")".into()),
+        "{seen:?}"
+    );
     assert!(seen.iter().any(|e| e.starts_with("Items { what: \"builds\", done: 1, total: 1")), "{seen:?}");
     let bad = b.drv("bad", "echo the reason; exit 3");
-    let Err(NixError::Build { message, drv, log }) = b.nix.build(&bad, &Silent) else { panic!("it was built") };
+    let Err(NixError::Build { message, drv, log }) = b.nix.build(&bad, &Silent) else {
+        panic!("it was built")
+    };
     assert_eq!((message.as_str(), drv.as_deref()), ("the build of `bad` failed", Some(bad.as_str())));
     assert_eq!(log, ["the reason"]);
 }
@@ -229,7 +249,10 @@ fn files_added_by_hash_are_what_derivations_want() {
     let top: StorePath = b.nix.eval_expr(&expr).unwrap().as_str().unwrap().parse().unwrap();
     let missing = drv::missing_sources(&b.store.root_dir(), &top).unwrap();
     assert_eq!(missing.len(), 1);
-    assert_eq!((missing[0].url.as_str(), missing[0].sha256.as_str()), ("mirror://debian/pool/x.deb", hash.as_str()));
+    assert_eq!(
+        (missing[0].url.as_str(), missing[0].sha256.as_str()),
+        ("mirror://debian/pool/x.deb", hash.as_str())
+    );
     let files = vec![FixedFile { file, name: missing[0].name.clone() }];
     let added = b.nix.add_fixed(&files, &Silent).unwrap();
     assert_eq!(added, [missing[0].out.clone()]);
@@ -246,7 +269,8 @@ fn codchi_debian_hash(data: &[u8]) -> String {
 fn generations_hold_what_they_are_made_of() {
     let b = Bench::new();
     let one = b.nix.build(&b.drv("top-1", "echo 1 > $out"), &Silent).unwrap()["out"].clone();
-    let two = b.nix.build(&b.drv("top-2", &format!("echo 22222 {one} > $out")), &Silent).unwrap()["out"].clone();
+    let two =
+        b.nix.build(&b.drv("top-2", &format!("echo 22222 {one} > $out")), &Silent).unwrap()["out"].clone();
     let g = Generations::at(b.path("generations"));
     let record = |toplevel: &StorePath| Record {
         version: RECORD_VERSION,

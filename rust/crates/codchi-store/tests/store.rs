@@ -1,5 +1,7 @@
 //! A store of Codchi's own, with the real Nix.
 
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::panic)]
+
 mod common;
 
 use common::{Home, Who, feed, system, text};
@@ -44,7 +46,10 @@ fn machines_and_host_keep_each_others_roots(who: Who) {
     let Some(home) = Home::with_store(who) else { return };
     let name = format!("m{}", std::process::id());
     let mut c = home.plumbing(&["machine", &name]);
-    c.env("NAME", &name).env("PLACE", home.store_dir()).env("SYSTEM", system());
+    let dist = home.store_dir().join("current").canonicalize().unwrap();
+    c.env("NAME", &name).env("SYSTEM", system()).env("DIST", dist).env("CONF", home.store_dir().join("etc"));
+    c.env("ROOTS", format!("/nix/var/nix/gcroots/codchi/machines/{name}")).env("REMOTE", "");
+    c.env("INBOX", format!("/nix/var/nix/codchi/endpoints/{name}/auto"));
     let out = feed(c, include_str!("scripts/machine.sh"));
     assert!(out.status.success() && out.stdout.ends_with(b"passed\n"), "{}", text(&out));
     let roots = home.store_dir().join("nix/var/nix/gcroots/codchi/machines").join(&name);
@@ -62,4 +67,44 @@ fn machines_and_host_keep_each_others_roots_as_root() {
 #[test]
 fn machines_and_host_keep_each_others_roots_rootless() {
     machines_and_host_keep_each_others_roots(Who::User);
+}
+
+/// A host that has Nix: a folder at /nix in a namespace of its own, with a daemon that is running.
+fn on_a_host_with_nix(who: Who) {
+    let (Some(nix), Some(home)) = (Home::with_store(Who::Root), Home::new(who, "host")) else { return };
+    home.settings("");
+    // This host's Nix is the one of root's own store, which others must be able to run.
+    for dir in [".local", ".local/share", ".local/share/codchi"] {
+        codchi_fs::set_mode(nix.path.join(dir), 0o711).unwrap();
+    }
+    let folder = tempfile::Builder::new().prefix("host-nix").tempdir_in(&nix.path).unwrap();
+    let mut c = nix.plumbing(&[
+        "shell",
+        "--as-root",
+        "--init",
+        "--nix",
+        folder.path().to_str().unwrap(),
+        "--",
+        "bash",
+    ]);
+    let dist = nix.store_dir().join("current").canonicalize().unwrap();
+    // As the person would say it, with the environment that `Home` gives.
+    let person = home.plumbing(&[]);
+    let words: Vec<_> = std::iter::once(person.get_program()).chain(person.get_args()).collect();
+    let words: Vec<_> = words.iter().map(|w| w.to_str().unwrap()).collect();
+    c.env("PERSON", words.join(" ")).env("PERSON_HOME", &home.path).env("DIST", dist).env("SYSTEM", system());
+    c.env("SCRIPT", std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts/machine.sh"));
+    c.env("WHO", format!("{who:?}").to_lowercase());
+    let out = feed(c, include_str!("scripts/host.sh"));
+    assert!(out.status.success() && out.stdout.ends_with(b"passed\npassed\n"), "{}", text(&out));
+}
+
+#[test]
+fn the_hosts_store_is_used_and_kept_as_root() {
+    on_a_host_with_nix(Who::Root);
+}
+
+#[test]
+fn the_hosts_store_is_used_and_kept_rootless() {
+    on_a_host_with_nix(Who::User);
 }

@@ -1,26 +1,26 @@
 # PID 1's stand-in: a root file system of its own, a process in it, and what a person would do there.
-# RUN: the machine's runtime directory; PLACE: the store's folder; NAME: the machine.
+# RUN: the machine's runtime directory; NAME: the machine; DIST: the folder of Nix; CONF: its configuration;
+# REMOTE: how the host reaches its store; ROOTS: where the machine's roots are; INBOX: the endpoint's inbox, if it has one.
 set -euo pipefail
 fail() { echo "FAILED: $*" >&2; exit 1; }
 soon() { for _ in $(seq 100); do if "$@"; then return 0; fi; sleep 0.05; done; fail "not in time: $*"; }
 
-R=$RUN/root; DIST=$PLACE/current; export NIX_CONF_DIR=$PLACE/etc NIX_REMOTE= HOME=/nix/var/nix/codchi
-ROOTS=/nix/var/nix/gcroots/codchi/machines/$NAME
-mkdir -p "$R"; mount -t tmpfs tmpfs "$R"
+R=$RUN/root; export NIX_CONF_DIR=$CONF NIX_REMOTE=$REMOTE HOME=$RUN/home
+mkdir -p "$R" "$HOME"; mount -t tmpfs tmpfs "$R"
 for d in usr bin lib lib64 proc dev; do
   if [ -L /$d ]; then cp -a /$d "$R/"; else mkdir "$R/$d"; mount --rbind /$d "$R/$d"; fi
 done
-mkdir -p "$R/nix/store" "$R/nix/var/nix/daemon-socket" "$R/home/u" "$R/tmp" "$R/etc" "$R$PLACE"
+mkdir -p "$R/nix/store" "$R/nix/var/nix/daemon-socket" "$R/home/u" "$R/tmp" "$R/etc" "$R$DIST" "$R$CONF"
 mount --bind /nix/store "$R/nix/store"; mount -o remount,bind,ro "$R/nix/store"
 mount --bind "$RUN/daemon" "$R/nix/var/nix/daemon-socket"
-mount --bind "$PLACE" "$R$PLACE"
+mount --bind "$DIST" "$R$DIST"; mount --bind "$CONF" "$R$CONF"
 echo u:x:0:0::/home/u:/bin/sh > "$R/etc/passwd"
 chroot "$R" /bin/bash -c 'echo > /tmp/up; exec sleep 600' & L=$!
 trap 'kill $L' EXIT
 soon test -e "$R/tmp/up"
 echo "{\"leader\": $L}" > "$RUN/new"; mv "$RUN/new" "$RUN/supervisor.json"
 
-inside() { local p=$1; shift; chroot "$R" env -i HOME=/home/u NIX_REMOTE=daemon NIX_CONF_DIR="$PLACE/etc" "$DIST/bin/$p" "$@"; }
+inside() { local p=$1; shift; chroot "$R" env -i HOME=/home/u NIX_REMOTE=daemon NIX_CONF_DIR="$CONF" "$DIST/bin/$p" "$@"; }
 drv() { echo "derivation { name = \"$1\"; system = \"$SYSTEM\"; builder = \"/bin/sh\"; args = [ \"-c\" \"echo $NAME $1 > \$out\" ]; }"; }
 
 # Whoever connects is untrusted, root of the machine too.
@@ -32,7 +32,7 @@ drv one > "$R/home/u/one.nix"
 one=$(inside nix build -f /home/u/one.nix --out-link /home/u/result --print-out-paths)
 held() { [ "$(readlink "$ROOTS"/* 2>/dev/null)" = "$1" ]; }
 soon held "$one"
-[ -z "$(ls -A /nix/var/nix/codchi/endpoints/"$NAME"/auto)" ] || fail "the inbox is not emptied"
+[ -z "$INBOX" ] || [ -z "$(ls -A "$INBOX")" ] || fail "the inbox is not emptied"
 "$DIST/bin/nix-store" --gc > /dev/null 2>&1
 [ -e "$one" ] || fail "the host's collection took what the machine holds"
 
