@@ -67,7 +67,6 @@ fn fetch_packages(place: &Place, progress: &dyn Progress) -> Result<Vec<PathBuf>
         security_mirror: base.security_mirror.clone(),
         accept_stale: base.accept_expired,
         keyrings: base.keyrings.clone(),
-        keyrings: base.keyrings.clone(),
         ..codchi_debian::Settings::default()
     };
     let mirror = Mirror::discover(&settings.with_env())?;
