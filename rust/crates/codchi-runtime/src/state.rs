@@ -66,6 +66,40 @@ pub struct Status {
     pub warnings: Vec<String>,
     /// What PID 1 says of itself.
     pub text: String,
+    /// Its addresses, but for those of loopback and link.
+    pub addresses: Vec<String>,
+}
+
+/// The addresses of the network namespace a process is in, from the kernel's own tables.
+fn addresses(pid: i32) -> Vec<String> {
+    let read = |f: &str| codchi_fs::read_to_string(format!("/proc/{pid}/net/{f}")).unwrap_or_default();
+    let mut all = local_v4(&read("fib_trie"));
+    all.extend(local_v6(&read("if_inet6")));
+    all
+}
+
+/// `|-- ADDRESS` followed by `/32 host LOCAL`; the table is printed once per routing table.
+fn local_v4(trie: &str) -> Vec<String> {
+    let mut all = Vec::new();
+    let mut last = "";
+    for l in trie.lines().map(str::trim) {
+        if let Some(a) = l.strip_prefix("|-- ") {
+            last = a;
+        } else if l == "/32 host LOCAL" && !last.starts_with("127.") && !all.iter().any(|a| a == last) {
+            all.push(last.into());
+        }
+    }
+    all
+}
+
+/// Address, interface index, prefix length, scope (00: global), flags, name.
+fn local_v6(table: &str) -> Vec<String> {
+    let line = |l: &str| {
+        let f: Vec<&str> = l.split_whitespace().collect();
+        let [address, _, _, "00", ..] = f[..] else { return None };
+        u128::from_str_radix(address, 16).ok().map(|a| std::net::Ipv6Addr::from(a).to_string())
+    };
+    table.lines().filter_map(line).collect()
 }
 
 /// The file's name in a machine's runtime directory.
@@ -110,6 +144,7 @@ pub fn status(dir: &Path) -> Result<Status> {
             network: s.network,
             warnings: s.warnings,
             text: s.text,
+            addresses: s.leader.map(addresses).unwrap_or_default(),
         },
         other => Status {
             // A clean end removes the file, or says that the machine failed.
@@ -119,6 +154,7 @@ pub fn status(dir: &Path) -> Result<Status> {
             network: None,
             warnings: vec![],
             text: other.map(|s| s.text).unwrap_or_default(),
+            addresses: vec![],
         },
     })
 }
@@ -126,6 +162,16 @@ pub fn status(dir: &Path) -> Result<Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_are_those_of_the_machine_that_others_may_use() {
+        let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\n     |-- 127.0.0.1\n        /32 host LOCAL\n     |-- 192.0.2.2\n        /32 host LOCAL\nLocal:\n     |-- 192.0.2.2\n        /32 host LOCAL\n";
+        assert_eq!(local_v4(trie), ["192.0.2.2"]);
+        let table = "00000000000000000000000000000001 01 80 10 80       lo\n\
+                     fd000000000000000000000000000002 02 40 00 82     eth0\n\
+                     fe80000000000000fcbaa3fffe5d3be5 02 40 20 80     eth0\n";
+        assert_eq!(local_v6(table), ["fd00::2"]);
+    }
 
     #[test]
     fn a_process_is_told_from_a_later_one_with_its_id() {
