@@ -114,9 +114,9 @@ impl Dirs {
     pub fn lock(&self, name: &MachineName) -> PathBuf {
         self.locks().join(name)
     }
-    /// Machine folders being made; each is locked by its maker.
+    /// Machine folders being made; each is locked by its maker. Beside their place, so that moving them there is one step.
     pub fn staging(&self) -> PathBuf {
-        self.state.join("staging")
+        self.config.join(".staging")
     }
     /// The own store: `nix/` is what is mounted at `/nix`, `dist/` the Nix program.
     pub fn store(&self) -> PathBuf {

@@ -1,12 +1,11 @@
-//! What a host records of a machine: where it is attached, and its generations.
+//! What a host records of a machine: where it is attached.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::document::{DocumentError, parse_json, parse_toml};
-use crate::manifest::Base;
-use crate::name::{DriverName, MachineName};
+use crate::document::{DocumentError, parse_toml};
+use crate::name::DriverName;
 
 /// The version of `host.toml` this program writes.
 pub const HOST_VERSION: u32 = 1;
@@ -90,47 +89,6 @@ impl Host {
         format!(
             "# Where this machine is attached on this host. Codchi writes it; a person may edit it.\n{body}"
         )
-    }
-}
-
-/// The version of generation records this program writes.
-pub const GENERATION_VERSION: u32 = 1;
-
-/// One built system of a machine: `N.json` beside the link `N`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Generation {
-    /// [`GENERATION_VERSION`] of the writer.
-    pub version: u32,
-    /// Its number, from 1 on.
-    pub number: u32,
-    /// Unix time it was built.
-    pub created: u64,
-    /// The machine.
-    pub machine: MachineName,
-    /// The system's store path.
-    pub toplevel: String,
-    /// The derivation it was built from.
-    pub drv_path: String,
-    /// The driver it was evaluated for.
-    pub driver: String,
-    /// The base.
-    pub base: Base,
-    /// The Codchi that built it.
-    pub codchi: String,
-    /// Text of the machine's flake.nix then.
-    pub flake_nix: String,
-    /// Text of its flake.lock then.
-    pub flake_lock: String,
-    /// Whether this was reached by going back: the machine folder says something newer.
-    #[serde(default)]
-    pub rolled_back: bool,
-}
-
-impl Generation {
-    /// Parses a record; `file` is named in errors.
-    pub fn parse(file: &Path, text: &str) -> Result<Generation, DocumentError> {
-        parse_json(file, text, &[])
     }
 }
 

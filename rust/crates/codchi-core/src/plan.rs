@@ -135,8 +135,10 @@ pub enum Step {
         /// The machine folder.
         path: PathBuf,
     },
-    /// Put a new flake.lock in place.
+    /// Put the flake.lock of a generation in place.
     UpdateLock {
+        /// The generation that was built with it.
+        number: u32,
         /// The file.
         path: PathBuf,
     },
@@ -194,7 +196,7 @@ impl Step {
             Step::RestoreConfig { number, .. } => {
                 format!("take flake.nix and flake.lock from generation {number}")
             }
-            Step::UpdateLock { path } => format!("replace `{}`", path.display()),
+            Step::UpdateLock { path, .. } => format!("replace `{}`", path.display()),
         }
     }
 }
@@ -239,15 +241,29 @@ impl Plan {
         if committed {
             Recovery::Finish(steps[begun.saturating_sub(1)..].iter().map(|s| (*s).clone()).collect())
         } else {
-            let mut back: Vec<Step> = Vec::new();
-            for s in steps[..begun].iter().rev() {
-                match s {
-                    Step::AddGeneration { .. } => back.push((*s).clone()),
-                    other => back.extend(other.inverse()),
-                }
-            }
-            Recovery::Undo(back)
+            Recovery::Undo(self.inverses(begun))
         }
+    }
+
+    /// What to do when step `begun - 1` failed, as opposed to this program being killed in it: a machine that does not come
+    /// up when it is made is not kept, and one whose init script fails is; a system that could not be switched to is
+    /// forgotten. [`Step::AddGeneration`] here means to take the generation back.
+    pub fn after_failure(&self, begun: usize) -> Vec<Step> {
+        let begun = begun.min(self.steps.len());
+        let failed = begun.checked_sub(1).map(|i| &self.steps[i].step);
+        let keep = matches!(failed, Some(Step::InitScript { .. } | Step::Run { .. }));
+        let switched = self.steps[..begun.saturating_sub(1)].iter().any(|s| matches!(s.step, Step::Activate { .. }));
+        if keep || switched && self.command != "init" { Vec::new() } else { self.inverses(begun) }
+    }
+
+    fn inverses(&self, begun: usize) -> Vec<Step> {
+        let steps = self.steps[..begun].iter().rev().map(|s| &s.step);
+        steps
+            .filter_map(|s| match s {
+                Step::AddGeneration { .. } => Some(s.clone()),
+                other => other.inverse(),
+            })
+            .collect()
     }
 }
 
@@ -336,6 +352,16 @@ mod tests {
             matches!(plan.recovery(1), Recovery::Undo(s) if matches!(s[..], [Step::AddGeneration { number: 2, .. }]))
         );
         assert!(matches!(plan.recovery(2), Recovery::Finish(s) if matches!(s[..], [Step::Activate { .. }])));
+    }
+
+    #[test]
+    fn a_machine_that_does_not_come_up_is_not_kept_and_one_whose_init_script_fails_is() {
+        let back = init().after_failure(5);
+        assert!(matches!(
+            back[..],
+            [Step::Stop, Step::RemoveConfig { .. }, Step::AddGeneration { .. }, Step::RemoveRoot { .. }]
+        ));
+        assert_eq!(init().after_failure(6), []);
     }
 
     proptest::proptest! {

@@ -353,6 +353,11 @@ fn encode_path(path: &Path) -> String {
     out
 }
 
+/// The flake reference of a folder as it is, whatever characters its name has.
+pub fn path_reference(folder: &Path) -> String {
+    format!("path:{}", encode_path(folder))
+}
+
 /// Undoes percent-encoding; what is not valid stays as it is.
 pub fn decode(s: &str) -> String {
     let b = s.as_bytes();

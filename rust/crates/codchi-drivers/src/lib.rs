@@ -1,3 +1,202 @@
 //! What machines run on: the driver contract and its adapters.
+//!
+//! Nothing outside a driver's own module asks for a driver by name: [`find`] is the registry, and what a driver is able to do is
+//! data ([`Info`]).
 
 pub mod agent;
+mod error;
+pub mod native;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use codchi_core::dirs::Dirs;
+use codchi_core::machine::Host as Attachment;
+use codchi_core::manifest::Manifest;
+use codchi_core::name::{DriverName, MachineName};
+use codchi_core::progress::Progress;
+use codchi_core::settings::Settings;
+use codchi_core::status::{Finding, State};
+use codchi_store::Store;
+use serde::{Deserialize, Serialize};
+
+pub use error::DriverError;
+
+/// Result of a driver's verb.
+pub type Result<T, E = DriverError> = std::result::Result<T, E>;
+
+/// The drivers, one line each.
+static DRIVERS: [&'static dyn Driver; 1] = [&native::Native];
+
+/// All drivers.
+pub fn all() -> impl Iterator<Item = &'static dyn Driver> {
+    DRIVERS.into_iter()
+}
+
+/// The driver of a name.
+pub fn find(name: &DriverName) -> Result<&'static dyn Driver> {
+    all().find(|d| d.info().name == name.as_str()).ok_or_else(|| DriverError::Unknown {
+        given: name.to_string(),
+        known: all().map(|d| d.info().name.to_string()).collect(),
+    })
+}
+
+/// What kind of thing a driver runs machines in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// It shares the host's kernel.
+    Container,
+    /// It has a kernel of its own.
+    Vm,
+    /// It makes images that others run.
+    Image,
+}
+
+/// What a driver is, as data.
+#[derive(Debug)]
+pub struct Info {
+    /// Its name: the attribute of `nixosConfigurations` and the folder in `drivers/`.
+    pub name: &'static str,
+    /// What it runs machines in.
+    pub kind: Flavour,
+    /// Whether machines can be started, as opposed to exported.
+    pub runs: bool,
+}
+
+/// The host as drivers see it.
+pub struct Host<'a> {
+    /// Where things are.
+    pub dirs: &'a Dirs,
+    /// The person's settings.
+    pub settings: &'a Settings,
+    /// The `codchi` program, for what has to run in a process of its own.
+    pub program: &'a Path,
+    /// The folder of the static programs; empty until the first machine is made.
+    pub bin: &'a Path,
+    /// What is mounted at `/nix` (an own store); none: the host's `/nix`.
+    pub nix: Option<&'a Path>,
+    /// Where this host reads `/nix/store`.
+    pub store_dir: &'a Path,
+    /// The store; none for verbs that do without.
+    pub store: Option<&'a Store>,
+    /// Receives what a person who waits wants to know.
+    pub progress: &'a dyn Progress,
+}
+
+/// A machine as drivers see it.
+pub struct Machine<'a> {
+    /// Its name.
+    pub name: &'a MachineName,
+    /// Where it is attached on this host.
+    pub attachment: &'a Attachment,
+    /// The system to run; none before there is one.
+    pub system: Option<System>,
+}
+
+/// A built system.
+#[derive(Clone, Debug)]
+pub struct System {
+    /// Its store path.
+    pub toplevel: String,
+    /// What it says of itself.
+    pub manifest: Manifest,
+}
+
+/// What a switch did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Switched {
+    /// Exit status of the switch; 0: all is well, 4: units failed.
+    pub status: i32,
+    /// What it printed.
+    pub output: String,
+    /// Units that were stopped, started, restarted, reloaded, as it told them.
+    pub units: Vec<UnitChange>,
+}
+
+/// A unit that a switch touched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitChange {
+    /// What was done, such as `restarted`.
+    pub action: String,
+    /// The unit.
+    pub unit: String,
+}
+
+/// What a machine does now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Running {
+    /// In a word.
+    pub state: State,
+    /// Host process id of its PID 1.
+    pub leader: Option<u32>,
+    /// The system it was started with or switched to, where that is known.
+    pub toplevel: Option<String>,
+    /// Its addresses.
+    pub addresses: Vec<String>,
+    /// Why it is not up, where it failed.
+    pub reason: Option<String>,
+}
+
+impl Running {
+    /// Off.
+    pub fn stopped() -> Running {
+        Running { state: State::Stopped, leader: None, toplevel: None, addresses: Vec::new(), reason: None }
+    }
+}
+
+/// A command to run inside.
+#[derive(Clone, Debug, Default)]
+pub struct Exec {
+    /// The command and its arguments; empty: the user's login shell.
+    pub argv: Vec<OsString>,
+    /// Variables laid over the login environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// Working directory; none: the user's home.
+    pub cwd: Option<PathBuf>,
+    /// User; none: the machine's.
+    pub user: Option<String>,
+    /// Whether to make a terminal; none: when stdin and stdout are one.
+    pub tty: Option<bool>,
+}
+
+/// What machines run on. Each verb is idempotent: what is so already is not an error.
+pub trait Driver: Sync {
+    /// What it is.
+    fn info(&self) -> &'static Info;
+    /// What this host has and lacks for it.
+    fn probe(&self, host: &Host) -> Vec<Finding>;
+    /// Makes what a machine needs before its first start.
+    fn create(&self, host: &Host, machine: &Machine) -> Result<()>;
+    /// Switches a running machine to `machine.system`.
+    fn update(&self, host: &Host, machine: &Machine) -> Result<Switched>;
+    /// Starts it and waits until it is up.
+    fn start(&self, host: &Host, machine: &Machine) -> Result<()>;
+    /// Stops it and waits until it is off.
+    fn stop(&self, host: &Host, machine: &MachineName) -> Result<()>;
+    /// What it does now. Cheap: no process is started.
+    fn state(&self, host: &Host, machine: &MachineName) -> Result<Running>;
+    /// Runs a command in a running machine with this process's streams and gives its exit status.
+    fn attach(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<u8>;
+    /// Runs a command in a running machine and gives its exit status and what it printed.
+    fn capture(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<(u8, String)>;
+    /// Removes everything the machine has beyond its folder, generations and logs.
+    fn remove(&self, host: &Host, machine: &MachineName) -> Result<()>;
+    /// Writes the machine to a file that others can run.
+    fn export(&self, host: &Host, machine: &Machine, to: &Path) -> Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_is_found_by_its_name_and_an_unknown_one_lists_what_there_is() {
+        for driver in all() {
+            let name: DriverName = driver.info().name.parse().unwrap();
+            assert_eq!(find(&name).unwrap().info().name, driver.info().name);
+        }
+        let Err(e) = find(&"nothing".parse().unwrap()) else { panic!("found") };
+        assert!(e.to_string().contains("`nothing`"), "{e}");
+    }
+}

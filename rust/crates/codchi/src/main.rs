@@ -1,3 +1,208 @@
 //! The codchi command.
 
-fn main() {}
+mod app;
+mod cli;
+mod cmd;
+mod failure;
+mod fault;
+mod interrupt;
+mod journal;
+mod make;
+mod needs;
+mod printer;
+mod worker;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
+
+use clap::Parser;
+use codchi_core::report::Kind;
+use codchi_core::text;
+
+use app::App;
+use cli::{Cli, Command};
+use failure::{Failure, Result};
+use printer::{Level, Printer, Ticker};
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    ExitCode::from(early(&args).unwrap_or_else(|| run(args)))
+}
+
+/// What must run before anything else: verbs that enter namespaces and may have one thread only, and the version.
+fn early(args: &[OsString]) -> Option<u8> {
+    let word = |i: usize| args.get(i).and_then(|a| a.to_str());
+    match (word(1)?, word(2)) {
+        ("--version" | "-V", None) => {
+            Printer::new(Level::Normal, true).raw(concat!("codchi ", env!("CARGO_PKG_VERSION"), "\n").as_bytes());
+            Some(0)
+        }
+        // The store calls these with flags of its own; what a person types goes on to the command line's parser.
+        ("store", Some("shell")) if args.iter().skip(3).take_while(|a| *a != "--").any(|a| a == "--nix" || a == "--daemon") => {
+            Some(codchi_store::shell::main(args[3..].to_vec()))
+        }
+        ("store", Some("serve")) if args.get(3).is_some_and(|a| a.to_string_lossy().starts_with("--")) => {
+            Some(codchi_store::endpoint::main(args[3..].to_vec()))
+        }
+        _ => None,
+    }
+}
+
+fn run(args: Vec<OsString>) -> u8 {
+    let is_exec = args.get(1).is_some_and(|a| a == "exec" || a == "run" || a == "shell");
+    let parsed = match Cli::try_parse_from(&args) {
+        Ok(parsed) => parsed,
+        Err(error) => return usage(&error, is_exec),
+    };
+    let globals = parsed.globals.clone();
+    let level = match (globals.quiet, globals.verbose) {
+        (true, _) => Level::Quiet,
+        (_, 0) => Level::Normal,
+        (_, 1) => Level::Verbose,
+        _ => Level::Debug,
+    };
+    let printer = Printer::new(level, globals.no_color);
+    let own = |kind: Kind| if is_exec { cmd::exec::OWN_FAILURE } else { kind.exit_status() };
+    let plain = match &parsed.command {
+        Some(Command::Supervise { name }) => Some(cmd::supervise(name)),
+        Some(Command::Plumbing(p)) => Some(cmd::plumbing::run(&p.command)),
+        Some(Command::Completion { shell }) => {
+            completion(&printer, *shell);
+            Some(Ok(()))
+        }
+        _ => None,
+    };
+    if let Some(done) = plain {
+        return match done {
+            Ok(()) => 0,
+            Err(failure) => {
+                printer.failure(&failure);
+                failure.kind.exit_status()
+            }
+        };
+    }
+    let app = match App::new(globals, printer) {
+        Ok(app) => app,
+        Err(failure) => {
+            Printer::new(level, parsed.globals.no_color).failure(&failure);
+            return own(failure.kind);
+        }
+    };
+    let done = match &parsed.command {
+        // Signals go to the command inside, and the status is its own.
+        Some(Command::Exec(args)) => cmd::exec::exec(&app, args),
+        Some(Command::Shell(args)) => cmd::exec::shell(&app, args),
+        command => with_ticker(&app, command.as_ref()),
+    };
+    app.printer.done();
+    match done {
+        Ok(status) => status,
+        Err(_) if interrupt::happened() => {
+            app.printer.failure(&Failure::new(Kind::Interrupted, "interrupted"));
+            own(Kind::Interrupted)
+        }
+        Err(failure) => {
+            app.printer.failure(&failure);
+            own(failure.kind)
+        }
+    }
+}
+
+fn with_ticker(app: &App, command: Option<&Command>) -> Result<u8> {
+    interrupt::watch();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let ticker = Ticker::start(scope, &app.printer, &stop);
+        let done = dispatch(app, command);
+        drop(ticker);
+        done
+    })
+}
+
+fn dispatch(app: &App, command: Option<&Command>) -> Result<u8> {
+    let done = |r: Result<()>| r.map(|()| 0);
+    match command {
+        None => done(cmd::show::status(app, &cli::Status { name: None, watch: false })),
+        Some(Command::Init(args)) => cmd::init::run(app, args),
+        Some(Command::Status(args)) => done(cmd::show::status(app, args)),
+        Some(Command::List) => done(cmd::show::list(app)),
+        Some(Command::Start(args)) => done(cmd::life::start(app, args)),
+        Some(Command::Stop(args)) => done(cmd::life::stop(app, &args.names)),
+        Some(Command::Restart(args)) => done(cmd::life::restart(app, &args.names)),
+        Some(Command::Logs(args)) => cmd::show::logs(app, args),
+        Some(Command::Rebuild(args)) => done(cmd::rebuild::rebuild(app, args)),
+        Some(Command::Update(args)) => done(cmd::rebuild::update(app, args)),
+        Some(Command::Generations(args)) => done(cmd::show::generations(app, args)),
+        Some(Command::Rollback(args)) => done(cmd::rebuild::rollback(app, args)),
+        Some(Command::Diff(args)) => done(cmd::rebuild::diff(app, args)),
+        Some(Command::Delete(args)) => done(cmd::life::delete(app, &args.names)),
+        Some(Command::Option(args)) => done(cmd::show::option(app, args)),
+        Some(Command::Store(args)) => done(cmd::store::run(app, &args.command)),
+        Some(Command::Doctor(args)) => done(cmd::doctor::run(app, args)),
+        // Handled before there is an App.
+        Some(
+            Command::Exec(_)
+            | Command::Shell(_)
+            | Command::Completion { .. }
+            | Command::Supervise { .. }
+            | Command::Plumbing(_),
+        ) => Ok(0),
+    }
+}
+
+fn completion(printer: &Printer, shell: clap_complete::Shell) {
+    use clap::CommandFactory;
+    let mut out = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "codchi", &mut out);
+    printer.raw(&out);
+}
+
+/// Help goes to stdout; a wrong command line is shown in the style of every other error.
+fn usage(error: &clap::Error, is_exec: bool) -> u8 {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let printer = Printer::new(Level::Normal, false);
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        printer.raw(error.render().to_string().as_bytes());
+        return 0;
+    }
+    let given = |kind| match error.get(kind) {
+        Some(ContextValue::String(s)) => Some(s.clone()),
+        Some(ContextValue::Strings(s)) => Some(s.join(" ")),
+        _ => None,
+    };
+    let failure = match error.kind() {
+        ErrorKind::InvalidSubcommand => {
+            let given = given(ContextKind::InvalidSubcommand).unwrap_or_default();
+            let names: Vec<String> = {
+                use clap::CommandFactory;
+                let command = Cli::command();
+                command.get_subcommands().filter(|s| !s.is_hide_set()).map(|s| s.get_name().to_string()).collect()
+            };
+            let failure = Failure::usage(format!("there is no command `{}`", text::printable_line(&given)));
+            match text::nearest(&given, names.iter().map(String::as_str), 2).as_slice() {
+                [] => failure.hint("`codchi --help` lists the commands"),
+                near => failure.hint(format!("did you mean `codchi {}`?", near.join("` or `codchi "))),
+            }
+        }
+        _ => {
+            let rendered = error.render().to_string();
+            let mut lines = rendered.lines().filter(|l| !l.trim().is_empty());
+            let first = lines.next().unwrap_or("wrong usage");
+            let mut failure = Failure::usage(first.strip_prefix("error: ").unwrap_or(first).replace('\'', "`"));
+            for line in lines {
+                let line = line.trim();
+                if let Some(tip) = line.strip_prefix("tip: ") {
+                    failure.hints.push(tip.replace('\'', "`"));
+                } else if let Some(usage) = line.strip_prefix("Usage: ") {
+                    failure.hints.push(format!("`{usage}`"));
+                } else if !line.starts_with("For more information") {
+                    failure.message.push_str(&format!(" {}", line.replace('\'', "`")));
+                }
+            }
+            failure
+        }
+    };
+    printer.failure(&failure);
+    if is_exec { cmd::exec::OWN_FAILURE } else { failure.kind.exit_status() }
+}

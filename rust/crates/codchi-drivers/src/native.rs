@@ -1,0 +1,323 @@
+//! The native driver: Codchi's own small runtime, no daemon, no engine.
+
+mod events;
+mod network;
+mod root;
+mod switch;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use codchi_core::name::MachineName;
+use codchi_core::progress::Event as Told;
+use codchi_core::report::Diagnose;
+use codchi_core::status::{Finding, State};
+use codchi_runtime::spec::{Launch, Mount, MountKind};
+use codchi_runtime::{outer, start, state};
+
+pub use root::{choose_ids, create_root_here, remove_tree, remove_tree_here};
+
+use crate::agent::{self, AgentError, CaptureLimits, ExecRequest, Tty};
+use crate::{Driver, DriverError, Exec, Flavour, Host, Info, Machine, Result, Running, Switched};
+
+/// The driver.
+pub struct Native;
+
+static INFO: Info = Info { name: "native", kind: Flavour::Container, runs: true };
+
+/// How long a machine may take to go down before it is killed, beyond what its own settings allow.
+const PATIENCE: Duration = Duration::from_secs(100);
+
+impl Driver for Native {
+    fn info(&self) -> &'static Info {
+        &INFO
+    }
+
+    fn probe(&self, _: &Host) -> Vec<Finding> {
+        Vec::new()
+    }
+
+    fn create(&self, host: &Host, machine: &Machine) -> Result<()> {
+        codchi_fs::create_private_dir(&host.dirs.data)?;
+        let root = host.dirs.machine_root(machine.name);
+        if let Some(parent) = root.parent() {
+            codchi_fs::create_private_dir(parent)?;
+        }
+        root::create(host.program, &root, machine.attachment.ids.map(|r| r.base))
+    }
+
+    fn update(&self, host: &Host, machine: &Machine) -> Result<Switched> {
+        let Some(system) = &machine.system else { return Err(DriverError::Settings("there is no system".into())) };
+        let launch = launch(host, machine)?;
+        let switched = switch::switch(&agent_dir(host, machine.name), machine.name, &system.toplevel)?;
+        if matches!(switched.status, 0 | 4) {
+            // What the machine starts when it reboots itself.
+            let text = serde_json::to_string_pretty(&launch).unwrap_or_default();
+            codchi_fs::write_atomic(host.dirs.machine_runtime(machine.name).join("spec.json"), text, 0o600)?;
+        }
+        Ok(switched)
+    }
+
+    fn start(&self, host: &Host, machine: &Machine) -> Result<()> {
+        let dir = host.dirs.machine_runtime(machine.name);
+        let state = state::status(&dir)?.state;
+        if matches!(state, state::State::Running) {
+            return Ok(());
+        }
+        prepare(host, machine.name)?;
+        let launch = launch(host, machine)?;
+        let program: Vec<OsString> =
+            vec![host.program.into(), "supervise".into(), machine.name.as_str().into()];
+        let started = start::start(&dir, &launch, &program, &mut |event| events::tell(host.progress, event));
+        started.map_err(|e| start_failure(host, machine.name, e))?;
+        wait_for_agent(host, machine.name)
+    }
+
+    fn stop(&self, host: &Host, machine: &MachineName) -> Result<()> {
+        let dir = host.dirs.machine_runtime(machine);
+        if state::status(&dir)?.supervisor.is_none() {
+            return Ok(());
+        }
+        match start::stop(&dir, false, PATIENCE) {
+            Ok(()) => Ok(()),
+            Err(_) if state::status(&dir)?.supervisor.is_none() => Ok(()),
+            Err(_) => {
+                host.progress.report(Told::Warning("the machine does not go down by itself; it is killed"));
+                start::stop(&dir, true, Duration::from_secs(20))
+                    .map_err(|e| DriverError::Stop { machine: machine.clone(), reason: e.to_string() })
+            }
+        }
+    }
+
+    fn state(&self, host: &Host, machine: &MachineName) -> Result<Running> {
+        let status = state::status(&host.dirs.machine_runtime(machine))?;
+        let leader = status.leader.and_then(|l| u32::try_from(l).ok());
+        Ok(Running {
+            state: match status.state {
+                state::State::Stopped => State::Stopped,
+                state::State::Starting => State::Starting,
+                state::State::Running | state::State::Stopping => State::Running,
+                state::State::Failed => State::Failed,
+            },
+            leader,
+            toplevel: None,
+            addresses: leader.map(network::addresses).unwrap_or_default(),
+            reason: Some(status.text).filter(|t| !t.is_empty()),
+        })
+    }
+
+    fn attach(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<u8> {
+        let progress = host.progress;
+        let mut warn = |message: &str| progress.report(Told::Warning(message));
+        agent::exec_warning(&agent_dir(host, machine), request(exec), &mut warn).map_err(|e| failed(machine, &e))
+    }
+
+    fn capture(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<(u8, String)> {
+        let done = agent::capture(&agent_dir(host, machine), request(exec), b"", CaptureLimits::default())
+            .map_err(|e| failed(machine, &e))?;
+        let text = [done.stdout, done.stderr].concat();
+        Ok((done.status, String::from_utf8_lossy(&text).into_owned()))
+    }
+
+    fn remove(&self, host: &Host, machine: &MachineName) -> Result<()> {
+        self.stop(host, machine)?;
+        on_boot(host, machine, false)?;
+        for dir in [host.dirs.machine_root(machine), host.dirs.machine_runtime(machine)] {
+            root::remove_tree(host.program, &dir)?;
+        }
+        Ok(())
+    }
+
+    fn export(&self, _: &Host, _: &Machine, _: &Path) -> Result<()> {
+        Err(DriverError::Unsupported { driver: INFO.name, what: "export machines yet" })
+    }
+}
+
+fn agent_dir(host: &Host, machine: &MachineName) -> PathBuf {
+    host.dirs.machine_runtime(machine).join("agent")
+}
+
+fn request(exec: &Exec) -> ExecRequest {
+    ExecRequest {
+        argv: exec.argv.clone(),
+        env: exec.env.clone(),
+        cwd: exec.cwd.clone().map(Into::into),
+        user: exec.user.clone(),
+        tty: match exec.tty {
+            None => Tty::Auto,
+            Some(true) => Tty::Always,
+            Some(false) => Tty::Never,
+        },
+    }
+}
+
+fn failed(machine: &MachineName, error: &AgentError) -> DriverError {
+    DriverError::Attach { machine: machine.clone(), reason: error.to_string(), status: error.exit_status() }
+}
+
+/// The folders a supervisor finds.
+fn prepare(host: &Host, machine: &MachineName) -> Result<()> {
+    private_runtime(host)?;
+    codchi_fs::create_private_dir(host.dirs.machine_runtime(machine))?;
+    codchi_fs::create_private_dir(host.dirs.logs(machine))?;
+    Ok(())
+}
+
+/// A runtime folder in a place that all may write to must be the caller's own.
+fn private_runtime(host: &Host) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let dir = &host.dirs.runtime;
+    codchi_fs::create_private_dir(dir)?;
+    let meta = std::fs::symlink_metadata(dir).map_err(|source| codchi_fs::FsError {
+        op: "examine",
+        path: dir.clone(),
+        source,
+    })?;
+    if meta.is_dir() && meta.uid() == host.dirs.uid && meta.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(DriverError::Host {
+        what: format!("`{}` is not a folder of yours alone", dir.display()),
+        hints: vec!["set `XDG_RUNTIME_DIR` to one, as a desktop session does".into()],
+    })
+}
+
+/// What a supervisor is told of a machine.
+fn launch(host: &Host, machine: &Machine) -> Result<Launch> {
+    let Some(system) = &machine.system else { return Err(DriverError::Settings("there is no system".into())) };
+    let needs = &system.manifest.needs;
+    let mounts: Vec<Mount> = needs
+        .mounts
+        .iter()
+        .map(|(guest, m)| {
+            let source = match m.source.strip_prefix('~') {
+                Some(rest) => host.dirs.home.join(rest.trim_start_matches('/')),
+                None => PathBuf::from(&m.source),
+            };
+            let mut options: Vec<String> = vec!["nosuid".into(), "nodev".into()];
+            if m.read_only {
+                options.push("ro".into());
+            }
+            Mount {
+                kind: MountKind::Bind,
+                source: Some(source),
+                target: guest.into(),
+                options,
+                idmap: host.dirs.is_root(),
+                outer: false,
+                optional: m.optional,
+            }
+        })
+        .collect();
+    Ok(Launch {
+        version: 1,
+        name: machine.name.to_string(),
+        engine: system.manifest.engine.clone(),
+        root: host.dirs.machine_root(machine.name),
+        uid_base: machine.attachment.ids.map(|r| r.base),
+        caller_is: (!host.dirs.is_root() && !mounts.is_empty()).then_some(system.manifest.user.uid),
+        outer: outer::OuterConfig { nix: host.nix.map(Into::into) },
+        store: "/nix/store".into(),
+        toplevel: PathBuf::from(&system.toplevel),
+        bin: host.bin.into(),
+        mounts,
+        console_log: host.dirs.console_log(machine.name),
+    })
+}
+
+fn start_failure(host: &Host, machine: &MachineName, error: codchi_runtime::Error) -> DriverError {
+    match error {
+        codchi_runtime::Error::Start { why, console, .. } => DriverError::Start {
+            machine: machine.clone(),
+            reason: why,
+            console,
+            log: host.dirs.console_log(machine),
+        },
+        other => other.into(),
+    }
+}
+
+/// READY may come before the agent listens; the first command must not fail for that.
+fn wait_for_agent(host: &Host, machine: &MachineName) -> Result<()> {
+    let dir = agent_dir(host, machine);
+    let until = std::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        match agent::ping(&dir) {
+            Ok(()) => return Ok(()),
+            Err(e) if std::time::Instant::now() > until => {
+                let message = format!("the agent in `{machine}` does not answer: {e}");
+                host.progress.report(Told::Warning(&message));
+                return Ok(());
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+/// Whether the host's systemd starts the machine by itself.
+pub fn on_boot(host: &Host, machine: &MachineName, on: bool) -> Result<()> {
+    let user = !host.dirs.is_root();
+    let place = if user { host.dirs.home.join(".config/systemd/user") } else { "/etc/systemd/system".into() };
+    let file = place.join(start::UNIT);
+    let unit = format!("codchi-machine@{machine}.service");
+    let systemctl = |words: &[&str]| {
+        let mut c = std::process::Command::new("systemctl");
+        if user {
+            c.arg("--user");
+        }
+        c.args(words).stdin(std::process::Stdio::null()).output()
+    };
+    if !on {
+        if file.exists() && Path::new("/run/systemd/system").exists() {
+            let _ = systemctl(&["disable", "--quiet", &unit]);
+        }
+        return Ok(());
+    }
+    if !Path::new("/run/systemd/system").exists() {
+        return Err(DriverError::Host {
+            what: "this computer is not started by systemd".into(),
+            hints: vec![format!("let what starts your services run `codchi start {machine}`")],
+        });
+    }
+    codchi_fs::create_dir_all(&place)?;
+    codchi_fs::write_atomic(&file, start::unit_text(host.program, user), 0o644)?;
+    for words in [&["daemon-reload"][..], &["enable", "--quiet", &unit]] {
+        let out = systemctl(words).map_err(|e| DriverError::Helper { what: "run `systemctl`".into(), reason: e.to_string() })?;
+        if !out.status.success() {
+            return Err(DriverError::Helper {
+                what: format!("`systemctl {}`", words.join(" ")),
+                reason: String::from_utf8_lossy(&out.stderr).trim().into(),
+            });
+        }
+    }
+    Ok(())
+}
+
+impl From<codchi_runtime::Error> for DriverError {
+    fn from(e: codchi_runtime::Error) -> DriverError {
+        match e {
+            codchi_runtime::Error::Host { what, hints } => DriverError::Host { what, hints },
+            codchi_runtime::Error::Settings(s) => DriverError::Settings(s),
+            other => DriverError::Runtime { message: other.to_string(), hints: other.hints(), kind: other.kind() },
+        }
+    }
+}
+
+/// Runs a machine until it is off: what `codchi supervise NAME` does. This process must have one thread.
+pub fn supervise(dirs: &codchi_core::dirs::Dirs, machine: &MachineName, store: &codchi_store::Store) -> Result<()> {
+    let endpoint = AtDaemon(store.endpoint(machine));
+    Ok(codchi_runtime::supervise::supervise(&dirs.machine_runtime(machine), vec![Box::new(endpoint)])?)
+}
+
+/// A machine's endpoint at the nix-daemon, as a service of its supervisor.
+struct AtDaemon(codchi_store::endpoint::Endpoint);
+
+impl codchi_runtime::supervise::Service for AtDaemon {
+    fn name(&self) -> &str {
+        "endpoint"
+    }
+    fn run(&mut self, ready: &mut dyn FnMut()) -> std::result::Result<(), String> {
+        self.0.run(ready)
+    }
+}

@@ -1,0 +1,392 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Code machines: named NixOS systems on this computer that hold a project's whole development environment.
+#[derive(Debug, Parser)]
+#[command(
+    name = "codchi",
+    version,
+    disable_help_subcommand = true,
+    propagate_version = false,
+    max_term_width = 100,
+    after_help = "Without a command: `codchi status`. Exit status: 0 done, 1 failed, 2 wrong usage, 3 the host lacks something, \
+                  4 a person said no, 5 no such machine, 6 busy, 130 interrupted. `exec` gives the command's own."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub globals: Globals,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Flags of every command.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Globals {
+    /// Print errors only
+    #[arg(long, short, global = true, help_heading = "Everywhere")]
+    pub quiet: bool,
+    /// Print more; twice: everything
+    #[arg(long, short, global = true, action = clap::ArgAction::Count, help_heading = "Everywhere")]
+    pub verbose: u8,
+    /// Print one JSON document on stdout
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub json: bool,
+    /// No colours; NO_COLOR does the same
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub no_color: bool,
+    /// Answer yes to questions about this command
+    #[arg(long, short = 'y', global = true, help_heading = "Everywhere")]
+    pub yes: bool,
+    /// Never ask; fail with the flag that answers
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub no_input: bool,
+    /// Print the plan and change nothing
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub dry_run: bool,
+    /// Grant a module something it asks of the host, such as `mount:/src`
+    #[arg(long, global = true, value_name = "ITEM", help_heading = "Everywhere")]
+    pub accept: Vec<String>,
+}
+
+/// What Nix is told beyond what Codchi says.
+#[derive(Clone, Debug, Default, Args)]
+pub struct NixFlags {
+    /// Use no network
+    #[arg(long, help_heading = "Nix")]
+    pub offline: bool,
+    /// Show Nix's whole trace
+    #[arg(long, help_heading = "Nix")]
+    pub show_trace: bool,
+    /// Replace an input for this call
+    #[arg(long, num_args = 2, value_names = ["INPUT", "REFERENCE"], help_heading = "Nix")]
+    pub override_input: Vec<String>,
+    /// Build on other computers
+    #[arg(long, value_name = "BUILDERS", help_heading = "Nix")]
+    pub builders: Option<String>,
+}
+
+/// Where packages and options come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Base {
+    /// The Nix packages collection
+    Nixpkgs,
+    /// The built-in base, from a Debian mirror
+    Debian,
+}
+
+impl Base {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Base::Nixpkgs => "nixpkgs",
+            Base::Debian => "debian",
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create a machine
+    Init(Init),
+    /// Run a command in a machine, starting it when stopped
+    #[command(visible_alias = "run")]
+    Exec(Exec),
+    /// Open the user's login shell in a machine
+    Shell(Shell),
+    /// Show machines: state, base, generation, whether anything changed
+    Status(Status),
+    /// List the names of machines
+    #[command(visible_alias = "ls")]
+    List,
+    /// Start machines
+    Start(Start),
+    /// Stop machines
+    Stop(Names),
+    /// Stop and start machines
+    Restart(Names),
+    /// Show a machine's log
+    Logs(Logs),
+    /// Apply what a machine's flake and modules say
+    Rebuild(Rebuild),
+    /// Move a machine's inputs to their newest versions
+    Update(Update),
+    /// List what a machine can go back to
+    Generations(Name),
+    /// Go back to an earlier generation
+    Rollback(Rollback),
+    /// Show what differs between two generations
+    Diff(Diff),
+    /// Delete machines with all their files
+    #[command(visible_alias = "rm")]
+    Delete(Names),
+    /// Show how an option of a machine is set
+    Option(OptionArgs),
+    /// Look after the store
+    Store(Store),
+    /// Say what this host lacks, and how to get it
+    Doctor(Doctor),
+    /// Print the completion script of a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Keep a machine running (started by `start`)
+    #[command(hide = true)]
+    Supervise {
+        /// The machine
+        name: String,
+    },
+    /// Parts that other programs call
+    #[command(hide = true)]
+    Plumbing(Plumbing),
+}
+
+#[derive(Debug, Args)]
+pub struct Init {
+    /// Name of the new machine
+    pub name: String,
+    /// A folder, a git URL or a flake reference, with `#MODULE` if you like; none: an empty machine
+    pub source: Option<String>,
+    /// Modules of the source, by attribute name; none: its only one, or you are asked
+    pub modules: Vec<String>,
+    /// What the machine runs on
+    #[arg(long, value_name = "DRIVER")]
+    pub driver: Option<String>,
+    /// Where packages and options come from; CODCHI_BASE does the same
+    #[arg(long, value_enum)]
+    pub base: Option<Base>,
+    /// Use the nixpkgs of the source instead of Codchi's
+    #[arg(long, value_name = "INPUT")]
+    pub nixpkgs_from: Option<String>,
+    /// Follow this branch of the source
+    #[arg(long, group = "pin")]
+    pub branch: Option<String>,
+    /// Use this tag of the source
+    #[arg(long, group = "pin")]
+    pub tag: Option<String>,
+    /// Use exactly this commit of the source
+    #[arg(long, group = "pin")]
+    pub commit: Option<String>,
+    /// Do not start it
+    #[arg(long)]
+    pub no_start: bool,
+    /// Do not run the module's init script
+    #[arg(long)]
+    pub no_init_script: bool,
+    /// A secret's value, read from a file
+    #[arg(long, value_name = "NAME=@FILE")]
+    pub secret: Vec<String>,
+    #[command(flatten)]
+    pub nix: NixFlags,
+    /// Then run this command inside; its status becomes codchi's
+    #[arg(last = true, value_name = "CMD")]
+    pub cmd: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// The machine
+    pub name: String,
+    /// As this user instead of the machine's
+    #[arg(long, short)]
+    pub user: Option<String>,
+    /// In this directory instead of the user's home
+    #[arg(long, short = 'C', value_name = "DIR")]
+    pub cwd: Option<PathBuf>,
+    /// With this variable set
+    #[arg(long, short, value_name = "NAME=VALUE")]
+    pub env: Vec<OsString>,
+    /// With a terminal, whatever stdin is
+    #[arg(long, short, conflicts_with = "no_tty")]
+    pub tty: bool,
+    /// Without a terminal, whatever stdin is
+    #[arg(long, short = 'T')]
+    pub no_tty: bool,
+    /// The command and its arguments
+    #[arg(trailing_var_arg = true, required = true, value_name = "CMD")]
+    pub cmd: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub struct Shell {
+    /// The machine
+    pub name: String,
+    /// As this user instead of the machine's
+    #[arg(long, short)]
+    pub user: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Only this machine
+    pub name: Option<String>,
+    /// Again every second, until interrupted
+    #[arg(long)]
+    pub watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Name {
+    /// The machine
+    pub name: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Names {
+    /// The machines
+    #[arg(required = true)]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Start {
+    /// The machines
+    #[arg(required = true)]
+    pub names: Vec<String>,
+    /// Also whenever this computer starts (needs systemd)
+    #[arg(long)]
+    pub on_boot: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Logs {
+    /// The machine
+    pub name: String,
+    /// Go on printing what is added
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only this unit
+    #[arg(long)]
+    pub unit: Option<String>,
+    /// The console's log instead of the journal
+    #[arg(long, conflicts_with = "unit")]
+    pub console: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Rebuild {
+    /// The machines
+    #[arg(required_unless_present = "all")]
+    pub names: Vec<String>,
+    /// All machines
+    #[arg(long, conflicts_with = "names")]
+    pub all: bool,
+    /// Move the inputs to their newest versions first
+    #[arg(long)]
+    pub update: bool,
+    /// Use it from the next start on
+    #[arg(long, conflicts_with = "build_only")]
+    pub boot: bool,
+    /// Only build
+    #[arg(long)]
+    pub build_only: bool,
+    /// After a rollback: take flake.nix and flake.lock of that generation first
+    #[arg(long)]
+    pub restore_lock: bool,
+    #[command(flatten)]
+    pub nix: NixFlags,
+}
+
+#[derive(Debug, Args)]
+pub struct Update {
+    /// The machine
+    pub name: String,
+    /// Only these inputs
+    pub inputs: Vec<String>,
+    /// Only tell what would move
+    #[arg(long)]
+    pub check: bool,
+    #[command(flatten)]
+    pub nix: NixFlags,
+}
+
+#[derive(Debug, Args)]
+pub struct Rollback {
+    /// The machine
+    pub name: String,
+    /// To this generation instead of the one before
+    #[arg(long, value_name = "GENERATION")]
+    pub to: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// The machine
+    pub name: String,
+    /// From this generation; none: the one before the current
+    pub from: Option<u64>,
+    /// To this generation; none: the current one
+    pub to: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub struct OptionArgs {
+    /// The machine
+    pub name: String,
+    /// The option, such as `services.openssh.enable`
+    pub path: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Mend what can be mended without root and without risk
+    #[arg(long)]
+    pub fix: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Store {
+    #[command(subcommand)]
+    pub command: StoreCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Show which store is in use and what it holds
+    Status,
+    /// Run a program where the store is at /nix
+    Shell {
+        /// As the store's owner
+        #[arg(long, hide = true)]
+        as_root: bool,
+        /// The program and its arguments; none: your shell
+        #[arg(last = true)]
+        cmd: Vec<OsString>,
+    },
+    /// Check the store and mend what is broken
+    Repair,
+    /// Remove the store and everything else Codchi made; refused while there are machines
+    Remove {
+        /// Delete the machines as well
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Plumbing {
+    #[command(subcommand)]
+    pub command: PlumbingCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PlumbingCommand {
+    /// Make an empty root file system
+    CreateRoot {
+        path: PathBuf,
+        /// First id of the machine's range
+        #[arg(long)]
+        base: Option<u32>,
+    },
+    /// Remove a tree with files of subordinate ids
+    RemoveTree { path: PathBuf },
+    /// Write the man pages
+    Man { dir: PathBuf },
+    /// Write the JSON schemas
+    Schemas { dir: PathBuf },
+    /// Write the command reference
+    Reference { file: PathBuf },
+}

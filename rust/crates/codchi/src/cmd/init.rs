@@ -1,0 +1,448 @@
+//! `codchi init`: a machine from nothing, a path, or a repository.
+
+use std::path::{Path, PathBuf};
+
+use codchi_core::attr::AttrPath;
+use codchi_core::flake::NewFlake;
+use codchi_core::machine::{HOST_VERSION, Host as Attachment, IDS, IdRange};
+use codchi_core::name::{DriverName, InputName, MachineName};
+use codchi_core::plan::{Activation, Plan, Step};
+use codchi_core::report::Kind;
+use codchi_core::source::{Look, Pin, Source};
+use codchi_core::text;
+use codchi_debian::mirror::Freshness;
+use codchi_drivers::Exec;
+use codchi_nix::flake::Module;
+use codchi_nix::generations::{RECORD_VERSION, Record};
+use codchi_nix::lock::{LockRequest, Update};
+use codchi_nix::{NixError, StorePath};
+
+use crate::app::{App, VERSION, now};
+use crate::cli;
+use crate::cmd::exec;
+use crate::failure::{Failure, Result};
+use crate::journal;
+use crate::make::{self, Evaluation, RELEASE, Scratch, Tools};
+use crate::worker::MachineWorker;
+
+/// Reference of the Codchi that machine flakes name; it is locked to the copy in this program.
+fn codchi_reference() -> String {
+    format!("github:codchi/codchi/v{VERSION}")
+}
+
+/// Looks at the disk for sources.
+pub struct Disk;
+
+impl Look for Disk {
+    fn folder(&self, path: &Path) -> Option<PathBuf> {
+        path.canonicalize().ok().filter(|p| p.is_dir())
+    }
+    fn git_root(&self, folder: &Path) -> Option<PathBuf> {
+        folder.ancestors().find(|a| a.join(".git").exists()).map(Into::into)
+    }
+}
+
+/// A source with the modules that were asked for.
+struct Wanted {
+    source: Source,
+    modules: Vec<String>,
+}
+
+/// Runs the command and gives the exit status.
+pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
+    let name: MachineName = args.name.parse()?;
+    let wanted = wanted(app, args)?;
+    let driver: DriverName = match args.driver.as_ref().or(app.settings.defaults.driver.as_ref()) {
+        Some(d) => d.parse()?,
+        None => "native".parse()?,
+    };
+    let driver = codchi_drivers::find(&driver)?;
+    let secrets = crate::needs::given_secrets(&args.secret)?;
+    finish_earlier(app, &name)?;
+    refuse_taken(app, &name)?;
+
+    let base = make::choose_base(app, args.base)?;
+    let suite = (base == "debian").then(|| app.settings.base.suite.clone());
+    let mut tools = match Tools::open(app, &args.nix)? {
+        Some(tools) => tools,
+        None if app.globals.dry_run => {
+            app.printer.say("there is no store yet: `init` would first make one, then evaluate the machine");
+            let steps = vec![Step::InstallConfig { from: app.dirs.staging(), to: app.dirs.machine(&name) }];
+            show_plan(app, &Plan::new("init", &name, steps));
+            return Ok(0);
+        }
+        None => Tools::make(app, &args.nix)?,
+    };
+
+    let codchi = tools.codchi(app)?;
+    let base_path = match &suite {
+        Some(suite) => {
+            let freshness = if args.nix.offline {
+                Freshness::Offline
+            } else {
+                Freshness::Within(std::time::Duration::from_secs(3600))
+            };
+            Some(tools.debian(app, suite, freshness)?)
+        }
+        None => None,
+    };
+
+    let staging = Scratch::below(&app.dirs.staging(), name.as_str())?;
+    let folder = staging.path().join("machine");
+    codchi_fs::create_dir_all(&folder)?;
+    let mut flake = NewFlake {
+        codchi: codchi_reference(),
+        inputs: Vec::new(),
+        nixpkgs_from: None,
+        system: make::system(),
+        state_version: RELEASE.into(),
+        modules: Vec::new(),
+    };
+    let mut nix_config = false;
+    for wanted in &wanted {
+        add_source(app, &tools, &mut flake, wanted, base_path.as_ref(), &mut nix_config)?;
+    }
+    if let Some(from) = &args.nixpkgs_from {
+        let input: InputName = from.parse()?;
+        if !flake.inputs.iter().any(|(n, _)| *n == input) {
+            return Err(Failure::usage(format!("`--nixpkgs-from {input}`: there is no such input")));
+        }
+        flake.nixpkgs_from = Some(input);
+    }
+    codchi_fs::write_atomic(folder.join("flake.nix"), flake.render(), 0o644)?;
+    let request =
+        LockRequest { base: base_path.clone(), codchi: Some(codchi), update: Update::Missing, refresh_local: true };
+    let locked = tools.lock(app, &folder, &request)?;
+    let evaluation = tools.evaluate(app, &folder, driver.info().name)?;
+
+    let granted = crate::needs::check(app, &evaluation.needs, !flake.inputs.is_empty(), nix_config, &secrets)?;
+    let missing = tools.missing(&evaluation)?;
+    let ids = if app.dirs.is_root() { Some(choose_ids(app, &name)?) } else { None };
+    let mut plan = plan(app, &name, args, &evaluation, &folder, ids, missing.len() as u64);
+    if app.globals.dry_run {
+        app.printer.done();
+        show_plan(app, &plan);
+        return Ok(0);
+    }
+
+    tools.fetch(app, &missing)?;
+    let result = staging.path().join("result");
+    let toplevel = tools.build(app, &evaluation, &result)?;
+    let manifest = tools.manifest(&toplevel)?;
+    app.printer.done();
+    let script = manifest.init_script.clone().filter(|_| !args.no_init_script);
+    complete(&mut plan, &toplevel, script.as_deref());
+
+    let attachment = Attachment {
+        version: HOST_VERSION,
+        driver: driver.info().name.parse()?,
+        base: base.clone(),
+        suite,
+        created: now(),
+        ids,
+        granted,
+    };
+    codchi_fs::write_atomic(folder.join("host.toml"), attachment.render(), 0o644)?;
+    let record = record(&tools, &evaluation, &toplevel, &folder, &locked.text)?;
+    let lock = app.lock(&name, "init")?;
+    refuse_taken(app, &name)?;
+    let mut worker = MachineWorker::new(app, &name, Some(&tools.store), Some(&tools.nix));
+    worker.attachment = Some(attachment);
+    worker.record = Some(record);
+    worker.script = script;
+    plan.steps.retain(|s| !s.step.prepares() && !matches!(s.step, Step::Run { .. }));
+    journal::execute(app, &lock, &plan, &worker)?;
+    drop(lock);
+    drop(staging);
+    crate::worker::remember_fingerprint(app, &name, &tools)?;
+    let what = if args.no_start { "is made" } else { "is running" };
+    app.printer.say(&format!("`{name}` {what}: {}", evaluation.base.label));
+    if args.cmd.is_empty() {
+        if !app.globals.json && args.cmd.is_empty() {
+            app.printer.hint(&format!("`codchi shell {name}` opens a shell in it"));
+        }
+        return Ok(0);
+    }
+    let exec = Exec { argv: args.cmd.clone(), ..Exec::default() };
+    exec::attach(app, &name, &exec)
+}
+
+/// What is there of that name already, half made, is brought to an end first.
+fn finish_earlier(app: &App, name: &MachineName) -> Result<()> {
+    if !journal::is_open(app, name) || app.globals.dry_run {
+        return Ok(());
+    }
+    let lock = app.lock(name, "init")?;
+    crate::worker::recover(app, &lock, name)
+}
+
+fn refuse_taken(app: &App, name: &MachineName) -> Result<()> {
+    if !app.exists(name) && !app.dirs.machine(name).exists() {
+        return Ok(());
+    }
+    Err(Failure::failed(format!("there is a machine `{name}` already; it was left as it is"))
+        .hint("choose another name")
+        .hint(format!("apply changes to it with `codchi rebuild {name}`"))
+        .hint(format!("remove it with all its files with `codchi delete {name}`")))
+}
+
+fn wanted(app: &App, args: &cli::Init) -> Result<Vec<Wanted>> {
+    let cwd = std::env::current_dir().map_err(|e| Failure::failed(format!("the current folder is gone: {e}")))?;
+    let parse = |s: &str| Source::parse(s, &cwd, &app.dirs.home, &Disk);
+    let mut all = Vec::new();
+    for module in &app.settings.defaults.modules {
+        all.push(Wanted { source: parse(module)?, modules: Vec::new() });
+    }
+    let pin = match (&args.branch, &args.tag, &args.commit) {
+        (Some(b), _, _) => Some(Pin::Branch(b.clone())),
+        (_, Some(t), _) => Some(Pin::Tag(t.clone())),
+        (_, _, Some(c)) => Some(Pin::Commit(c.clone())),
+        _ => None,
+    };
+    match &args.source {
+        Some(given) => {
+            let mut source = parse(given)?;
+            if source.attr.is_some() && !args.modules.is_empty() {
+                return Err(Failure::usage(format!("`{given}` names a module already; leave out `{}`", args.modules.join(" "))));
+            }
+            if let Some(pin) = &pin {
+                source = source.pinned(pin)?;
+            }
+            all.push(Wanted { source, modules: args.modules.clone() });
+        }
+        None if pin.is_some() => {
+            return Err(Failure::usage("`--branch`, `--tag` and `--commit` choose a version of SOURCE, which is missing"));
+        }
+        None => {}
+    }
+    Ok(all)
+}
+
+/// Adds a source as input, with the modules that are wanted of it.
+fn add_source(
+    app: &App,
+    tools: &Tools,
+    flake: &mut NewFlake,
+    wanted: &Wanted,
+    base: Option<&StorePath>,
+    nix_config: &mut bool,
+) -> Result<()> {
+    let url = &wanted.source.url;
+    let shown = match &wanted.source.folder {
+        Some(folder) => app.shown(folder),
+        None => text::printable_line(url),
+    };
+    let fetched = tools.nix.prefetch(url, &app.printer).map_err(|e| {
+        let mut failure: Failure = e.into();
+        failure.message = format!("`{shown}` cannot be fetched: {}", failure.message);
+        failure
+    })?;
+    let dir = tools.store_dir().join(fetched.path.base_name()).join(fetched.dir());
+    let described = codchi_nix::flake::read(&dir, &shown).map_err(|e| no_flake(e, &shown, wanted))?;
+    *nix_config |= described.has_nix_config;
+    let overrides: Vec<(String, String)> = match base {
+        Some(base) => described
+            .inputs
+            .iter()
+            .filter(|(name, input)| codchi_nix::lock::is_nixpkgs(name, input.reference.as_ref()))
+            .map(|(name, _)| (name.clone(), format!("path:{base}")))
+            .collect(),
+        None => Vec::new(),
+    };
+    let there = match described.modules {
+        Some(modules) => modules,
+        None => tools.nix.module_names(&fetched.path, fetched.dir(), &overrides, &app.printer)?,
+    };
+    let chosen = choose(app, &there, wanted, &shown)?;
+
+    let mut name = wanted.source.input_name();
+    let mut n = 2;
+    while flake.inputs.iter().any(|(other, _)| *other == name) {
+        name = format!("{}-{n}", wanted.source.input_name()).parse()?;
+        n += 1;
+    }
+    flake.inputs.push((name.clone(), url.clone()));
+    flake.modules.extend(chosen.into_iter().map(|attr| (name.clone(), attr)));
+    hint_untracked(app, &wanted.source);
+    Ok(())
+}
+
+fn no_flake(error: NixError, shown: &str, wanted: &Wanted) -> Failure {
+    let mut failure: Failure = error.into();
+    if failure.message.contains("has no flake.nix") {
+        failure.message = format!("`{shown}` is no flake: it has no flake.nix");
+        if wanted.source.url.starts_with("git+file:") {
+            failure.hints.push("of a repository only what git tracks counts: `git add flake.nix`".into());
+        }
+        failure.hints.push("`nix flake init -t codchi#hello`, or a look into docs/templates, shows what it holds".into());
+    }
+    failure
+}
+
+/// The modules that are meant, as attribute paths of the flake.
+fn choose(app: &App, there: &[Module], wanted: &Wanted, shown: &str) -> Result<Vec<AttrPath>> {
+    let path = |m: &Module| AttrPath::new([m.set.clone(), m.name.clone()]);
+    let list = || there.iter().filter_map(path).map(|p| format!("`{p}`")).collect::<Vec<_>>().join(", ");
+    let named: Vec<AttrPath> = match &wanted.source.attr {
+        Some(attr) => vec![attr.clone()],
+        None => wanted.modules.iter().map(|m| m.parse().map_err(|e| Failure::usage(format!("{e}")))).collect::<Result<_>>()?,
+    };
+    if !named.is_empty() {
+        return named
+            .iter()
+            .map(|attr| {
+                let found = match attr.names() {
+                    [name] => there.iter().find(|m| m.name == *name),
+                    [set, name] => there.iter().find(|m| m.set == *set && m.name == *name),
+                    _ => None,
+                };
+                // A module deeper down, or in another set, is a person's explicit word: the evaluation tells.
+                let deep = attr.names().len() > 2;
+                found.and_then(path).or_else(|| deep.then(|| attr.clone())).ok_or_else(|| {
+                    let failure = Failure::new(Kind::NotFound, format!("`{shown}` has no module `{attr}`"));
+                    let last = attr.names().last().map(String::as_str).unwrap_or_default();
+                    match text::nearest(last, there.iter().map(|m| m.name.as_str()), 1).first() {
+                        Some(near) => failure.hint(format!("did you mean `{near}`?")),
+                        None if there.is_empty() => failure,
+                        None => failure.hint(format!("it has {}", list())),
+                    }
+                })
+            })
+            .collect();
+    }
+    match there {
+        [] => Err(Failure::failed(format!("`{shown}` has no module: neither `nixosModules` nor `codchiModules`"))
+            .hint("add `nixosModules.default` to its outputs; the templates of Codchi show how")),
+        [one] => Ok(path(one).into_iter().collect()),
+        several => {
+            if let Some(default) = several.iter().find(|m| m.name == "default") {
+                return Ok(path(default).into_iter().collect());
+            }
+            if !app.can_ask() {
+                return Err(Failure::new(Kind::Declined, format!("`{shown}` has several modules: {}", list()))
+                    .hint("name those you want after the source, or write `SOURCE#MODULE`"));
+            }
+            app.printer.say(&format!("`{shown}` has several modules:"));
+            for (i, m) in several.iter().enumerate() {
+                app.printer.say(&format!("  {}  {}", i + 1, m.name));
+            }
+            let answer = app.printer.ask("which ones? (numbers or names, with blanks between)").unwrap_or_default();
+            let mut chosen = Vec::new();
+            for word in answer.split([' ', ',']).filter(|w| !w.is_empty()) {
+                let by_number = word.parse::<usize>().ok().and_then(|n| several.get(n.wrapping_sub(1)));
+                let module = by_number.or_else(|| several.iter().find(|m| m.name == word));
+                chosen.push(module.and_then(path).ok_or_else(|| {
+                    Failure::new(Kind::Declined, format!("`{}` is none of them", text::printable_line(word)))
+                })?);
+            }
+            if chosen.is_empty() { Err(Failure::new(Kind::Declined, "no module was chosen")) } else { Ok(chosen) }
+        }
+    }
+}
+
+/// The steps, as far as they are known before the build.
+fn plan(
+    app: &App,
+    name: &MachineName,
+    args: &cli::Init,
+    evaluation: &Evaluation,
+    folder: &Path,
+    ids: Option<IdRange>,
+    missing: u64,
+) -> Plan {
+    let mut steps = Vec::new();
+    if missing > 0 {
+        steps.push(Step::Fetch { files: missing, bytes: 0 });
+    }
+    steps.push(Step::Build { drv_path: evaluation.drv_path.to_string() });
+    steps.push(Step::CreateRoot { path: app.dirs.machine_root(name), uid_base: ids.map(|r| r.base) });
+    steps.push(Step::AddGeneration { number: 1, toplevel: String::new() });
+    steps.push(Step::Activate { number: 1, toplevel: String::new(), how: Activation::Boot, previous: None });
+    steps.push(Step::InstallConfig { from: folder.into(), to: app.dirs.machine(name) });
+    if !args.no_start || !args.cmd.is_empty() {
+        steps.push(Step::Start);
+        if !args.no_init_script {
+            steps.push(Step::InitScript { script: String::new() });
+        }
+    }
+    if !args.cmd.is_empty() {
+        let argv = args.cmd.iter().map(|a| a.to_string_lossy().into_owned()).collect();
+        steps.push(Step::Run { argv });
+    }
+    Plan::new("init", name, steps)
+}
+
+/// Puts in what only the build tells.
+fn complete(plan: &mut Plan, built: &StorePath, init_script: Option<&str>) {
+    plan.steps.retain(|s| init_script.is_some() || !matches!(s.step, Step::InitScript { .. }));
+    for step in &mut plan.steps {
+        match &mut step.step {
+            Step::AddGeneration { toplevel, .. } | Step::Activate { toplevel, .. } => *toplevel = built.to_string(),
+            Step::InitScript { script } => *script = init_script.unwrap_or_default().into(),
+            _ => {}
+        }
+    }
+}
+
+/// What the generation of a build records.
+pub fn record(
+    tools: &Tools,
+    evaluation: &Evaluation,
+    toplevel: &StorePath,
+    folder: &Path,
+    lock: &str,
+) -> Result<Record> {
+    Ok(Record {
+        version: RECORD_VERSION,
+        toplevel: toplevel.clone(),
+        drv: Some(evaluation.drv_path.clone()),
+        driver: evaluation.driver.clone(),
+        base: evaluation.base.name.clone(),
+        base_label: evaluation.base.label.clone(),
+        codchi: VERSION.into(),
+        nix: tools.nix.version().to_string(),
+        created: now(),
+        flake_nix: codchi_fs::read_to_string(folder.join("flake.nix"))?,
+        flake_lock: lock.into(),
+    })
+}
+
+/// Prints a plan that is not carried out.
+pub fn show_plan(app: &App, plan: &Plan) {
+    if app.globals.json {
+        app.printer.json(plan);
+        return;
+    }
+    app.printer.data(&format!("`codchi {} {}` would", plan.command, plan.machine));
+    for step in &plan.steps {
+        app.printer.data(&format!("  {}", step.summary));
+    }
+}
+
+/// A range of ids for a machine of root.
+fn choose_ids(app: &App, name: &MachineName) -> Result<IdRange> {
+    let mut taken = Vec::new();
+    for other in app.names()? {
+        taken.extend(app.attachment(&other)?.ids.map(|r| r.base));
+    }
+    let base = codchi_drivers::native::choose_ids(name, &taken)?;
+    Ok(IdRange { base, count: IDS })
+}
+
+/// Names files that a person may expect to count, and that git does not know.
+fn hint_untracked(app: &App, source: &Source) {
+    let Some(folder) = source.folder.as_ref().filter(|_| source.url.starts_with("git+file:")) else { return };
+    let listed = std::process::Command::new("git")
+        .arg("-C")
+        .arg(folder)
+        .args(["ls-files", "--others", "--exclude-standard", "--", "*.nix"])
+        .stdin(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .output();
+    let Ok(listed) = listed else { return };
+    let files: Vec<String> =
+        String::from_utf8_lossy(&listed.stdout).lines().take(5).map(|l| format!("`{}`", text::printable_line(l))).collect();
+    if !files.is_empty() {
+        app.printer.hint(&format!("git does not track {}, so the machine does not see them: `git add` them", files.join(", ")));
+    }
+}

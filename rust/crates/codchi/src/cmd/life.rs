@@ -1,0 +1,187 @@
+//! `codchi start`, `stop`, `restart`, `delete`.
+
+use codchi_core::name::MachineName;
+use codchi_core::plan::{Plan, Step};
+use codchi_core::report::Kind;
+use codchi_core::status::State;
+
+use crate::app::App;
+use crate::cli::NixFlags;
+use crate::cmd::init::show_plan;
+use crate::failure::{Failure, Result};
+use crate::journal;
+use crate::make::Tools;
+use crate::worker::{self, HostParts, MachineWorker};
+
+/// Runs a command on several machines; all are tried, and the first failure is given.
+pub fn each(app: &App, names: &[String], mut run: impl FnMut(&MachineName) -> Result<()>) -> Result<()> {
+    let names = names.iter().map(|n| app.machine(n)).collect::<Result<Vec<_>>>()?;
+    let mut first = None;
+    for name in &names {
+        if let Err(failure) = run(name) {
+            if failure.kind == Kind::Interrupted {
+                return Err(failure);
+            }
+            match first {
+                None => first = Some(failure),
+                Some(_) => app.printer.failure(&failure),
+            }
+        }
+    }
+    first.map_or(Ok(()), Err)
+}
+
+/// Takes the lock, brings what was cut short to an end, and carries out a plan.
+fn carry_out(app: &App, name: &MachineName, plan: Plan) -> Result<()> {
+    if app.globals.dry_run {
+        show_plan(app, &plan);
+        return Ok(());
+    }
+    let lock = app.lock(name, &plan.command)?;
+    worker::recover(app, &lock, name)?;
+    let tools = Tools::open(app, &NixFlags::default())?;
+    let worker = MachineWorker::new(app, name, tools.as_ref().map(|t| &*t.store), tools.as_ref().map(|t| &t.nix));
+    journal::execute(app, &lock, &plan, &worker)
+}
+
+/// What a machine does now.
+pub fn state(app: &App, name: &MachineName) -> Result<State> {
+    let driver = codchi_drivers::find(&app.attachment(name)?.driver)?;
+    Ok(driver.state(&HostParts::none().host(app, None), name)?.state)
+}
+
+/// Starts a machine and waits until it is up.
+pub fn start_one(app: &App, name: &MachineName) -> Result<()> {
+    if state(app, name)? == State::Running && !journal::is_open(app, name) {
+        return Ok(());
+    }
+    let mut steps = vec![Step::Start];
+    if let Some(script) = codchi_fs::read_if_exists(worker::pending_script(app, name))? {
+        steps.push(Step::InitScript { script });
+    }
+    let plan = Plan::new("start", name, steps);
+    // Two that start the same machine both want it up: the second waits for the first.
+    let mut waited = false;
+    loop {
+        match carry_out(app, name, plan.clone()) {
+            Err(failure) if failure.kind == Kind::Busy => {
+                if !waited {
+                    app.printer.say(&format!("{}; waiting", failure.message));
+                    waited = true;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                if state(app, name)? == State::Running {
+                    return Ok(());
+                }
+            }
+            done => return done,
+        }
+    }
+}
+
+/// `start`.
+pub fn start(app: &App, args: &crate::cli::Start) -> Result<()> {
+    each(app, &args.names, |name| {
+        start_one(app, name)?;
+        if args.on_boot {
+            codchi_drivers::native::on_boot(&HostParts::none().host(app, None), name, true)?;
+        }
+        if !app.globals.dry_run {
+            app.printer.say(&format!("`{name}` is running"));
+        }
+        Ok(())
+    })
+}
+
+/// `stop`.
+pub fn stop(app: &App, names: &[String]) -> Result<()> {
+    each(app, names, |name| {
+        if state(app, name)? == State::Stopped && !journal::is_open(app, name) {
+            app.printer.say(&format!("`{name}` is stopped"));
+            return Ok(());
+        }
+        carry_out(app, name, Plan::new("stop", name, vec![Step::Stop]))?;
+        if !app.globals.dry_run {
+            app.printer.say(&format!("`{name}` is stopped"));
+        }
+        Ok(())
+    })
+}
+
+/// `restart`.
+pub fn restart(app: &App, names: &[String]) -> Result<()> {
+    each(app, names, |name| {
+        carry_out(app, name, Plan::new("restart", name, vec![Step::Stop, Step::Start]))?;
+        if !app.globals.dry_run {
+            app.printer.say(&format!("`{name}` is running"));
+        }
+        Ok(())
+    })
+}
+
+/// `delete`.
+pub fn delete(app: &App, names: &[String]) -> Result<()> {
+    // A deletion that was cut short has perhaps left no folder; its journal says that the machine was there.
+    let mut there = Vec::new();
+    for given in names {
+        let name: MachineName = given.parse()?;
+        if !journal::is_open(app, &name) {
+            app.machine(given)?;
+        }
+        there.push(name);
+    }
+    if !app.globals.dry_run {
+        for name in &there {
+            app.printer.say(&format!("`{name}` goes with all its files: {}", app.shown(&app.dirs.machine_root(name))));
+        }
+        let list: Vec<String> = there.iter().map(|n| format!("`{n}`")).collect();
+        app.confirm_yes(&format!("delete {}?", list.join(", ")))?;
+    }
+    for name in &there {
+        delete_one(app, name)?;
+    }
+    Ok(())
+}
+
+/// Deletes a machine without asking.
+pub fn delete_one(app: &App, name: &MachineName) -> Result<()> {
+    let steps = vec![
+        Step::Stop,
+        Step::RemoveRoot { path: app.dirs.machine_root(name) },
+        Step::RemoveGenerations { path: app.dirs.generations(name) },
+        Step::RemoveLogs { path: app.dirs.logs(name) },
+        Step::RemoveConfig { path: app.dirs.machine(name) },
+    ];
+    let plan = Plan::new("delete", name, steps);
+    if app.globals.dry_run {
+        show_plan(app, &plan);
+        return Ok(());
+    }
+    let lock = app.lock(name, "delete")?;
+    if journal::is_open(app, name) {
+        // Half of anything may be deleted, but what it does first has to be put right.
+        if let Err(failure) = worker::recover(app, &lock, name) {
+            app.printer.warn(&failure.message);
+        }
+        if !app.exists(name) {
+            codchi_fs::remove_if_exists(app.dirs.lock(name))?;
+            app.printer.say(&format!("`{name}` is deleted"));
+            return Ok(());
+        }
+    }
+    let tools = Tools::open(app, &NixFlags::default())?;
+    let worker = MachineWorker::new(app, name, tools.as_ref().map(|t| &*t.store), tools.as_ref().map(|t| &t.nix));
+    journal::execute(app, &lock, &plan, &worker)?;
+    codchi_fs::remove_if_exists(app.dirs.lock(name))?;
+    app.printer.done();
+    app.printer.say(&format!("`{name}` is deleted"));
+    Ok(())
+}
+
+/// Refuses a command on a machine that runs nothing.
+pub fn require_running(app: &App, name: &MachineName) -> Result<()> {
+    match state(app, name)? {
+        State::Running => Ok(()),
+        _ => Err(Failure::failed(format!("`{name}` is not running")).hint(format!("start it with `codchi start {name}`"))),
+    }
+}

@@ -1,0 +1,78 @@
+//! Parts that other programs, and this one in a process of its own, call.
+
+use clap::CommandFactory;
+use codchi_core::plan::Plan;
+use codchi_core::status::{Doctor, Generations, Status};
+
+use crate::cli::{Cli, PlumbingCommand};
+use crate::failure::{Failure, Result};
+
+/// Runs a plumbing verb. This process has one thread: some verbs enter namespaces.
+pub fn run(command: &PlumbingCommand) -> Result<()> {
+    match command {
+        PlumbingCommand::CreateRoot { path, base } => Ok(codchi_drivers::native::create_root_here(path, *base)?),
+        PlumbingCommand::RemoveTree { path } => Ok(codchi_drivers::native::remove_tree_here(path)?),
+        PlumbingCommand::Man { dir } => man(dir),
+        PlumbingCommand::Schemas { dir } => schemas(dir),
+        PlumbingCommand::Reference { file } => Ok(codchi_fs::write(file, reference())?),
+    }
+}
+
+fn visible() -> clap::Command {
+    let mut command = Cli::command();
+    command.build();
+    command
+}
+
+fn man(dir: &std::path::Path) -> Result<()> {
+    codchi_fs::create_dir_all(dir)?;
+    let command = visible();
+    let mut pages = vec![("codchi".to_string(), command.clone())];
+    for sub in command.get_subcommands().filter(|s| !s.is_hide_set()) {
+        let name = format!("codchi-{}", sub.get_name());
+        let page = sub.clone().name(clap::builder::Str::from(name.clone()));
+        pages.push((name, page));
+    }
+    for (name, command) in pages {
+        let mut out = Vec::new();
+        clap_mangen::Man::new(command)
+            .source(format!("codchi {}", crate::app::VERSION))
+            .render(&mut out)
+            .map_err(|e| Failure::failed(format!("cannot write the man page of `{name}`: {e}")))?;
+        codchi_fs::write(dir.join(format!("{name}.1")), out)?;
+    }
+    Ok(())
+}
+
+fn schemas(dir: &std::path::Path) -> Result<()> {
+    codchi_fs::create_dir_all(dir)?;
+    let all = [
+        ("plan", schemars::schema_for!(Plan)),
+        ("status", schemars::schema_for!(Status)),
+        ("generations", schemars::schema_for!(Generations)),
+        ("doctor", schemars::schema_for!(Doctor)),
+    ];
+    for (name, schema) in all {
+        let mut text = serde_json::to_string_pretty(&schema).unwrap_or_default();
+        text.push('\n');
+        codchi_fs::write(dir.join(format!("{name}.schema.json")), text)?;
+    }
+    Ok(())
+}
+
+/// The command reference of the book, in Markdown.
+pub fn reference() -> String {
+    let mut out = String::from("# Commands\n\nGenerated from the program; see `codchi COMMAND --help`.\n");
+    let mut command = visible();
+    section(&mut out, &mut command, "codchi");
+    out
+}
+
+fn section(out: &mut String, command: &mut clap::Command, path: &str) {
+    out.push_str(&format!("\n## `{path}`\n\n```text\n{}```\n", command.render_long_help().to_string().trim_start()));
+    let subs: Vec<clap::Command> = command.get_subcommands().filter(|s| !s.is_hide_set()).cloned().collect();
+    for mut sub in subs {
+        let path = format!("{path} {}", sub.get_name());
+        section(out, &mut sub, &path);
+    }
+}

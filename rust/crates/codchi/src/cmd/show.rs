@@ -1,0 +1,276 @@
+//! `codchi status`, `list`, `generations`, `logs`, `option`.
+
+use std::io::{Read, Seek, SeekFrom};
+
+use codchi_core::name::MachineName;
+use codchi_core::report::Kind;
+use codchi_core::status::{Config, GenerationStatus, Generations, MachineStatus, State, Status};
+use codchi_core::text;
+use codchi_drivers::Exec;
+
+use crate::app::App;
+use crate::cli::{self, NixFlags};
+use crate::cmd::{life, rebuild};
+use crate::failure::{Failure, Result};
+use crate::make::Tools;
+use crate::worker::HostParts;
+
+fn machine_status(app: &App, name: &MachineName, measure: bool) -> Result<MachineStatus> {
+    let attachment = app.attachment(name)?;
+    let driver = codchi_drivers::find(&attachment.driver)?;
+    let parts = HostParts::none();
+    let running = driver.state(&parts.host(app, None), name)?;
+    let current = app.generations(name).current()?;
+    let config = if rebuild::is_rolled_back(app, name) {
+        Config::RolledBack
+    } else if rebuild::is_up_to_date(app, name) {
+        Config::UpToDate
+    } else {
+        Config::Modified
+    };
+    let disk_bytes = measure.then(|| usage(&app.dirs.machine_root(name))).flatten();
+    Ok(MachineStatus {
+        name: name.clone(),
+        driver: attachment.driver.to_string(),
+        base: attachment.base,
+        state: running.state,
+        leader: running.leader,
+        generation: current.as_ref().map(|g| g.number as u32),
+        config,
+        addresses: running.addresses,
+        toplevel: current.map(|g| g.record.toplevel.to_string()),
+        disk_bytes,
+    })
+}
+
+/// Bytes of a tree; none where parts of it are closed to the caller.
+fn usage(dir: &std::path::Path) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let mut sum = 0;
+    for entry in codchi_fs::read_dir(dir).ok()? {
+        let meta = entry.metadata().ok()?;
+        sum += meta.blocks() * 512;
+        if meta.is_dir() {
+            sum += usage(&entry.path())?;
+        }
+    }
+    Some(sum)
+}
+
+/// `status`.
+pub fn status(app: &App, args: &cli::Status) -> Result<()> {
+    let given = args.name.as_deref().map(|n| app.machine(n)).transpose()?;
+    loop {
+        let names = match &given {
+            Some(name) => vec![name.clone()],
+            None => app.names()?,
+        };
+        let mut machines = Vec::new();
+        for name in &names {
+            match machine_status(app, name, app.globals.json || given.is_some()) {
+                Ok(status) => machines.push(status),
+                // One that cannot be read must not hide the others.
+                Err(failure) if given.is_none() && !app.globals.json => app.printer.failure(&failure),
+                Err(failure) => return Err(failure),
+            }
+        }
+        if args.watch && !app.globals.json {
+            app.printer.raw(b"\x1b[H\x1b[2J");
+        }
+        print_status(app, machines, given.is_some())?;
+        if !args.watch {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+}
+
+fn print_status(app: &App, machines: Vec<MachineStatus>, one: bool) -> Result<()> {
+    if app.globals.json {
+        app.printer.json(&Status { version: 1, machines });
+        return Ok(());
+    }
+    if machines.is_empty() {
+        app.printer.say("there are no machines");
+        app.printer.hint("`codchi init NAME SOURCE` makes one");
+        return Ok(());
+    }
+    if one {
+        for m in &machines {
+            let mut rows = vec![
+                ("state", m.state.as_str().to_string()),
+                ("driver", m.driver.clone()),
+                ("base", m.base.clone()),
+                ("generation", m.generation.map_or("none".into(), |g| g.to_string())),
+                ("config", m.config.as_str().to_string()),
+            ];
+            rows.extend(m.leader.map(|l| ("process", l.to_string())));
+            rows.extend((!m.addresses.is_empty()).then(|| ("addresses", m.addresses.join(", "))));
+            rows.extend(m.disk_bytes.map(|b| ("disk", text::bytes(b))));
+            rows.push(("folder", app.shown(&app.dirs.machine(&m.name))));
+            app.printer.data(&app.printer.strong(m.name.as_str()));
+            for (key, value) in rows {
+                app.printer.data(&format!("  {key:<11} {value}"));
+            }
+        }
+        return Ok(());
+    }
+    let mut rows =
+        vec![["NAME", "STATE", "BASE", "GENERATION", "CONFIG", "ADDRESSES"].map(String::from).to_vec()];
+    for m in machines {
+        rows.push(vec![
+            m.name.to_string(),
+            m.state.as_str().into(),
+            m.base,
+            m.generation.map_or("-".into(), |g| g.to_string()),
+            m.config.as_str().into(),
+            if m.addresses.is_empty() { "-".into() } else { m.addresses.join(", ") },
+        ]);
+    }
+    app.printer.table(&rows);
+    Ok(())
+}
+
+/// `list`.
+pub fn list(app: &App) -> Result<()> {
+    let names = app.names()?;
+    if app.globals.json {
+        app.printer.json(&names);
+    } else {
+        names.iter().for_each(|n| app.printer.data(n.as_str()));
+    }
+    Ok(())
+}
+
+/// `generations`.
+pub fn generations(app: &App, args: &cli::Name) -> Result<()> {
+    let name = app.machine(&args.name)?;
+    let all = app.generations(&name).list()?;
+    if app.globals.json {
+        let generations = all
+            .into_iter()
+            .map(|g| GenerationStatus {
+                number: g.number as u32,
+                created: g.record.created,
+                current: g.current,
+                toplevel: g.record.toplevel.to_string(),
+                base: g.record.base_label,
+            })
+            .collect();
+        app.printer.json(&Generations { version: 1, machine: name, generations });
+        return Ok(());
+    }
+    let mut rows = vec![["", "NUMBER", "BUILT (UTC)", "BASE", "CODCHI"].map(String::from).to_vec()];
+    for g in all {
+        rows.push(vec![
+            if g.current { "*" } else { "" }.into(),
+            g.number.to_string(),
+            text::timestamp(g.record.created),
+            g.record.base_label,
+            g.record.codchi,
+        ]);
+    }
+    app.printer.table(&rows);
+    Ok(())
+}
+
+/// `logs`.
+pub fn logs(app: &App, args: &cli::Logs) -> Result<u8> {
+    let name = app.machine(&args.name)?;
+    let running = life::state(app, &name)? == State::Running;
+    if running && !args.console {
+        let mut argv = vec!["journalctl".to_string(), "--no-pager".into(), "--output=short".into()];
+        if args.follow {
+            argv.push("--follow".into());
+        }
+        match &args.unit {
+            Some(unit) => argv.push(format!("--unit={unit}")),
+            None => argv.push("--boot".into()),
+        }
+        let exec = Exec {
+            argv: argv.into_iter().map(Into::into).collect(),
+            user: Some("root".into()),
+            tty: Some(false),
+            ..Exec::default()
+        };
+        return crate::cmd::exec::attach(app, &name, &exec);
+    }
+    if let Some(unit) = &args.unit {
+        return Err(Failure::failed(format!("`{name}` is not running, so the log of `{unit}` cannot be read"))
+            .hint(format!("start it with `codchi start {name}`")));
+    }
+    let file = app.dirs.console_log(&name);
+    let missing = |e: codchi_fs::FsError| {
+        if e.is_not_found() { Failure::failed(format!("`{name}` has no log yet: it was never started")) } else { e.into() }
+    };
+    let mut log = codchi_fs::open(&file).map_err(missing)?;
+    loop {
+        let mut bytes = Vec::new();
+        log.read_to_end(&mut bytes).map_err(|source| codchi_fs::FsError { op: "read", path: file.clone(), source })?;
+        app.printer.raw(text::printable(&String::from_utf8_lossy(&bytes).replace('\r', "")).as_bytes());
+        if !args.follow {
+            return Ok(0);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        // The supervisor caps the log by starting it anew.
+        let length = log.metadata().map_or(0, |m| m.len());
+        if log.stream_position().is_ok_and(|at| at > length) {
+            let _ = log.seek(SeekFrom::Start(0));
+        }
+    }
+}
+
+/// `option`.
+pub fn option(app: &App, args: &cli::OptionArgs) -> Result<()> {
+    let name = app.machine(&args.name)?;
+    let path: codchi_core::attr::AttrPath = args.path.parse().map_err(|e| Failure::usage(format!("{e}")))?;
+    let attachment = app.attachment(&name)?;
+    let tools = Tools::open(app, &NixFlags::default())?.ok_or_else(|| Failure::new(Kind::Host, "the store is gone"))?;
+    let installable = format!(
+        "{}#nixosConfigurations.{}",
+        codchi_core::source::path_reference(&app.dirs.machine(&name)),
+        attachment.driver
+    );
+    let apply = format!(
+        "c: let o = c.options.{path}; shown = v: builtins.unsafeDiscardStringContext (builtins.toJSON v); attempt = v: \
+         let t = builtins.tryEval (shown v); in if t.success then t.value else null; in \
+         if (o._type or \"\") == \"option\" then {{ option = true; type = o.type.description or \"\"; \
+         description = let d = o.description or \"\"; in if builtins.isAttrs d then d.text or \"\" else d; \
+         default = if o ? default then attempt o.default else null; value = attempt o.value; \
+         files = map toString (o.files or []); declared = map toString (o.declarations or []); }} \
+         else {{ option = false; names = builtins.attrNames o; }}"
+    );
+    let value = tools.nix.eval_json(&installable, Some(&apply), &app.printer)?;
+    app.printer.done();
+    if app.globals.json {
+        app.printer.json(&value);
+        return Ok(());
+    }
+    if value["option"].as_bool() != Some(true) {
+        for inner in value["names"].as_array().into_iter().flatten().filter_map(|v| v.as_str()) {
+            app.printer.data(&format!("{path}.{}", codchi_core::attr::attr_name(inner)));
+        }
+        return Ok(());
+    }
+    app.printer.data(&app.printer.strong(&path.to_string()));
+    let list = |key: &str| {
+        let all: Vec<&str> = value[key].as_array().into_iter().flatten().filter_map(|v| v.as_str()).collect();
+        all.join(", ")
+    };
+    for (what, shown) in [
+        ("value", value["value"].as_str().unwrap_or("(not plain data)").to_string()),
+        ("default", value["default"].as_str().unwrap_or("none").to_string()),
+        ("type", value["type"].as_str().unwrap_or_default().to_string()),
+        ("set in", list("files")),
+        ("declared in", list("declared")),
+    ] {
+        if !shown.is_empty() {
+            app.printer.data(&format!("  {what:<11} {shown}"));
+        }
+    }
+    let description = value["description"].as_str().unwrap_or_default().trim();
+    if !description.is_empty() {
+        app.printer.data(&format!("\n{description}"));
+    }
+    Ok(())
+}

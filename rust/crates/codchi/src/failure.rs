@@ -1,0 +1,76 @@
+//! Failures as the program reports them.
+
+use codchi_core::report::{Diagnose, Kind};
+
+/// What is printed, and which exit status it means.
+#[derive(Debug)]
+pub struct Failure {
+    /// Decides the exit status.
+    pub kind: Kind,
+    /// For the person.
+    pub message: String,
+    /// What to do next, one line each.
+    pub hints: Vec<String>,
+}
+
+/// Result of a command.
+pub type Result<T, E = Failure> = std::result::Result<T, E>;
+
+impl Failure {
+    /// A failure without hints.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Failure {
+        Failure { kind, message: message.into(), hints: Vec::new() }
+    }
+    /// The operation failed.
+    pub fn failed(message: impl Into<String>) -> Failure {
+        Failure::new(Kind::Failed, message)
+    }
+    /// The command line was wrong.
+    pub fn usage(message: impl Into<String>) -> Failure {
+        Failure::new(Kind::Usage, message)
+    }
+    /// With what to do next.
+    pub fn hint(mut self, hint: impl Into<String>) -> Failure {
+        self.hints.push(hint.into());
+        self
+    }
+    /// Of any error that can tell what it means.
+    pub fn of(error: &dyn Diagnose) -> Failure {
+        Failure { kind: error.kind(), message: error.to_string(), hints: error.hints() }
+    }
+}
+
+macro_rules! from_diagnose {
+    ($($t:ty),* $(,)?) => {$(
+        impl From<$t> for Failure {
+            fn from(e: $t) -> Failure {
+                Failure::of(&e)
+            }
+        }
+    )*};
+}
+
+from_diagnose!(
+    codchi_core::dirs::DirsError,
+    codchi_core::document::DocumentError,
+    codchi_core::flake::FlakeError,
+    codchi_core::source::SourceError,
+    codchi_drivers::DriverError,
+    codchi_nix::NixError,
+    codchi_store::StoreError,
+    codchi_debian::Error,
+);
+
+impl From<codchi_core::name::NameError> for Failure {
+    fn from(e: codchi_core::name::NameError) -> Failure {
+        Failure::usage(e.to_string())
+    }
+}
+
+impl From<codchi_fs::FsError> for Failure {
+    fn from(e: codchi_fs::FsError) -> Failure {
+        let full = e.source.kind() == std::io::ErrorKind::StorageFull;
+        let failure = Failure::failed(e.to_string());
+        if full { failure.hint("free some space on that disk and try again") } else { failure }
+    }
+}
