@@ -546,7 +546,7 @@ let
     elemType:
     mkOptionType {
       name = "nullOr";
-      description = "null or ${phrase (class: nounOrClause class || class == "conjunction" || class == "composite") elemType}";
+      description = "null or ${phrase (class: nounOrClause class || class == "conjunction") elemType}";
       descriptionClass = "conjunction";
       check = v2Check (x: x == null || elemType.check x);
       merge = v2Merge (

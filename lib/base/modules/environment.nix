@@ -223,6 +223,8 @@ in
       };
     };
 
+    # Packages with nothing in the linked folders (libraries, headers, plain data) are wanted in /usr all the same.
+    system.extraDependencies = cfg.systemPackages;
     system.path = pkgs.buildEnv {
       name = "system-path";
       paths = cfg.systemPackages;

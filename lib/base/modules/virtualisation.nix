@@ -26,16 +26,10 @@ let
     enable = yes false "Whether what is unused is removed now and then.";
     flags = strings [ ] "Arguments of the removal.";
     dates = mkOption {
-      type = types.either types.singleLineStr (types.listOf types.str);
+      type = types.str;
       default = "weekly";
       description = "When, as systemd.time(7).";
     };
-    randomizedDelaySec = mkOption {
-      type = types.singleLineStr;
-      default = "0";
-      description = "Delay by chance.";
-    };
-    persistent = yes true "Whether a missed time is made up for.";
   };
 in
 {
@@ -107,7 +101,16 @@ in
         description = "Settings of daemon.json.";
       };
       storageDriver = mkOption {
-        type = types.nullOr types.str;
+        type = types.nullOr (
+          types.enum [
+            "aufs"
+            "btrfs"
+            "devicemapper"
+            "overlay"
+            "overlay2"
+            "zfs"
+          ]
+        );
         default = null;
         description = "How layers are kept.";
       };

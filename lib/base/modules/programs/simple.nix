@@ -30,9 +30,18 @@ let
     tcpdump = "cap_net_raw,cap_net_admin+eip";
     traceroute = "cap_net_raw+p";
   };
-  package = {
+  # Those whose package may be chosen.
+  chosen = {
     mtr = pkgs.mtr-tiny;
+    inherit (pkgs)
+      bat
+      iotop
+      lazygit
+      mosh
+      wireshark
+      ;
   };
+  packageOf = name: cfg.${name}.package or pkgs.${name};
   program = {
     bat = "batcat";
   };
@@ -42,10 +51,10 @@ in
     lib.mapAttrs (
       name: text:
       lib.optionalAttrs (name != "fzf") { enable = mkEnableOption text; }
-      // {
+      // lib.optionalAttrs (chosen ? ${name}) {
         package = mkOption {
           type = types.package;
-          default = package.${name} or pkgs.${name};
+          default = chosen.${name};
           defaultText = lib.literalExpression "pkgs.${name}";
           description = "The ${name} package to use.";
         };
@@ -53,7 +62,6 @@ in
     ) plain
     // {
       fzf = {
-        package = lib.mkPackageOption pkgs "fzf" { };
         keybindings = mkEnableOption "fzf's keys";
         fuzzyCompletion = mkEnableOption "fuzzy completion with fzf";
       };
@@ -75,20 +83,20 @@ in
     lib.mapAttrsToList (
       name: _:
       lib.mkIf (cfg.${name}.enable or false) {
-        environment.systemPackages = [ cfg.${name}.package ];
+        environment.systemPackages = [ (packageOf name) ];
         security.wrappers = lib.optionalAttrs (capabilities ? ${name}) {
           ${name} = {
             owner = "root";
             group = "root";
             capabilities = capabilities.${name};
-            source = "${cfg.${name}.package}/bin/${program.${name} or name}";
+            source = "${packageOf name}/bin/${program.${name} or name}";
           };
         };
       }
     ) plain
     ++ [
       (lib.mkIf (cfg.fzf.keybindings || cfg.fzf.fuzzyCompletion) {
-        environment.systemPackages = [ cfg.fzf.package ];
+        environment.systemPackages = [ pkgs.fzf ];
         programs.bash.interactiveShellInit =
           lib.optionalString cfg.fzf.fuzzyCompletion "if [ -r /usr/share/bash-completion/completions/fzf ]; then . /usr/share/bash-completion/completions/fzf; fi\n"
           + lib.optionalString cfg.fzf.keybindings "if [ -r /usr/share/doc/fzf/examples/key-bindings.bash ]; then . /usr/share/doc/fzf/examples/key-bindings.bash; elif fzf --bash >/dev/null 2>&1; then eval \"$(fzf --bash)\"; fi\n";

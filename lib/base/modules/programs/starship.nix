@@ -28,11 +28,6 @@ in
       default = [ ];
       description = "Presets of starship; this base takes none.";
     };
-    extraPackages = mkOption {
-      type = types.listOf types.package;
-      default = [ ];
-      description = "Packages of programs that settings run.";
-    };
     interactiveOnly = mkOption {
       type = types.bool;
       default = true;
@@ -53,7 +48,7 @@ in
         message = "the debian base takes no `programs.starship.presets'; write them as `settings'";
       }
     ];
-    environment.systemPackages = [ cfg.package ] ++ cfg.extraPackages;
+    environment.systemPackages = [ cfg.package ];
     environment.etc."starship.toml".source = format.generate "starship.toml" cfg.settings;
     programs = {
       bash.promptInit = lib.mkAfter (hook "bash" "--print-full-init");

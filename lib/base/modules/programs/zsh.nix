@@ -196,7 +196,7 @@ in
         ${lib.optionalString cfg.enableLsColors ''eval "$(dircolors -b)"''}
         ${env.interactiveShellInit}
         ${lib.optionalString cfg.autosuggestions.enable ''
-          . /usr/share/zsh-autosuggestions/zsh-autosuggestions.zsh
+          . ${pkgs.zsh-autosuggestions}/share/zsh-autosuggestions/zsh-autosuggestions.zsh
           ZSH_AUTOSUGGEST_HIGHLIGHT_STYLE=${lib.escapeShellArg cfg.autosuggestions.highlightStyle}
           ZSH_AUTOSUGGEST_STRATEGY=(${lib.concatStringsSep " " cfg.autosuggestions.strategy})
           ${lib.optionalString (!cfg.autosuggestions.async) "unset ZSH_AUTOSUGGEST_USE_ASYNC"}
@@ -206,7 +206,7 @@ in
         ''}
         ${cfg.interactiveShellInit}
         ${lib.optionalString cfg.syntaxHighlighting.enable ''
-          . /usr/share/zsh-syntax-highlighting/zsh-syntax-highlighting.zsh
+          . ${pkgs.zsh-syntax-highlighting}/share/zsh-syntax-highlighting/zsh-syntax-highlighting.zsh
           ZSH_HIGHLIGHT_HIGHLIGHTERS=(${lib.concatStringsSep " " cfg.syntaxHighlighting.highlighters})
           ${lib.concatStrings (
             lib.mapAttrsToList (

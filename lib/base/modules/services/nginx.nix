@@ -266,7 +266,9 @@ let
       ${lib.optionalString cfg.recommendedOptimisation "sendfile on;\ntcp_nopush on;\ntcp_nodelay on;\nkeepalive_timeout 65;\ntypes_hash_max_size 4096;"}
       ${lib.optionalString cfg.recommendedTlsSettings "ssl_session_timeout 1d;\nssl_session_cache shared:SSL:10m;\nssl_session_tickets off;\nssl_prefer_server_ciphers off;"}
       ssl_protocols ${cfg.sslProtocols};
-      ${line "ssl_ciphers" cfg.sslCiphers}
+      ${line "ssl_ciphers" (
+        if lib.isList cfg.sslCiphers then lib.concatStringsSep ":" cfg.sslCiphers else cfg.sslCiphers
+      )}
       ${line "ssl_dhparam" cfg.sslDhparam}
       ${lib.optionalString cfg.recommendedGzipSettings "gzip on;\ngzip_static on;\ngzip_vary on;\ngzip_comp_level 5;\ngzip_min_length 256;\ngzip_proxied expired no-cache no-store private auth;\ngzip_types application/javascript application/json application/xml text/css text/plain text/xml image/svg+xml;"}
       ${lib.optionalString cfg.recommendedProxySettings "proxy_redirect off;\nproxy_connect_timeout ${cfg.proxyTimeout};\nproxy_send_timeout ${cfg.proxyTimeout};\nproxy_read_timeout ${cfg.proxyTimeout};\nproxy_http_version 1.1;\nproxy_set_header Connection \"\";"}
@@ -347,7 +349,7 @@ in
       default = "10m";
       description = "How large a request may be.";
     };
-    sslCiphers = maybe types.str "Ciphers; none: nginx's own.";
+    sslCiphers = maybe (types.either types.str (types.listOf types.str)) "Ciphers; none: nginx's own.";
     sslProtocols = mkOption {
       type = types.str;
       default = "TLSv1.2 TLSv1.3";

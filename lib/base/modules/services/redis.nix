@@ -211,7 +211,11 @@ in
 {
   options.services.redis = {
     package = lib.mkPackageOption pkgs "redis" { };
-    vmOverCommit = mkEnableOption "overcommitting memory; the host decides about that";
+    vmOverCommit = mkOption {
+      type = types.bool;
+      default = true;
+      description = "Accepted; the host decides about overcommitting memory.";
+    };
     servers = mkOption {
       type = types.attrsOf (types.submodule server);
       default = { };

@@ -115,7 +115,6 @@ let
     "systemd-sysusers.service"
     "systemd-update-done.service"
     "systemd-hwdb-update.service"
-    "systemd-journal-catalog-update.service"
     "systemd-machine-id-commit.service"
     "ldconfig.service"
     "e2scrub_reap.service"

@@ -47,10 +47,7 @@ fn wanted(path: &str, to_link: &[String]) -> bool {
     to_link.is_empty()
         || to_link.iter().any(|l| {
             let l = l.trim_end_matches('/');
-            l.is_empty()
-                || path == l
-                || path.starts_with(&format!("{l}/"))
-                || l.starts_with(&format!("{path}/"))
+            l.is_empty() || path == l || path.starts_with(&format!("{l}/")) || l.starts_with(&format!("{path}/"))
         })
 }
 

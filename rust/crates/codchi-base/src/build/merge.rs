@@ -77,9 +77,7 @@ pub fn run(out: &Path, request: &Request) -> Result<()> {
     for d in &debs {
         let bin = d.raw.join("usr/bin");
         if bin.is_dir() {
-            programs.extend(
-                codchi_fs::read_dir(bin)?.into_iter().map(|e| e.file_name().to_string_lossy().into_owned()),
-            );
+            programs.extend(codchi_fs::read_dir(bin)?.into_iter().map(|e| e.file_name().to_string_lossy().into_owned()));
         }
     }
     for (name, target) in links(&debs, &programs)? {
@@ -97,11 +95,7 @@ pub fn run(out: &Path, request: &Request) -> Result<()> {
             let dir = d.raw.join("usr/lib/systemd").join(kind);
             if dir.is_dir() {
                 for e in codchi_fs::read_dir(&dir)? {
-                    units.push_str(&format!(
-                        "{kind}/{} {}\n",
-                        e.file_name().to_string_lossy(),
-                        d.raw.display()
-                    ));
+                    units.push_str(&format!("{kind}/{} {}\n", e.file_name().to_string_lossy(), d.raw.display()));
                 }
             }
         }
@@ -121,10 +115,7 @@ pub fn run(out: &Path, request: &Request) -> Result<()> {
 }
 
 fn is_unpacked(path: &Path) -> bool {
-    path.file_name()
-        .and_then(|n| n.to_str())
-        .and_then(|n| n.get(32..))
-        .is_some_and(|n| n.starts_with("-deb-"))
+    path.file_name().and_then(|n| n.to_str()).and_then(|n| n.get(32..)).is_some_and(|n| n.starts_with("-deb-"))
         && path.join(super::INFO).exists()
 }
 
@@ -216,14 +207,10 @@ fn links(debs: &[Deb], programs: &BTreeSet<String>) -> Result<BTreeMap<String, P
             if !dir.is_dir() {
                 continue;
             }
-            for v in codchi_fs::read_dir(&dir)?
-                .into_iter()
-                .filter(|v| !v.path().is_symlink() && v.path().join(bin).is_dir())
-            {
+            for v in codchi_fs::read_dir(&dir)?.into_iter().filter(|v| !v.path().is_symlink() && v.path().join(bin).is_dir()) {
                 let number = v.file_name().to_string_lossy().parse().unwrap_or(0i64);
                 for e in codchi_fs::read_dir(v.path().join(bin))? {
-                    let target =
-                        Path::new("/").join(folder).join(v.file_name()).join(bin).join(e.file_name());
+                    let target = Path::new("/").join(folder).join(v.file_name()).join(bin).join(e.file_name());
                     offer(&e.file_name().to_string_lossy(), target, -100_000 + number);
                 }
             }
@@ -247,23 +234,10 @@ fn tmpfiles(debs: &[Deb]) -> Result<String> {
         }
     }
     // Places that every machine has, and a package manager's own.
-    let known = [
-        "/var",
-        "/var/backups",
-        "/var/lib/misc",
-        "/var/local",
-        "/var/lock",
-        "/var/mail",
-        "/var/opt",
-        "/var/run",
-    ];
+    let known = ["/var", "/var/backups", "/var/lib/misc", "/var/local", "/var/lock", "/var/mail", "/var/opt", "/var/run"];
     let mut lines = BTreeMap::new();
     for (path, mode, user, group) in debs.iter().flat_map(|d| &d.info.var) {
-        if !known.contains(&path.as_str())
-            && !made.contains(path)
-            && !path.starts_with("/var/run/")
-            && !path.starts_with("/var/lib/dpkg")
-        {
+        if !known.contains(&path.as_str()) && !made.contains(path) && !path.starts_with("/var/run/") && !path.starts_with("/var/lib/dpkg") {
             lines.entry(path).or_insert_with(|| format!("d {path} {mode} {user} {group} -\n"));
         }
     }
@@ -304,11 +278,7 @@ mod tests {
 
     #[test]
     fn packages_that_exclude_each_other_are_named() {
-        let exim = deb(
-            "exim4",
-            "4.96",
-            &[("Conflicts", "mail-transport-agent"), ("Provides", "mail-transport-agent")],
-        );
+        let exim = deb("exim4", "4.96", &[("Conflicts", "mail-transport-agent"), ("Provides", "mail-transport-agent")]);
         let postfix = deb("postfix", "3.7", &[("Provides", "mail-transport-agent")]);
         let libc = deb("libc6", "2.36", &[("Breaks", "exim4 (<< 4.0)")]);
         assert!(conflicts(&[&exim, &libc]).is_empty(), "a package may provide what it conflicts with");

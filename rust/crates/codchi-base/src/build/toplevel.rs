@@ -66,9 +66,7 @@ pub fn run(out: &Path, request: &Request) -> Result<()> {
     }
     modules(&request.etc, &etc)?;
 
-    for (name, verb) in
-        [("init", "init"), ("activate", "activate"), ("bin/switch-to-configuration", "switch")]
-    {
+    for (name, verb) in [("init", "init"), ("activate", "activate"), ("bin/switch-to-configuration", "switch")] {
         let at = out.join(name);
         codchi_fs::write(&at, format!("#!{} {verb}\n", request.program.display()))?;
         std::fs::set_permissions(&at, PermissionsExt::from_mode(0o755)).at("change mode of", &at)?;
@@ -86,9 +84,7 @@ pub fn run(out: &Path, request: &Request) -> Result<()> {
 fn packaged(from: &Path, to: &Path, at: &Path) -> Result<()> {
     for e in codchi_fs::read_dir(from)? {
         let at = at.join(e.file_name());
-        if LEFT_OUT.iter().any(|l| at == Path::new(l))
-            || at.to_str().is_some_and(|a| a.starts_with("rc") && a.ends_with(".d"))
-        {
+        if LEFT_OUT.iter().any(|l| at == Path::new(l)) || at.to_str().is_some_and(|a| a.starts_with("rc") && a.ends_with(".d")) {
             continue;
         }
         let target = to.join(e.file_name());
@@ -148,11 +144,7 @@ fn modules(from: &Path, to: &Path) -> Result<()> {
             Some(_) => codchi_fs::remove_file(&target)?,
             None => {}
         }
-        let leads = if kind.is_symlink() {
-            std::fs::read_link(e.path()).at("read link", e.path())?
-        } else {
-            e.path()
-        };
+        let leads = if kind.is_symlink() { std::fs::read_link(e.path()).at("read link", e.path())? } else { e.path() };
         link(&leads, &target)?;
     }
     Ok(())
@@ -170,11 +162,7 @@ pub(super) fn shell(shell: &Path, path: &str, script: &str, out: &Path) -> Resul
         .current_dir(out)
         .status()
         .at("run", shell)?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(Error::Program { program: "the build script".into(), status: status.to_string() })
-    }
+    if status.success() { Ok(()) } else { Err(Error::Program { program: "the build script".into(), status: status.to_string() }) }
 }
 
 #[cfg(test)]
@@ -183,10 +171,7 @@ mod tests {
 
     #[test]
     fn relative_links_of_etc_are_seen_from_the_machine() {
-        assert_eq!(
-            in_machine(Path::new("os-release"), Path::new("../usr/lib/os-release")),
-            Path::new("/usr/lib/os-release")
-        );
+        assert_eq!(in_machine(Path::new("os-release"), Path::new("../usr/lib/os-release")), Path::new("/usr/lib/os-release"));
         assert_eq!(in_machine(Path::new("a/b"), Path::new("c")), Path::new("/etc/a/c"));
         assert_eq!(in_machine(Path::new("x"), Path::new("/run/x")), Path::new("/run/x"));
     }

@@ -59,9 +59,7 @@ pub fn run(out: &Path, request: &Request) -> Result<()> {
             codchi_fs::remove_if_exists(out.join(name))?;
             put(out, name, &text)?;
         }
-        for (suffix, by) in
-            [("wants", &unit.wanted_by), ("requires", &unit.required_by), ("upholds", &unit.upheld_by)]
-        {
+        for (suffix, by) in [("wants", &unit.wanted_by), ("requires", &unit.required_by), ("upholds", &unit.upheld_by)] {
             for other in by {
                 codchi_fs::create_dir_all(out.join(format!("{other}.{suffix}")))?;
                 replace(out, &format!("{other}.{suffix}/{name}"), &Path::new("..").join(name))?;

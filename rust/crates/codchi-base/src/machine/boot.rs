@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use codchi_fs::Context as _;
-use rustix::fs::{AtFlags, StatVfsMountFlags, StatxAttributes, StatxFlags, statfs, statvfs, statx};
+use rustix::fs::{StatVfsMountFlags, statfs, statvfs};
 use rustix::mount::{MountFlags, mount};
 
 use super::{CURRENT, System, activate, say};
@@ -67,9 +67,10 @@ fn attach(kind: &str, target: &str, flags: MountFlags, options: &str) -> Result<
     mount(kind, target, kind, flags, options.as_c_str()).tried(|| format!("mount {kind} on `{target}`"))
 }
 
-/// Whether something is mounted at a path (statx(2); a bind of the same file system counts).
+/// Whether something is mounted at a path.
 pub(super) fn mounted(path: &str) -> Result<bool> {
-    let found = statx(rustix::fs::CWD, path, AtFlags::empty(), StatxFlags::empty())
-        .tried(|| format!("look at `{path}`"))?;
-    Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+    use std::os::unix::fs::MetadataExt;
+    let here = std::fs::metadata(path).at("look at", path)?;
+    let above = std::fs::metadata(Path::new(path).join("..")).at("look at", path)?;
+    Ok(here.dev() != above.dev() || here.ino() == above.ino())
 }
