@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::depends::{Atom, Relation, clauses};
 use crate::packages::{Id, Packages};
+use crate::suite::parallel;
 
 /// Needed to install or configure a package on Debian, not to run it: maintainer scripts never run here.
 /// A dependency on the exact version of one is kept, since it is then part of the same program.
@@ -28,8 +29,10 @@ const PACKAGING: &[&str] = &[
 
 /// Dependencies of each package of a suite.
 pub struct Resolution {
-    /// By package, sorted by name, each once.
-    depends: Vec<Box<[Id]>>,
+    /// All packages' dependencies one after the other: of each sorted by name, each once.
+    depends: Vec<Id>,
+    /// Where in that list each package's end.
+    ends: Vec<u32>,
     /// Packages that cannot work in this suite, and why.
     broken: BTreeMap<Id, String>,
 }
@@ -37,7 +40,9 @@ pub struct Resolution {
 impl Resolution {
     /// What the package needs directly.
     pub fn depends(&self, id: Id) -> &[Id] {
-        &self.depends[id as usize]
+        let id = id as usize;
+        let start = if id == 0 { 0 } else { self.ends[id - 1] as usize };
+        &self.depends[start..self.ends[id] as usize]
     }
 
     /// Why the package cannot work, if so.
@@ -52,7 +57,7 @@ impl Resolution {
 
     /// The packages and all they need, by id.
     pub fn closure(&self, roots: impl IntoIterator<Item = Id>) -> Vec<Id> {
-        let mut seen = vec![false; self.depends.len()];
+        let mut seen = vec![false; self.ends.len()];
         let mut open: Vec<Id> = roots.into_iter().collect();
         let mut all = Vec::new();
         while let Some(id) = open.pop() {
@@ -85,16 +90,30 @@ pub fn resolve(packages: &Packages, architecture: &str, roots: &[&str]) -> Resol
         }
     }
     preferred = base;
-    let mut depends = Vec::with_capacity(packages.len());
-    let mut broken = BTreeMap::new();
-    for id in packages.ids() {
-        let found = resolver.package(id, &preferred).unwrap_or_else(|(found, reason)| {
-            broken.insert(id, reason);
-            found
-        });
-        depends.push(found.into());
-    }
-    Resolution { depends, broken }
+    let half = packages.len() as Id / 2;
+    let halves = [0..half, half..packages.len() as Id];
+    let found = parallel(&halves, |ids| {
+        let mut part = Resolution { depends: Vec::new(), ends: Vec::new(), broken: BTreeMap::new() };
+        for id in ids.clone() {
+            let found = resolver.package(id, &preferred).unwrap_or_else(|(found, reason)| {
+                part.broken.insert(id, reason);
+                found
+            });
+            part.depends.extend(found);
+            part.ends.push(part.depends.len() as u32);
+        }
+        part
+    });
+    found
+        .into_iter()
+        .reduce(|mut all, part| {
+            let before = all.depends.len() as u32;
+            all.ends.extend(part.ends.iter().map(|end| before + end));
+            all.depends.extend(part.depends);
+            all.broken.extend(part.broken);
+            all
+        })
+        .unwrap_or(Resolution { depends: Vec::new(), ends: Vec::new(), broken: BTreeMap::new() })
 }
 
 /// Who provides a name, and in which version if that is said; best first.

@@ -133,14 +133,26 @@ impl State {
         fetched.into_iter().collect::<Result<()>>()?;
         let mut packages = Packages::default();
         for release in &self.releases {
+            let bad = |reason: String| Error::BadIndex {
+                url: format!("{}/{}", release.suite, release.packages.path),
+                reason,
+            };
             let path = folder.join(hash::to_hex(&release.packages.sha256));
             let file = BufReader::with_capacity(128 * 1024, codchi_fs::open(&path)?);
-            let text =
-                BufReader::with_capacity(256 * 1024, liblzma::bufread::XzDecoder::new_multi_decoder(file));
-            packages.read(text, release.archive).map_err(|e| Error::BadIndex {
-                url: format!("{}/{}", release.suite, release.packages.path),
-                reason: e.to_string(),
-            })?;
+            let mut decoder = liblzma::bufread::XzDecoder::new_multi_decoder(file);
+            // Decompressing costs as much as reading, so each gets a thread.
+            let (output, mut input) = std::io::pipe().map_err(|e| bad(e.to_string()))?;
+            let (read, written) = std::thread::scope(|scope| {
+                let writer = scope.spawn(move || std::io::copy(&mut decoder, &mut input));
+                let mut output = BufReader::with_capacity(64 * 1024, output);
+                let read = packages.read(&mut output, release.archive);
+                // To the end, so that the writer never writes into a closed pipe.
+                let _ = std::io::copy(&mut output, &mut std::io::sink());
+                (read, writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            });
+            // What the reader found wrong says more than that nobody took the rest.
+            read.map_err(|e| bad(e.to_string()))?;
+            written.map_err(|e| bad(e.to_string()))?;
         }
         self.remove_old_indexes(&folder);
         let resolution = resolve::resolve(&packages, self.architecture, roots);
@@ -184,7 +196,7 @@ fn fetch_index(mirror: &Mirror, release: &Release, dest: &Path) -> Result<()> {
 }
 
 /// Runs a function on each item, each in a thread of its own; results in the order of the items.
-fn parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+pub(crate) fn parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let work = &work;
     std::thread::scope(|scope| {
         let threads: Vec<_> = items.iter().map(|item| scope.spawn(move || work(item))).collect();
