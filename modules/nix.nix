@@ -41,7 +41,9 @@ in
           type = "path";
           path = cfg.build.nixpkgs;
         };
-        nix.nixPath = prefer [ "nixpkgs=flake:nixpkgs" ];
+        # By a link that follows the running system, so that log-ins from before a rebuild see the new one.
+        environment.etc."nix/nixpkgs".source = cfg.build.nixpkgs;
+        nix.nixPath = prefer [ "nixpkgs=/etc/nix/nixpkgs" ];
       })
     ]
   );

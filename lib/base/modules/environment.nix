@@ -64,7 +64,7 @@ let
       name: suffixes:
       "export ${name}=\"${
         lib.concatStringsSep ":" (lib.concatMap (s: map (p: "${p}${s}") cfg.profiles) suffixes)
-      }\${${name}:+:$${name}}\"\n"
+      }\${${name}:+:\$${name}}\"\n"
     ) (removeAttrs cfg.profileRelativeSessionVariables [ "PATH" ])
   );
 

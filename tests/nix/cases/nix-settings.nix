@@ -8,6 +8,7 @@ in
   inherit (config.nix.settings) store experimental-features;
   inherit (config.nix) nixPath;
   registryType = registry.type;
+  linkIsOwn = "${config.environment.etc."nix/nixpkgs".source}" == "${nixpkgs}";
   registryIsOwn = "${registry.path}" == "${nixpkgs}";
   daemon = {
     service = config.systemd.services.nix-daemon.enable;
