@@ -98,17 +98,19 @@ impl Client {
         let secure = url.starts_with("https:");
         let slot = usize::from(secure);
         self.agents[slot].get_or_init(|| {
-            let mut config = Config::builder()
+            let config = Config::builder()
                 .http_status_as_error(false)
                 .proxy(self.proxies[slot].clone())
                 .timeout_resolve(Some(CONNECT))
                 .timeout_connect(Some(CONNECT))
                 .timeout_recv_response(Some(STALL))
                 .timeout_per_read(Some(self.stall))
+                // Followed by `get`: reading certificates is left to addresses that need them.
+                .max_redirects(0)
+                .max_redirects_will_error(false)
                 .max_idle_connections_per_host(16)
                 .user_agent(AGENT);
-            // A plain address may lead on to an encrypted one, so both have certificates.
-            config = config.tls_config(tls());
+            let config = if secure { config.tls_config(tls()) } else { config };
             config.build().new_agent()
         })
     }
@@ -117,7 +119,7 @@ impl Client {
     pub(crate) fn answers(&self, address: &Address, within: Duration) -> bool {
         let request = self.agent(address.url()).get(address.url());
         let response = request.config().timeout_global(Some(within)).build().call();
-        response.is_ok_and(|r| r.status().is_success())
+        response.is_ok_and(|r| r.status().is_success() || r.status().is_redirection())
     }
 
     /// Begins one download, without retries.
@@ -130,7 +132,8 @@ impl Client {
             request = request.header(header::AUTHORIZATION, login);
         }
         let response = request.call().map_err(|e| Trouble::NoAnswer(reason(&e)))?;
-        Trouble::of_status(response.status().as_u16())?;
+        let to = response.headers().get(header::LOCATION).and_then(|v| v.to_str().ok());
+        Trouble::of_status(response.status().as_u16(), to)?;
         let length = response.body().content_length();
         Ok(Answer { body: Box::new(response.into_body().into_reader()), length })
     }
@@ -175,10 +178,7 @@ impl Client {
         let mut reader = BufReader::new(stream);
         let (status, headers) = read_head(&mut reader).map_err(trouble)?;
         let header = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
-        if let (301 | 302 | 303 | 307 | 308, Some(to)) = (status, header("location")) {
-            return Err(Trouble::Moved(to.to_owned()));
-        }
-        Trouble::of_status(status)?;
+        Trouble::of_status(status, header("location"))?;
         if header("transfer-encoding").is_some() {
             return Err(Trouble::Connection(format!(
                 "the proxy `{}` answers in a newer protocol",
@@ -311,9 +311,12 @@ pub(crate) enum Trouble {
 }
 
 impl Trouble {
-    fn of_status(status: u16) -> Result<(), Trouble> {
+    fn of_status(status: u16, location: Option<&str>) -> Result<(), Trouble> {
         match status {
             200 => Ok(()),
+            301 | 302 | 303 | 307 | 308 if location.is_some() => {
+                Err(Trouble::Moved(location.unwrap_or_default().to_owned()))
+            }
             404 | 410 => Err(Trouble::Missing),
             401 | 403 | 407 => Err(Trouble::Refused(status)),
             _ => Err(Trouble::Status(status)),

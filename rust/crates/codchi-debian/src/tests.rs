@@ -21,6 +21,8 @@ use crate::{Error, Fetch, Freshness, Mirror, Result, Settings, State, Suite};
 enum Reply {
     Body(Vec<u8>),
     Status(u16),
+    /// Sends on to another place.
+    Moved(String),
     /// Promises all and sends a part.
     Cut(Vec<u8>),
     /// Sends a part and then nothing, with the connection open.
@@ -127,6 +129,10 @@ fn serve(stream: TcpStream, state: &Mutex<Shared>) {
             }
             Reply::Status(status) => {
                 let _ = stream.write_all(head(status, 0).as_bytes());
+            }
+            Reply::Moved(to) => {
+                let head = format!("HTTP/1.1 302 X\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n");
+                let _ = stream.write_all(head.as_bytes());
             }
             Reply::Cut(body) => {
                 let _ = stream.write_all(head(200, body.len()).as_bytes());
@@ -535,6 +541,27 @@ fn logins_are_sent_and_never_shown() {
     let error = f.fetch(&mirror, "mirror://debian/pool/none.deb", DEB).unwrap_err();
     let shown = format!("{error} {error:?} {:?}", error.hints());
     assert!(!shown.contains("secret") && !shown.contains("bWU6"), "{shown}");
+}
+
+#[test]
+fn a_server_may_send_on_to_others_but_not_for_ever_nor_with_the_login() {
+    let f = Fixture::new();
+    let login =
+        |s: &mut Settings| s.mirror = Some(format!("http://me:secret@127.0.0.1:{}/debian", f.server.port));
+    let mirror = f.server.mirror_with(login);
+    let other = Server::start();
+    other.body("app.deb", DEB);
+    f.server.put("debian/pool/app.deb", Reply::Moved("/debian/moved/app.deb".into()));
+    f.server.put("debian/moved/app.deb", Reply::Moved(format!("http://127.0.0.1:{}/app.deb", other.port)));
+    f.fetch(&mirror, "mirror://debian/pool/app.deb", DEB).unwrap();
+    let seen = f.server.seen();
+    assert!(seen.len() == 2 && seen.iter().all(|l| l.ends_with("[Basic bWU6c2VjcmV0]")), "{seen:?}");
+    assert_eq!(other.seen(), ["GET /app.deb"]);
+    f.server.put("debian/pool/loop.deb", Reply::Moved("/debian/pool/loop.deb".into()));
+    codchi_fs::remove_file(f.temp.path().join("debs/app.deb")).unwrap();
+    let error = f.fetch(&mirror, "mirror://debian/pool/loop.deb", DEB).unwrap_err();
+    assert!(matches!(error, Error::Network { .. }), "{error}");
+    assert!(f.server.seen().len() < 10);
 }
 
 #[test]
