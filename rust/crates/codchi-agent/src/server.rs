@@ -44,6 +44,7 @@ pub fn serve() -> Result<Infallible, Error> {
 
 /// Serves on `dir/socket` until killed.
 pub fn serve_in(dir: &Path, cache: &Path) -> Result<Infallible, Error> {
+    spawn::close_on_exec_from(3).map_err(Error::system("close what was inherited"))?;
     let settings = Settings {
         default_user: std::env::var("CODCHI_USER").ok().filter(|u| !u.is_empty()),
         cache: cache.into(),

@@ -81,10 +81,13 @@ impl Drop for Signals {
 /// Gives every signal its default action and blocks none: what a command expects at its start.
 pub fn reset() {
     let none = set_of(&[]);
-    // SAFETY: SIG_DFL installs no code of ours; numbers that may not be changed are refused and stay as they are.
+    // The kernel's `struct sigaction`: handler (0 is SIG_DFL), flags, restorer, mask.
+    let default = [0u64; 4];
+    // SAFETY: `default` is at least as large as the structure and installs no code of ours; numbers that may not be changed
+    // are refused. The system call itself, because the C library keeps some numbers to itself.
     unsafe {
-        for s in 1..=libc::SIGRTMAX() {
-            libc::signal(s, libc::SIG_DFL);
+        for s in 1..=64 {
+            libc::syscall(libc::SYS_rt_sigaction, s, default.as_ptr(), std::ptr::null_mut::<u64>(), 8usize);
         }
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
     }

@@ -104,3 +104,12 @@ pub fn peer_pid(socket: impl AsFd) -> io::Result<u32> {
     }
     u32::try_from(cred.pid).map_err(|_| io::Error::from_raw_os_error(libc::ENOTCONN))
 }
+
+/// Keeps every descriptor from `first` on out of the programs started from now on (close_range(2)).
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: only flags of descriptors change, nothing is closed now.
+    match unsafe { libc::close_range(first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
