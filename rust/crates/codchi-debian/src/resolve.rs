@@ -116,22 +116,38 @@ pub fn resolve(packages: &Packages, architecture: &str, roots: &[&str]) -> Resol
         .unwrap_or(Resolution { depends: Vec::new(), ends: Vec::new(), broken: BTreeMap::new() })
 }
 
-/// Who provides a name, and in which version if that is said; best first.
-type Providers<'a> = HashMap<&'a str, Vec<(Id, Option<&'a str>)>>;
+/// A package, and the version in which it provides something, if that is said.
+type Provider<'a> = (Id, Option<&'a str>);
+
+/// Who provides a name; best first.
+struct Providers<'a> {
+    all: Vec<Provider<'a>>,
+    /// Where in that list each name's begin and end.
+    by_name: HashMap<&'a str, (u32, u32)>,
+}
+
+impl<'a> Providers<'a> {
+    fn of(&self, name: &str) -> &[Provider<'a>] {
+        let range = self.by_name.get(name).map(|(start, end)| *start as usize..*end as usize);
+        range.and_then(|r| self.all.get(r)).unwrap_or_default()
+    }
+}
 
 fn providers(packages: &Packages) -> Providers<'_> {
-    let mut all: Providers<'_> = HashMap::new();
+    let mut named: Vec<(&str, Provider<'_>)> = Vec::new();
     for id in packages.ids() {
         // A provision that cannot be read provides nothing.
         for atom in clauses(packages.provides(id)).flatten().flatten() {
             let version = atom.version.and_then(|(r, v)| (r == Relation::Equal).then_some(v));
-            all.entry(atom.name).or_default().push((id, version));
+            named.push((atom.name, (id, version)));
         }
     }
-    for list in all.values_mut() {
-        list.sort_by_key(|(id, _)| (packages.priority(*id), packages.name(*id)));
+    named.sort_by_key(|(name, (id, _))| (*name, packages.priority(*id), packages.name(*id)));
+    let mut by_name: HashMap<&str, (u32, u32)> = HashMap::new();
+    for (i, (name, _)) in named.iter().enumerate() {
+        by_name.entry(name).or_insert((i as u32, 0)).1 = i as u32 + 1;
     }
-    all
+    Providers { all: named.into_iter().map(|(_, provider)| provider).collect(), by_name }
 }
 
 /// Pairs of a provided name and a package that provides it.
@@ -150,7 +166,7 @@ struct Resolver<'a> {
 impl<'a> Resolver<'a> {
     /// The package of that name, or the best that provides it.
     fn named(&self, name: &str) -> Option<Id> {
-        self.packages.find(name).or_else(|| self.providers.get(name)?.first().map(|(id, _)| *id))
+        self.packages.find(name).or_else(|| self.providers.of(name).first().map(|(id, _)| *id))
     }
 
     /// All packages that satisfy an alternative, best first.
@@ -158,15 +174,14 @@ impl<'a> Resolver<'a> {
         let here = atom.arch.is_none_or(|a| a == "any" || a == "native" || a == self.architecture);
         let fits = move |version: &str| atom.version.is_none_or(|(r, v)| r.holds(version, v));
         let real = self.packages.find(atom.name).filter(|id| fits(self.packages.version(*id)));
-        let virt =
-            self.providers.get(atom.name).map_or(&[][..], Vec::as_slice).iter().filter_map(move |(id, v)| {
-                match (atom.version, v) {
-                    (None, _) => Some(*id),
-                    // Only a versioned provision satisfies a versioned dependency (policy manual 7.5).
-                    (Some(_), Some(v)) => fits(v).then_some(*id),
-                    (Some(_), None) => None,
-                }
-            });
+        let virt = self.providers.of(atom.name).iter().filter_map(move |(id, v)| {
+            match (atom.version, v) {
+                (None, _) => Some(*id),
+                // Only a versioned provision satisfies a versioned dependency (policy manual 7.5).
+                (Some(_), Some(v)) => fits(v).then_some(*id),
+                (Some(_), None) => None,
+            }
+        });
         real.into_iter().chain(virt).filter(move |_| here)
     }
 
