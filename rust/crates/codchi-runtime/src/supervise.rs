@@ -40,6 +40,8 @@ const RESTARTS: u32 = 5;
 const SERVICE_PATIENCE: Duration = Duration::from_secs(30);
 /// Largest size of the console log, of which one older part is kept.
 const LOG_SIZE: u64 = 1 << 20;
+/// How long a machine that is not ready yet is given to hear that it shall stop.
+const STARTING_PATIENCE: Duration = Duration::from_secs(15);
 /// Lines of the console that go with the message of a failed start.
 const TAIL: usize = 20;
 
@@ -432,7 +434,12 @@ impl Supervision {
                 }
             }
             self.console.read();
-            self.hear_notifications(leader.pid, teller)?;
+            if self.hear_notifications(leader.pid, teller)? && asked {
+                // It was asked before it could hear: the first process of a namespace gets no signal it has not
+                // prepared for.
+                leader.signal(self.spec.stop.number()?).doing("ask the machine to stop")?;
+                deadline = Some(Instant::now() + Duration::from_secs(self.spec.stop.timeout_seconds));
+            }
             if let Some(end) = leader.try_wait().doing("wait for the machine")? {
                 self.hear_notifications(leader.pid, teller)?;
                 self.console.drain();
@@ -442,7 +449,11 @@ impl Supervision {
                 match s {
                     signal::SIGTERM | signal::SIGINT if !asked => {
                         asked = true;
-                        deadline = Some(Instant::now() + Duration::from_secs(self.spec.stop.timeout_seconds));
+                        let mut patience = Duration::from_secs(self.spec.stop.timeout_seconds);
+                        if self.told.state == State::Starting {
+                            patience = patience.min(STARTING_PATIENCE);
+                        }
+                        deadline = Some(Instant::now() + patience);
                         self.told.state = State::Stopping;
                         self.write_state()?;
                         leader.signal(self.spec.stop.number()?).doing("ask the machine to stop")?;
@@ -558,32 +569,42 @@ impl Supervision {
         self.write_state()
     }
 
-    /// Drains NOTIFY_SOCKET; only PID 1's own words count.
-    fn hear_notifications(&mut self, leader: i32, teller: &mut Teller) -> Result<()> {
-        let mut changed = false;
-        while let Some((text, pid)) = crate::start::receive_notification(&self.notify) {
+    /// Drains NOTIFY_SOCKET; only PID 1's own words count. Answers whether it said that it is ready.
+    fn hear_notifications(&mut self, leader: i32, teller: &mut Teller) -> Result<bool> {
+        let (mut text, mut ready, mut stopping) = (None, false, false);
+        while let Some((message, pid)) = crate::start::receive_notification(&self.notify) {
             if pid != leader {
                 continue;
             }
-            for l in text.lines() {
-                if l == "READY=1" && self.told.state == State::Starting {
-                    self.told.state = State::Running;
-                    self.write_state()?;
-                    teller.tell(&Event::Ready);
-                } else if let Some(s) = l.strip_prefix("STATUS=") {
-                    self.told.text = s.chars().filter(|c| !c.is_control()).take(200).collect();
-                    changed = true;
-                } else if l == "STOPPING=1" && self.told.state == State::Running {
-                    self.told.state = State::Stopping;
-                    changed = true;
+            for l in message.lines() {
+                ready |= l == "READY=1";
+                stopping |= l == "STOPPING=1";
+                if let Some(s) = l.strip_prefix("STATUS=") {
+                    text = Some(s.chars().filter(|c| !c.is_control()).take(200).collect::<String>());
                 }
             }
         }
-        if changed {
+        let is_new = ready && self.told.state == State::Starting;
+        if is_new {
+            self.told.state = State::Running;
+        }
+        if stopping && self.told.state == State::Running {
+            self.told.state = State::Stopping;
+        }
+        let said = text.is_some();
+        if let Some(t) = text {
+            self.told.text = t;
+        }
+        if is_new || stopping || said {
             self.write_state()?;
+        }
+        if said {
             teller.tell(&Event::Status { text: self.told.text.clone() });
         }
-        Ok(())
+        if is_new {
+            teller.tell(&Event::Ready);
+        }
+        Ok(ready)
     }
 
     /// Leaves nothing.

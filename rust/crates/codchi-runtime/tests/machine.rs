@@ -55,6 +55,10 @@ fn init(how: &[String]) {
         eprintln!("this system is broken on purpose");
         std::process::exit(3);
     }
+    if how.first().is_some_and(|h| h == "slow") {
+        // Deaf until the file is there.
+        eventually("the permission to be ready", || Path::new("/mnt/go").exists());
+    }
     let signals = signal::Signals::block(&[signal::SIGCHLD, signal::SIGUSR1, signal::real_time(3)]).unwrap();
     let socket = std::os::unix::net::UnixDatagram::unbound().unwrap();
     socket.send_to(b"READY=1\nSTATUS=up", std::env::var("NOTIFY_SOCKET").unwrap()).unwrap();
@@ -238,6 +242,7 @@ fn tests() {
         ("refused system calls are refused under every instruction set", calls_are_refused),
         ("capabilities leave the bounding set", capabilities_are_dropped),
         ("a reboot starts the machine again", reboots),
+        ("a machine that is asked to stop while it starts stops when it can hear", stops_while_starting),
         ("nothing runs on without its supervisor", dies_with_supervisor),
         ("two machines run at once and do not see each other", two_at_once),
         ("ids on disk are the machine's, ids of processes those of its range", ids_are_mapped),
@@ -377,6 +382,21 @@ fn reboots() {
     });
     assert_eq!(m.succeeds(&["cat", "/mnt/mark"]).trim(), "kept");
     m.fails(&["cat", "/run/mark"]);
+}
+
+fn stops_while_starting() {
+    let mut m = Machine::new("slow");
+    m.launch.engine["init"] = json!(["/run/codchi/bin/init", "init", "slow"]);
+    std::thread::scope(|s| {
+        let starting = s.spawn(|| m.start());
+        eventually("the first process", || m.status().leader.is_some());
+        let stopping = s.spawn(|| start::stop(&m.dir, false, Duration::from_secs(60)));
+        eventually("the request", || m.status().state == State::Stopping);
+        std::fs::write(m.launch.root.join("mnt/go"), "").unwrap();
+        stopping.join().unwrap().unwrap();
+        assert!(starting.join().unwrap().is_err(), "a stopped machine is not a started one");
+    });
+    m.assert_nothing_left();
 }
 
 fn dies_with_supervisor() {
