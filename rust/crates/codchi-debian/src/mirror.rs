@@ -238,6 +238,13 @@ pub fn reachable(url: &str, within: std::time::Duration) -> bool {
     }
 }
 
+/// Downloads a small file for which no sum is known, such as one that holds a sum.
+pub fn get(url: &str, limit: u64) -> Result<Vec<u8>> {
+    let address = Address::parse(url).ok_or(Error::BadAddress { setting: "what is to be downloaded" })?;
+    let client = Client::new(None, &BTreeMap::new())?;
+    client.get_bytes(&address, limit).map_err(|t| Error::download(t, "the file", &address))
+}
+
 #[derive(Default)]
 struct Apt {
     main: Option<Address>,

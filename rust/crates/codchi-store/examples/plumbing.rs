@@ -53,6 +53,13 @@ fn main() -> ExitCode {
             status(c.args(args))
         }),
         Some("forget") => machine_name(&args).and_then(|n| store()?.forget_machine(&n)).map(|()| 0),
+        Some("remove") => place().and_then(|p| {
+            match p.open()? {
+                Some(s) => s.remove()?,
+                None => codchi_runtime::outer::remove_tree(&p.dirs.store())?,
+            }
+            Ok(0)
+        }),
         Some("machine") => machine_name(&args).and_then(|n| machine(&n)),
         _ => Ok(2),
     };

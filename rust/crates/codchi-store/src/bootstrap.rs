@@ -16,7 +16,13 @@ use codchi_debian::{Fetch, Freshness, Mirror, Record, Suite, unpack};
 use codchi_nix::Version;
 
 use crate::store::{Kind, Place};
-use crate::{Result, StoreError};
+use crate::{Result, StoreError, tarball};
+
+/// The version of the official tarball that is used where no other is asked for.
+const NIX: &str = "2.34.8";
+
+/// How long the official server may take to answer before the Debian mirror is used.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// Suites that have a recent enough Nix, the calmest first.
 const SUITES: [&str; 3] = ["trixie", "forky", "sid"];
@@ -55,8 +61,63 @@ pub fn installed(dirs: &Dirs) -> Result<Option<(PathBuf, Version)>> {
 
 /// Makes the store.
 pub fn run(place: &Place, progress: &dyn Progress) -> Result<()> {
-    let debs = fetch_packages(place, progress)?;
-    from_packages(place, &debs, progress)
+    let settings = &place.settings.store;
+    match &settings.nix_tarball {
+        // Who names a tarball wants that one.
+        Some(url) => from_tarball(place, url, progress),
+        None => {
+            let url = official();
+            if codchi_debian::mirror::reachable(&format!("{url}.sha256"), PATIENCE) {
+                return from_tarball(place, &url, progress);
+            }
+            let debs = fetch_packages(place, progress)?;
+            from_packages(place, &debs, progress)
+        }
+    }
+}
+
+/// The official binary tarball for this system.
+fn official() -> String {
+    format!("https://releases.nixos.org/nix/nix-{NIX}/nix-{NIX}-{}-linux.tar.xz", std::env::consts::ARCH)
+}
+
+/// Makes the store from a binary tarball with its sha256 beside it.
+fn from_tarball(place: &Place, url: &str, progress: &dyn Progress) -> Result<()> {
+    let sum_url = format!("{url}.sha256");
+    let sum = codchi_debian::mirror::get(&sum_url, 4096)?;
+    let sum = String::from_utf8_lossy(&sum).split_whitespace().next().unwrap_or_default().to_owned();
+    if sum.len() != 64 || !sum.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(StoreError::Fetch(format!("`{sum_url}` holds no sha256")));
+    }
+    let file = url.rsplit('/').next().unwrap_or_default();
+    let odd = || StoreError::Fetch(format!("`{url}` is not named like a binary tarball of Nix"));
+    let version = file.strip_prefix("nix-").and_then(|f| f.split('-').next()).ok_or_else(odd)?;
+    let version: Version = version.parse().map_err(|()| odd())?;
+    let dest = place.dirs.cache.join("nix").join(file);
+    let fetch = Fetch {
+        url: url.into(),
+        sha256: sum.to_lowercase(),
+        size: 0,
+        dest: dest.clone(),
+        what: "Nix".into(),
+    };
+    Mirror::discover(&codchi_debian::Settings::default())?.fetch_all(&[fetch], 1, progress)?;
+
+    progress.report(Event::Phase("unpacking Nix"));
+    let staging = Staging::new(&place.dirs)?;
+    let dist = staging.dist.join(format!("nix-{version}"));
+    for dir in ["bin", "libexec"] {
+        codchi_fs::create_dir_all(staging.path.join(dir))?;
+    }
+    // Where programs are in the store is known after unpacking, which only the store's owner can do: a link in the
+    // store's own folder leads there.
+    for name in std::iter::once("nix").chain(NAMES) {
+        codchi_fs::symlink_atomic(
+            Path::new(tarball::LINK).join("bin").join(name),
+            staging.path.join("bin").join(name),
+        )?;
+    }
+    finish(place, staging, &dist, version, Some(&dest), progress)
 }
 
 /// Downloads Nix and what it needs from the first suite that has a recent enough one.
@@ -125,7 +186,7 @@ pub fn from_packages(place: &Place, debs: &[PathBuf], progress: &dyn Progress) -
     let version = program_version(&staging.path)?;
     let dist = staging.dist.join(format!("nix-{version}"));
     link_programs(&staging.path, &dist)?;
-    finish(place, staging, &dist, version, progress)
+    finish(place, staging, &dist, version, None, progress)
 }
 
 /// A folder for what is being made; only one at a time.
@@ -267,21 +328,25 @@ fn finish(
     staging: Staging,
     dist: &Path,
     version: Version,
+    tarball: Option<&Path>,
     progress: &dyn Progress,
 ) -> Result<()> {
     progress.report(Event::Phase("setting up the store"));
     let store_dir = place.dirs.store();
     codchi_fs::remove_dir_all(dist)?;
     codchi_fs::rename(&staging.path, dist)?;
-    write_conf(place)?;
-    // The sandbox's shell must be where a build user gets to, which is not so below a person's home.
+    // The sandbox's shell must be where a build user gets to, which is not so below a person's home. Nix of the tarball
+    // has one built in.
     let shell = store_dir.join("nix/libexec/sh");
     codchi_fs::create_dir_all(store_dir.join("nix/libexec"))?;
     codchi_fs::remove_if_exists(&shell)?;
-    codchi_fs::link_or_copy(dist.join("libexec/sh"), &shell)?;
+    if tarball.is_none() {
+        codchi_fs::link_or_copy(dist.join("libexec/sh"), &shell)?;
+    }
+    write_conf(place)?;
     let store = place.store(Kind::Own { dist: dist.into(), version });
     // As the owner of the store, Nix itself makes its folders and data base.
-    said(store.initialiser(&dist.join("bin/nix-store")).arg("--init"))?;
+    said(store.initialiser(tarball, &dist.join("bin/nix-store")).arg("--init"))?;
     let name = dist.file_name().unwrap_or_default();
     codchi_fs::symlink_atomic(Path::new("dist").join(name), store_dir.join("current"))?;
     Ok(())
@@ -291,7 +356,8 @@ fn finish(
 pub(crate) fn write_conf(place: &Place) -> Result<()> {
     let dir = place.dirs.store().join("etc");
     let file = dir.join("nix.conf");
-    let text = conf(place.settings.store.nix_conf.as_deref());
+    let shell = place.dirs.store().join("nix/libexec/sh").exists();
+    let text = conf(shell, place.settings.store.nix_conf.as_deref());
     if codchi_fs::read_if_exists(&file)?.as_deref() != Some(&text) {
         codchi_fs::create_dir_all(&dir)?;
         codchi_fs::write_atomic(&file, text, 0o644)?;
@@ -299,7 +365,7 @@ pub(crate) fn write_conf(place: &Place) -> Result<()> {
     Ok(())
 }
 
-fn conf(more: Option<&str>) -> String {
+fn conf(shell: bool, more: Option<&str>) -> String {
     let mut text = format!(
         "# Written by Codchi from its settings (`store.nix-conf`); changes here are lost.\n\
          allowed-users = *\n\
@@ -311,11 +377,13 @@ fn conf(more: Option<&str>) -> String {
          max-jobs = auto\n\
          sandbox = true\n\
          sandbox-fallback = false\n\
-         sandbox-paths = /bin/sh=/nix/libexec/sh\n\
          substituters = https://cache.nixos.org\n\
          trusted-public-keys = {CACHE_KEY}\n\
          trusted-users = root\n"
     );
+    if shell {
+        text.push_str("sandbox-paths = /bin/sh=/nix/libexec/sh\n");
+    }
     if let Some(more) = more {
         text.push_str(more);
         text.push('\n');
@@ -329,7 +397,7 @@ mod tests {
 
     #[test]
     fn a_persons_lines_come_last_and_so_win() {
-        let text = conf(Some("substituters ="));
+        let text = conf(true, Some("substituters ="));
         assert!(text.ends_with("substituters =\n") && text.contains("sandbox-fallback = false\n"));
     }
 }

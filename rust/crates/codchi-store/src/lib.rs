@@ -6,6 +6,7 @@ pub mod endpoint;
 mod error;
 pub mod shell;
 mod store;
+mod tarball;
 
 pub use error::StoreError;
 pub use store::{Kind, Place, Store};

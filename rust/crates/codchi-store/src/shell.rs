@@ -15,7 +15,7 @@ use codchi_runtime::outer::{self, OuterConfig, Role};
 use codchi_sys::process;
 
 use crate::error::Tried;
-use crate::{Result, StoreError};
+use crate::{Result, StoreError, tarball};
 
 /// What `codchi store shell` is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct Args {
     pub as_root: bool,
     /// Make the folders first that Nix does not make itself.
     pub init: bool,
+    /// Put the paths of this binary tarball of Nix into the store first.
+    pub unpack: Option<PathBuf>,
     /// The `nix-daemon` for a person who is not root; none: the program does without.
     pub daemon: Option<PathBuf>,
     /// What to run.
@@ -35,7 +37,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Reads `[--nix DIR] [--as-root] [--init] [--daemon PROGRAM] [--] PROGRAM ARGS...`.
+    /// Reads `[--nix DIR] [--as-root] [--init] [--unpack FILE] [--daemon PROGRAM] [--] PROGRAM ARGS...`.
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Args> {
         let mut args = args.into_iter();
         let mut out = Args::default();
@@ -45,6 +47,9 @@ impl Args {
             match a.to_str() {
                 Some("--nix") => {
                     out.nix = Some(args.next().ok_or_else(|| usage("`--nix` needs a folder"))?.into())
+                }
+                Some("--unpack") => {
+                    out.unpack = Some(args.next().ok_or_else(|| usage("`--unpack` needs a file"))?.into());
                 }
                 Some("--daemon") => {
                     out.daemon = Some(args.next().ok_or_else(|| usage("`--daemon` needs a program"))?.into());
@@ -99,6 +104,9 @@ pub fn run(args: &Args) -> Result<u8> {
                     codchi_fs::create_dir_all(dir)?;
                 }
             }
+            if let Some(file) = &args.unpack {
+                tarball::unpack(file)?;
+            }
             let mut c = Command::new(&args.program);
             if role == Role::Maintainer {
                 as_owner(&mut c);
@@ -109,7 +117,7 @@ pub fn run(args: &Args) -> Result<u8> {
 }
 
 /// The store's owner has nothing to do with the person's home and temporary files.
-fn as_owner(c: &mut Command) {
+pub(crate) fn as_owner(c: &mut Command) {
     if !rustix::process::geteuid().is_root() {
         return;
     }

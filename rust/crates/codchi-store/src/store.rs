@@ -193,9 +193,12 @@ impl Store {
     }
 
     /// As the owner of an own store whose folders are still to be made.
-    pub(crate) fn initialiser(&self, program: &Path) -> Command {
+    pub(crate) fn initialiser(&self, tarball: Option<&Path>, program: &Path) -> Command {
         let mut c = self.plumbing("shell");
         c.args(["--as-root", "--init"]);
+        if let Some(file) = tarball {
+            c.arg("--unpack").arg(file);
+        }
         if let Some(nix) = self.nix_dir() {
             c.arg("--nix").arg(nix);
         }
