@@ -75,7 +75,10 @@ let
     ++ lib.optional cfg.localBinInPath "$HOME/.local/bin"
     ++ map (p: "${p}/bin") cfg.profiles
     # Programs of Debian look for each other here; it comes last, so that a profile always wins.
-    ++ [ "/usr/bin" ]
+    ++ [
+      "/usr/local/bin"
+      "/usr/bin"
+    ]
   );
 in
 {

@@ -111,6 +111,9 @@ let
         activation
         config.systemd.package
       ]
+      # Named for what is not linked into a profile, such as a library or a program's plugins.
+      ++ config.environment.systemPackages
+      ++ lib.concatMap (u: u.packages) (lib.attrValues config.users.users)
       ++ cfg.extraDependencies
     );
   };

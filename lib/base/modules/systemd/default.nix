@@ -386,6 +386,9 @@ in
       "systemd/sleep.conf".text = "[Sleep]\n${cfg.sleep.extraConfig}";
       "tmpfiles.d/00-nixos.conf".text = ''
         d /nix/var 0755 root root -
+        d /var/local/bin 0755 root root -
+        d /var/local/lib 0755 root root -
+        d /var/local/share 0755 root root -
         ${lib.concatLines cfg.tmpfiles.rules}
       '';
     }

@@ -21,8 +21,12 @@ pub struct Alternative {
 /// Reads the alternatives out of a maintainer script.
 pub fn parse(script: &str) -> Vec<Alternative> {
     let joined = script.replace("\\\n", " ");
-    let lines: Vec<&str> =
-        joined.lines().flat_map(|l| l.split(';')).map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).collect();
+    let lines: Vec<&str> = joined
+        .lines()
+        .flat_map(|l| l.split(';'))
+        .map(str::trim)
+        .filter(|l| !l.is_empty() && !l.starts_with('#'))
+        .collect();
     let mut found = Vec::new();
     walk(&lines, &mut BTreeMap::new(), &mut found);
     found

@@ -47,7 +47,10 @@ fn wanted(path: &str, to_link: &[String]) -> bool {
     to_link.is_empty()
         || to_link.iter().any(|l| {
             let l = l.trim_end_matches('/');
-            l.is_empty() || path == l || path.starts_with(&format!("{l}/")) || l.starts_with(&format!("{path}/"))
+            l.is_empty()
+                || path == l
+                || path.starts_with(&format!("{l}/"))
+                || l.starts_with(&format!("{path}/"))
         })
 }
 
@@ -102,4 +105,57 @@ fn write(nodes: &BTreeMap<String, Node>, to: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn package(dir: &Path, files: &[&str]) -> PathBuf {
+        for f in files {
+            let at = dir.join(f);
+            codchi_fs::create_dir_all(at.parent().unwrap()).unwrap();
+            codchi_fs::write(at, *f).unwrap();
+        }
+        dir.to_owned()
+    }
+
+    fn joined(paths: Vec<PathBuf>, to_link: &[&str], out: &Path) {
+        let request = Request {
+            paths,
+            paths_to_link: to_link.iter().map(|s| (*s).to_owned()).collect(),
+            post_build: String::new(),
+            shell: PathBuf::new(),
+            path: String::new(),
+        };
+        run(out, &request).unwrap();
+    }
+
+    #[test]
+    fn a_folder_of_one_package_is_one_link_and_of_two_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let a = package(&dir.path().join("a"), &["bin/a", "bin/both", "share/only/x", "nix-support/y"]);
+        let b = package(&dir.path().join("b"), &["bin/b", "bin/both"]);
+        let out = dir.path().join("out");
+        joined(vec![a.clone(), b.clone()], &[], &out);
+        assert_eq!(std::fs::read_link(out.join("share")).unwrap(), a.join("share"));
+        assert!(out.join("bin").symlink_metadata().unwrap().is_dir());
+        assert_eq!(
+            std::fs::read_link(out.join("bin/both")).unwrap(),
+            a.join("bin/both"),
+            "the earlier package wins"
+        );
+        assert_eq!(std::fs::read_link(out.join("bin/b")).unwrap(), b.join("bin/b"));
+        assert!(!out.join("nix-support").exists());
+    }
+
+    #[test]
+    fn only_the_folders_asked_for_are_linked() {
+        let dir = tempfile::tempdir().unwrap();
+        let a = package(&dir.path().join("a"), &["bin/a", "share/doc/x", "share/applications/y", "lib/z"]);
+        let out = dir.path().join("out");
+        joined(vec![a], &["/bin", "/share/applications"], &out);
+        assert!(out.join("bin/a").exists() && out.join("share/applications/y").exists());
+        assert!(!out.join("share/doc").exists() && !out.join("lib").exists());
+    }
 }

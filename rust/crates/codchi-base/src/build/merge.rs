@@ -77,14 +77,24 @@ pub fn run(out: &Path, request: &Request) -> Result<()> {
     for d in &debs {
         let bin = d.raw.join("usr/bin");
         if bin.is_dir() {
-            programs.extend(codchi_fs::read_dir(bin)?.into_iter().map(|e| e.file_name().to_string_lossy().into_owned()));
+            programs.extend(
+                codchi_fs::read_dir(bin)?.into_iter().map(|e| e.file_name().to_string_lossy().into_owned()),
+            );
         }
     }
-    for (name, target) in links(&debs, &programs)? {
-        link(&target, &usr.join("bin").join(name))?;
+    for (path, target) in links(&debs, &programs)? {
+        let at = usr.join(path);
+        if let Some(parent) = at.parent() {
+            codchi_fs::create_dir_all(parent)?;
+        }
+        link(&target, &at)?;
     }
     for folder in ["sbin", "games"] {
         link(Path::new("bin"), &usr.join(folder))?;
+    }
+    // Where people install by hand, as Debian's programs expect; it must be writable.
+    if usr.join("local").symlink_metadata().is_err() {
+        link(Path::new("/var/local"), &usr.join("local"))?;
     }
     codchi_fs::write(usr.join("lib/tmpfiles.d/zz-packages.conf"), tmpfiles(&debs)?)?;
 
@@ -95,7 +105,11 @@ pub fn run(out: &Path, request: &Request) -> Result<()> {
             let dir = d.raw.join("usr/lib/systemd").join(kind);
             if dir.is_dir() {
                 for e in codchi_fs::read_dir(&dir)? {
-                    units.push_str(&format!("{kind}/{} {}\n", e.file_name().to_string_lossy(), d.raw.display()));
+                    units.push_str(&format!(
+                        "{kind}/{} {}\n",
+                        e.file_name().to_string_lossy(),
+                        d.raw.display()
+                    ));
                 }
             }
         }
@@ -115,7 +129,10 @@ pub fn run(out: &Path, request: &Request) -> Result<()> {
 }
 
 fn is_unpacked(path: &Path) -> bool {
-    path.file_name().and_then(|n| n.to_str()).and_then(|n| n.get(32..)).is_some_and(|n| n.starts_with("-deb-"))
+    path.file_name()
+        .and_then(|n| n.to_str())
+        .and_then(|n| n.get(32..))
+        .is_some_and(|n| n.starts_with("-deb-"))
         && path.join(super::INFO).exists()
 }
 
@@ -175,43 +192,47 @@ pub fn conflicts(all: &[&DebInfo]) -> Vec<String> {
     wrong
 }
 
-/// Links in `bin` for alternatives: the highest priority whose program is there, real programs first.
-fn links(debs: &[Deb], programs: &BTreeSet<String>) -> Result<BTreeMap<String, PathBuf>> {
-    let mut best: BTreeMap<String, (i64, PathBuf)> = BTreeMap::new();
-    let mut offer = |name: &str, target: PathBuf, priority: i64| {
-        if !programs.contains(name) && best.get(name).is_none_or(|(p, _)| *p < priority) {
-            best.insert(name.to_owned(), (priority, target));
-        }
-    };
-    let exists = |target: &Path| {
-        let below = target.strip_prefix("/").unwrap_or(target);
+/// Links for alternatives, by path below `/usr`: the highest priority whose target is there; a package's own file wins.
+fn links(debs: &[Deb], programs: &BTreeSet<String>) -> Result<BTreeMap<PathBuf, PathBuf>> {
+    let exists = |path: &Path| {
+        let below = path.strip_prefix("/").unwrap_or(path);
         debs.iter().any(|d| d.raw.join(below).symlink_metadata().is_ok())
     };
+    let mut best: BTreeMap<PathBuf, (i64, PathBuf)> = BTreeMap::new();
+    let mut offer = |link: PathBuf, target: PathBuf, priority: i64| {
+        if best.get(&link).is_none_or(|(p, _)| *p < priority) && !exists(&Path::new("/usr").join(&link)) {
+            best.insert(link, (priority, target));
+        }
+    };
     for a in debs.iter().flat_map(|d| &d.info.alternatives) {
-        let link = placed(&a.link);
-        let target = placed(&a.target);
-        if let Ok(name) = link.strip_prefix("/usr/bin")
+        let (link, target) = (placed(&a.link), placed(&a.target));
+        if let Ok(below) = link.strip_prefix("/usr")
+            && !below.starts_with("share/man")
             && exists(&target)
         {
-            offer(&name.to_string_lossy(), target, a.priority);
+            offer(below.to_owned(), target, a.priority);
         }
     }
     for (rank, (name, program)) in WELL_KNOWN.iter().enumerate() {
         if programs.contains(*program) {
-            offer(name, (*program).into(), -1000 - i64::try_from(rank).unwrap_or(0));
+            offer(Path::new("bin").join(name), (*program).into(), -1000 - i64::try_from(rank).unwrap_or(0));
         }
     }
     for d in debs {
-        for (folder, bin) in [("usr/lib/jvm", "bin"), ("usr/lib/postgresql", "bin")] {
+        for (folder, bin) in super::package::PROGRAM_FOLDERS {
             let dir = d.raw.join(folder);
             if !dir.is_dir() {
                 continue;
             }
-            for v in codchi_fs::read_dir(&dir)?.into_iter().filter(|v| !v.path().is_symlink() && v.path().join(bin).is_dir()) {
+            for v in codchi_fs::read_dir(&dir)? {
+                if v.path().is_symlink() || !v.path().join(bin).is_dir() {
+                    continue;
+                }
                 let number = v.file_name().to_string_lossy().parse().unwrap_or(0i64);
                 for e in codchi_fs::read_dir(v.path().join(bin))? {
-                    let target = Path::new("/").join(folder).join(v.file_name()).join(bin).join(e.file_name());
-                    offer(&e.file_name().to_string_lossy(), target, -100_000 + number);
+                    let target =
+                        Path::new("/").join(folder).join(v.file_name()).join(bin).join(e.file_name());
+                    offer(Path::new("bin").join(e.file_name()), target, -100_000 + number);
                 }
             }
         }
@@ -234,10 +255,23 @@ fn tmpfiles(debs: &[Deb]) -> Result<String> {
         }
     }
     // Places that every machine has, and a package manager's own.
-    let known = ["/var", "/var/backups", "/var/lib/misc", "/var/local", "/var/lock", "/var/mail", "/var/opt", "/var/run"];
+    let known = [
+        "/var",
+        "/var/backups",
+        "/var/lib/misc",
+        "/var/local",
+        "/var/lock",
+        "/var/mail",
+        "/var/opt",
+        "/var/run",
+    ];
     let mut lines = BTreeMap::new();
     for (path, mode, user, group) in debs.iter().flat_map(|d| &d.info.var) {
-        if !known.contains(&path.as_str()) && !made.contains(path) && !path.starts_with("/var/run/") && !path.starts_with("/var/lib/dpkg") {
+        if !known.contains(&path.as_str())
+            && !made.contains(path)
+            && !path.starts_with("/var/run/")
+            && !path.starts_with("/var/lib/dpkg")
+        {
             lines.entry(path).or_insert_with(|| format!("d {path} {mode} {user} {group} -\n"));
         }
     }
@@ -278,7 +312,11 @@ mod tests {
 
     #[test]
     fn packages_that_exclude_each_other_are_named() {
-        let exim = deb("exim4", "4.96", &[("Conflicts", "mail-transport-agent"), ("Provides", "mail-transport-agent")]);
+        let exim = deb(
+            "exim4",
+            "4.96",
+            &[("Conflicts", "mail-transport-agent"), ("Provides", "mail-transport-agent")],
+        );
         let postfix = deb("postfix", "3.7", &[("Provides", "mail-transport-agent")]);
         let libc = deb("libc6", "2.36", &[("Breaks", "exim4 (<< 4.0)")]);
         assert!(conflicts(&[&exim, &libc]).is_empty(), "a package may provide what it conflicts with");

@@ -65,9 +65,11 @@ struct Request<T> {
 }
 
 fn request<T: DeserializeOwned>() -> Result<(PathBuf, T)> {
-    let file = std::env::var_os("NIX_ATTRS_JSON_FILE").map(PathBuf::from).unwrap_or_else(|| ".attrs.json".into());
+    let file =
+        std::env::var_os("NIX_ATTRS_JSON_FILE").map(PathBuf::from).unwrap_or_else(|| ".attrs.json".into());
     let mut r: Request<T> = read_json(&file)?;
-    let out = r.outputs.remove("out").ok_or_else(|| Error::Usage("the derivation has no output `out`".into()))?;
+    let out =
+        r.outputs.remove("out").ok_or_else(|| Error::Usage("the derivation has no output `out`".into()))?;
     Ok((out, r.action))
 }
 

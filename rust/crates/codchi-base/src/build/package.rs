@@ -23,7 +23,7 @@ pub struct Request {
 }
 
 /// Folders in which packages keep programs that Debian does not put on the search path as such.
-const PROGRAM_FOLDERS: [(&str, &str); 2] = [("usr/lib/jvm", "bin"), ("usr/lib/postgresql", "bin")];
+pub(super) const PROGRAM_FOLDERS: [(&str, &str); 2] = [("usr/lib/jvm", "bin"), ("usr/lib/postgresql", "bin")];
 
 /// Makes one package.
 pub fn run(out: &Path, request: &Request) -> Result<()> {
@@ -54,7 +54,8 @@ pub fn run(out: &Path, request: &Request) -> Result<()> {
         link(Path::new("bin"), &out.join("sbin"))?;
     }
     for top in ["lib", "share", "include", "libexec"] {
-        let from: Vec<PathBuf> = with.iter().map(|d| d.join("usr").join(top)).filter(|p| p.is_dir()).collect();
+        let from: Vec<PathBuf> =
+            with.iter().map(|d| d.join("usr").join(top)).filter(|p| p.is_dir()).collect();
         overlay(&from, &out.join(top))?;
     }
     let etc: Vec<PathBuf> = with.iter().map(|d| d.join("etc")).filter(|p| p.is_dir()).collect();
@@ -114,7 +115,10 @@ fn programs_of(raw: &Path) -> Result<Vec<(String, PathBuf)>> {
             }
             let inside = dir.strip_prefix(raw).unwrap_or(&dir).to_owned();
             for e in codchi_fs::read_dir(&dir)? {
-                found.push((e.file_name().to_string_lossy().into_owned(), Path::new("/").join(&inside).join(e.file_name())));
+                found.push((
+                    e.file_name().to_string_lossy().into_owned(),
+                    Path::new("/").join(&inside).join(e.file_name()),
+                ));
             }
         }
     }
@@ -161,7 +165,8 @@ pub struct Tools {
 pub fn tools(out: &Path, request: &Tools) -> Result<()> {
     let bin = out.join("bin");
     codchi_fs::create_dir_all(&bin)?;
-    let list = std::process::Command::new(&request.busybox).arg("--list").output().at("run", &request.busybox)?;
+    let list =
+        std::process::Command::new(&request.busybox).arg("--list").output().at("run", &request.busybox)?;
     if !list.status.success() {
         return Err(Error::Program { program: "busybox --list".into(), status: list.status.to_string() });
     }

@@ -66,7 +66,9 @@ pub fn run(out: &Path, request: &Request) -> Result<()> {
     }
     modules(&request.etc, &etc)?;
 
-    for (name, verb) in [("init", "init"), ("activate", "activate"), ("bin/switch-to-configuration", "switch")] {
+    for (name, verb) in
+        [("init", "init"), ("activate", "activate"), ("bin/switch-to-configuration", "switch")]
+    {
         let at = out.join(name);
         codchi_fs::write(&at, format!("#!{} {verb}\n", request.program.display()))?;
         std::fs::set_permissions(&at, PermissionsExt::from_mode(0o755)).at("change mode of", &at)?;
@@ -84,7 +86,9 @@ pub fn run(out: &Path, request: &Request) -> Result<()> {
 fn packaged(from: &Path, to: &Path, at: &Path) -> Result<()> {
     for e in codchi_fs::read_dir(from)? {
         let at = at.join(e.file_name());
-        if LEFT_OUT.iter().any(|l| at == Path::new(l)) || at.to_str().is_some_and(|a| a.starts_with("rc") && a.ends_with(".d")) {
+        if LEFT_OUT.iter().any(|l| at == Path::new(l))
+            || at.to_str().is_some_and(|a| a.starts_with("rc") && a.ends_with(".d"))
+        {
             continue;
         }
         let target = to.join(e.file_name());
@@ -144,7 +148,11 @@ fn modules(from: &Path, to: &Path) -> Result<()> {
             Some(_) => codchi_fs::remove_file(&target)?,
             None => {}
         }
-        let leads = if kind.is_symlink() { std::fs::read_link(e.path()).at("read link", e.path())? } else { e.path() };
+        let leads = if kind.is_symlink() {
+            std::fs::read_link(e.path()).at("read link", e.path())?
+        } else {
+            e.path()
+        };
         link(&leads, &target)?;
     }
     Ok(())
@@ -162,7 +170,11 @@ pub(super) fn shell(shell: &Path, path: &str, script: &str, out: &Path) -> Resul
         .current_dir(out)
         .status()
         .at("run", shell)?;
-    if status.success() { Ok(()) } else { Err(Error::Program { program: "the build script".into(), status: status.to_string() }) }
+    if status.success() {
+        Ok(())
+    } else {
+        Err(Error::Program { program: "the build script".into(), status: status.to_string() })
+    }
 }
 
 #[cfg(test)]
@@ -171,8 +183,35 @@ mod tests {
 
     #[test]
     fn relative_links_of_etc_are_seen_from_the_machine() {
-        assert_eq!(in_machine(Path::new("os-release"), Path::new("../usr/lib/os-release")), Path::new("/usr/lib/os-release"));
+        assert_eq!(
+            in_machine(Path::new("os-release"), Path::new("../usr/lib/os-release")),
+            Path::new("/usr/lib/os-release")
+        );
         assert_eq!(in_machine(Path::new("a/b"), Path::new("c")), Path::new("/etc/a/c"));
         assert_eq!(in_machine(Path::new("x"), Path::new("/run/x")), Path::new("/run/x"));
+    }
+
+    #[test]
+    fn a_modules_file_replaces_a_packages_file_or_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |p: &str| {
+            let path = dir.path().join(p);
+            codchi_fs::create_dir_all(path.parent().unwrap()).unwrap();
+            path
+        };
+        codchi_fs::write(at("deb/etc/a/one"), "deb").unwrap();
+        codchi_fs::write(at("deb/etc/a/two"), "deb").unwrap();
+        codchi_fs::write(at("deb/etc/b/three"), "deb").unwrap();
+        codchi_fs::write(at("deb/etc/init.d/four"), "deb").unwrap();
+        codchi_fs::write(at("modules/a/one"), "module").unwrap();
+        link(Path::new("/nix/store/b"), &at("modules/b")).unwrap();
+        let etc = dir.path().join("etc");
+        codchi_fs::create_dir_all(&etc).unwrap();
+        packaged(&dir.path().join("deb/etc"), &etc, Path::new("")).unwrap();
+        modules(&dir.path().join("modules"), &etc).unwrap();
+        assert_eq!(codchi_fs::read_to_string(etc.join("a/one")).unwrap(), "module");
+        assert_eq!(codchi_fs::read_to_string(etc.join("a/two")).unwrap(), "deb");
+        assert_eq!(std::fs::read_link(etc.join("b")).unwrap(), Path::new("/nix/store/b"));
+        assert!(!etc.join("init.d").exists());
     }
 }

@@ -59,7 +59,9 @@ pub fn run(out: &Path, request: &Request) -> Result<()> {
             codchi_fs::remove_if_exists(out.join(name))?;
             put(out, name, &text)?;
         }
-        for (suffix, by) in [("wants", &unit.wanted_by), ("requires", &unit.required_by), ("upholds", &unit.upheld_by)] {
+        for (suffix, by) in
+            [("wants", &unit.wanted_by), ("requires", &unit.required_by), ("upholds", &unit.upheld_by)]
+        {
             for other in by {
                 codchi_fs::create_dir_all(out.join(format!("{other}.{suffix}")))?;
                 replace(out, &format!("{other}.{suffix}/{name}"), &Path::new("..").join(name))?;
@@ -108,4 +110,38 @@ fn packaged(out: &Path, request: &Request) -> Result<BTreeSet<String>> {
         }
     }
     Ok(known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_that_a_package_has_becomes_a_drop_in_and_a_disabled_one_is_masked() {
+        let dir = tempfile::tempdir().unwrap();
+        let package = dir.path().join("p");
+        codchi_fs::create_dir_all(package.join("lib/systemd/system")).unwrap();
+        codchi_fs::write(package.join("lib/systemd/system/known.service"), "[Service]\n").unwrap();
+        let unit = |enable| serde_json::json!({ "text": "[Unit]\n", "enable": enable, "dropIn": false, "wantedBy": ["multi-user.target"], "aliases": ["other.service"] });
+        let request: Request = serde_json::from_value(serde_json::json!({
+            "kind": "system", "packages": [package], "links": { "default.target": "/x" },
+            "units": { "known.service": unit(true), "own.service": unit(true), "off.service": unit(false) }
+        }))
+        .unwrap();
+        let out = dir.path().join("out");
+        run(&out, &request).unwrap();
+        assert_eq!(
+            std::fs::read_link(out.join("known.service")).unwrap(),
+            package.join("lib/systemd/system/known.service")
+        );
+        assert!(out.join("known.service.d/overrides.conf").exists());
+        assert!(out.join("own.service").is_file() && !out.join("own.service.d").exists());
+        assert_eq!(std::fs::read_link(out.join("off.service")).unwrap(), Path::new("/dev/null"));
+        assert_eq!(
+            std::fs::read_link(out.join("multi-user.target.wants/own.service")).unwrap(),
+            Path::new("../own.service")
+        );
+        assert!(!out.join("multi-user.target.wants/off.service").exists());
+        assert_eq!(std::fs::read_link(out.join("default.target")).unwrap(), Path::new("/x"));
+    }
 }

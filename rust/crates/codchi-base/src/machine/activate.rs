@@ -89,8 +89,20 @@ fn builtin(system: &System, name: &str) -> Result<()> {
 /// Folders that are always there.
 fn folders() -> Result<()> {
     let plain = [
-        "/etc", "/home", "/mnt", "/nix/var/nix", "/opt", "/srv", "/var/cache", "/var/empty", "/var/lib", "/var/lib/nixos",
-        "/var/log", "/var/spool", "/run/lock", RUN,
+        "/etc",
+        "/home",
+        "/mnt",
+        "/nix/var/nix",
+        "/opt",
+        "/srv",
+        "/var/cache",
+        "/var/empty",
+        "/var/lib",
+        "/var/lib/nixos",
+        "/var/log",
+        "/var/spool",
+        "/run/lock",
+        RUN,
     ];
     for dir in plain {
         codchi_fs::create_dir_all(dir)?;

@@ -126,7 +126,8 @@ fn only_ours(dir: &Path) -> Result<bool> {
         let ours = if kind.is_dir() {
             only_ours(&e.path())?
         } else {
-            kind.is_symlink() && codchi_fs::read_link_if_exists(e.path())?.is_some_and(|t| t.starts_with(STATIC))
+            kind.is_symlink()
+                && codchi_fs::read_link_if_exists(e.path())?.is_some_and(|t| t.starts_with(STATIC))
         };
         if !ours {
             return Ok(false);
@@ -140,8 +141,8 @@ fn put_copy(from: &Path, to: &Path, copy: &Copy, accounts: &Accounts) -> Result<
     let new = PathBuf::from(format!("{}.codchi-new", to.display()));
     codchi_fs::remove_if_exists(&new)?;
     codchi_fs::write(&new, codchi_fs::read(from)?)?;
-    std::os::unix::fs::chown(&new, accounts.uid(&copy.user), accounts.gid(&copy.group)).at("change owner of", &new)?;
+    std::os::unix::fs::chown(&new, accounts.uid(&copy.user), accounts.gid(&copy.group))
+        .at("change owner of", &new)?;
     std::fs::set_permissions(&new, PermissionsExt::from_mode(mode)).at("change mode of", &new)?;
     Ok(codchi_fs::rename(&new, to)?)
 }
-

@@ -18,8 +18,8 @@ mod etc;
 mod script;
 mod switch;
 pub mod units;
-mod usr;
 pub mod users;
+mod usr;
 mod wrappers;
 
 /// Where the program keeps what must not outlive a boot.

@@ -63,7 +63,9 @@ pub fn run(path: &Path, args: &[String]) -> Result<ExitCode> {
     let systemd = |p: &Path| std::fs::canonicalize(p.join("systemd")).ok();
     manager.plain(if systemd(&old) == systemd(&new.path) { "daemon-reload" } else { "daemon-reexec" })?;
     manager.plain("reset-failed")?;
-    let _ = Command::new("/usr/bin/systemd-tmpfiles").args(["--create", "--remove", "--exclude-prefix=/dev"]).status();
+    let _ = Command::new("/usr/bin/systemd-tmpfiles")
+        .args(["--create", "--remove", "--exclude-prefix=/dev"])
+        .status();
 
     for user in people(&running) {
         if let Err(e) = user_units(user, &old, &new.path) {
@@ -95,7 +97,8 @@ pub fn run(path: &Path, args: &[String]) -> Result<ExitCode> {
     if !fresh.is_empty() {
         say(format!("the following new units were started: {}", list(&fresh)));
     }
-    let broken: BTreeSet<String> = now.iter().filter(|u| u.state == "failed").map(|u| u.name.clone()).collect();
+    let broken: BTreeSet<String> =
+        now.iter().filter(|u| u.state == "failed").map(|u| u.name.clone()).collect();
     if !broken.is_empty() {
         say(format!("warning: the following units failed: {}", list(&broken)));
         let mut show = manager.command();
@@ -131,7 +134,10 @@ fn list(units: &BTreeSet<String>) -> String {
 fn difference(now: &[Active], before: &[Active]) -> BTreeSet<String> {
     let up = |all: &[Active]| -> BTreeSet<String> {
         all.iter()
-            .filter(|u| u.state == "active" && [".service", ".socket", ".timer", ".path"].iter().any(|k| u.name.ends_with(k)))
+            .filter(|u| {
+                u.state == "active"
+                    && [".service", ".socket", ".timer", ".path"].iter().any(|k| u.name.ends_with(k))
+            })
             .map(|u| u.name.clone())
             .collect()
     };
@@ -152,7 +158,9 @@ impl Manager {
     fn command(&self) -> Command {
         let mut c = Command::new("/usr/bin/systemctl");
         if let Some((uid, gid)) = self.user {
-            c.arg("--user").env("XDG_RUNTIME_DIR", format!("/run/user/{uid}")).env_remove("DBUS_SESSION_BUS_ADDRESS");
+            c.arg("--user")
+                .env("XDG_RUNTIME_DIR", format!("/run/user/{uid}"))
+                .env_remove("DBUS_SESSION_BUS_ADDRESS");
             c.uid(uid).gid(gid);
         }
         c
@@ -183,7 +191,10 @@ impl Manager {
             .output()
             .at("run", "/usr/bin/systemctl")?;
         if !out.status.success() {
-            return Err(Error::Program { program: "systemctl list-units".into(), status: out.status.to_string() });
+            return Err(Error::Program {
+                program: "systemctl list-units".into(),
+                status: out.status.to_string(),
+            });
         }
         Ok(String::from_utf8_lossy(&out.stdout)
             .lines()

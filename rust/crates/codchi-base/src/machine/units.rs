@@ -27,7 +27,12 @@ impl Unit {
             if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
                 section = name.to_owned();
             } else if let Some((key, value)) = line.split_once('=') {
-                let values = self.sections.entry(section.clone()).or_default().entry(key.trim().to_owned()).or_default();
+                let values = self
+                    .sections
+                    .entry(section.clone())
+                    .or_default()
+                    .entry(key.trim().to_owned())
+                    .or_default();
                 values.push(value.trim().to_owned());
             }
         }
@@ -43,7 +48,8 @@ impl Unit {
     }
 
     fn flag(&self, key: &str, default: bool) -> bool {
-        let set = ["Unit", "Service", "Socket", "Timer", "Path", "Mount"].iter().find_map(|s| self.value(s, key));
+        let set =
+            ["Unit", "Service", "Socket", "Timer", "Path", "Mount"].iter().find_map(|s| self.value(s, key));
         set.map_or(default, |v| ["1", "yes", "true", "on"].contains(&v.to_ascii_lowercase().as_str()))
     }
 
@@ -66,8 +72,14 @@ pub enum Difference {
 }
 
 /// Keys that only say something about the unit.
-const SILENT: [&str; 6] =
-    ["Description", "Documentation", "X-Reload-Triggers", "X-StopOnRemoval", "X-StopIfChanged", "X-RestartIfChanged"];
+const SILENT: [&str; 6] = [
+    "Description",
+    "Documentation",
+    "X-Reload-Triggers",
+    "X-StopOnRemoval",
+    "X-StopIfChanged",
+    "X-RestartIfChanged",
+];
 
 /// Compares a unit of two systems.
 pub fn compare(old: &Unit, new: &Unit) -> Difference {
@@ -132,8 +144,15 @@ impl Actions {
 }
 
 /// Targets that must not be started again because a switch happens in them.
-const NOT_AGAIN: [&str; 7] =
-    ["suspend.target", "hibernate.target", "hybrid-sleep.target", "suspend-then-hibernate.target", "shutdown.target", "emergency.target", "rescue.target"];
+const NOT_AGAIN: [&str; 7] = [
+    "suspend.target",
+    "hibernate.target",
+    "hybrid-sleep.target",
+    "suspend-then-hibernate.target",
+    "shutdown.target",
+    "emergency.target",
+    "rescue.target",
+];
 
 /// The name of the template of an instance: `x@1.service` -> `x@.service`.
 pub fn template(name: &str) -> Option<String> {
@@ -275,7 +294,8 @@ mod tests {
             let set: BTreeMap<String, Unit> = set.iter().map(|(n, t)| ((*n).to_owned(), unit(t))).collect();
             move |name: &str| set.get(name).or_else(|| template(name).and_then(|t| set.get(&t))).cloned()
         };
-        let running: Vec<_> = running.iter().map(|n| Active { name: (*n).into(), state: "active".into() }).collect();
+        let running: Vec<_> =
+            running.iter().map(|n| Active { name: (*n).into(), state: "active".into() }).collect();
         decide(&running, &find(old), &find(new))
     }
 
@@ -286,10 +306,22 @@ mod tests {
     #[test]
     fn a_unit_is_compared_by_what_a_running_one_notices() {
         let a = unit("[Unit]\nDescription=a\n[Service]\nExecStart=x\n");
-        assert_eq!(compare(&a, &unit("[Unit]\nDescription=b\n[Service]\nExecStart=x\n[Install]\nWantedBy=y\n")), Difference::None);
-        assert_eq!(compare(&a, &unit("[Unit]\nDescription=a\n[Service]\nExecStart=y\n")), Difference::Restart);
-        assert_eq!(compare(&a, &unit("[Unit]\nX-Reload-Triggers=1\n[Service]\nExecStart=x\n")), Difference::Reload);
-        assert_eq!(compare(&a, &unit("[Unit]\nX-Restart-Triggers=1\n[Service]\nExecStart=x\n")), Difference::Restart);
+        assert_eq!(
+            compare(&a, &unit("[Unit]\nDescription=b\n[Service]\nExecStart=x\n[Install]\nWantedBy=y\n")),
+            Difference::None
+        );
+        assert_eq!(
+            compare(&a, &unit("[Unit]\nDescription=a\n[Service]\nExecStart=y\n")),
+            Difference::Restart
+        );
+        assert_eq!(
+            compare(&a, &unit("[Unit]\nX-Reload-Triggers=1\n[Service]\nExecStart=x\n")),
+            Difference::Reload
+        );
+        assert_eq!(
+            compare(&a, &unit("[Unit]\nX-Restart-Triggers=1\n[Service]\nExecStart=x\n")),
+            Difference::Restart
+        );
         let mut newer = a.clone();
         newer.from("/nix/store/newer");
         assert_eq!(compare(&a, &newer), Difference::Restart);
@@ -306,7 +338,13 @@ mod tests {
         let two = |more: &str| format!("[Service]\nExecStart=2\n{more}");
         let a = plan(
             &["a.service", "b.service", "c.service", "d.service", "same.service"],
-            &[("a.service", one), ("b.service", one), ("c.service", one), ("d.service", one), ("same.service", one)],
+            &[
+                ("a.service", one),
+                ("b.service", one),
+                ("c.service", one),
+                ("d.service", one),
+                ("same.service", one),
+            ],
             &[
                 ("a.service", &two("")),
                 ("b.service", &two("X-StopIfChanged=false\n")),
@@ -345,7 +383,11 @@ mod tests {
 
     #[test]
     fn instances_are_compared_by_their_template() {
-        let a = plan(&["x@1.service"], &[("x@.service", "[Service]\nExecStart=1\n")], &[("x@.service", "[Service]\nExecStart=2\n")]);
+        let a = plan(
+            &["x@1.service"],
+            &[("x@.service", "[Service]\nExecStart=1\n")],
+            &[("x@.service", "[Service]\nExecStart=2\n")],
+        );
         assert_eq!(names(&a.stop), ["x@1.service"]);
         assert_eq!(template("x@1.service").as_deref(), Some("x@.service"));
         assert_eq!(template("x.service"), None);
@@ -354,7 +396,11 @@ mod tests {
     #[test]
     fn active_targets_are_started_again_for_their_new_units() {
         let t = ("multi-user.target", "[Unit]\n");
-        let a = plan(&["multi-user.target", "rescue.target"], &[t, ("rescue.target", "")], &[t, ("rescue.target", "")]);
+        let a = plan(
+            &["multi-user.target", "rescue.target"],
+            &[t, ("rescue.target", "")],
+            &[t, ("rescue.target", "")],
+        );
         assert_eq!(names(&a.targets), ["multi-user.target"]);
         assert!(a.is_quiet());
     }

@@ -233,14 +233,19 @@ pub fn merge(
     };
     let mut new = Accounts::default();
 
-    let kept_group = |g: &GroupLine| spec.mutable && !next.groups.contains(&g.name) && !memory.groups.contains(&g.name);
-    let mut used: BTreeSet<u32> = spec.groups.iter().filter_map(|g| g.gid).chain(memory.gids.values().copied()).collect();
+    let kept_group =
+        |g: &GroupLine| spec.mutable && !next.groups.contains(&g.name) && !memory.groups.contains(&g.name);
+    let mut used: BTreeSet<u32> =
+        spec.groups.iter().filter_map(|g| g.gid).chain(memory.gids.values().copied()).collect();
     used.extend(old.group.iter().map(|g| g.gid));
     for g in &spec.groups {
         let there = old.group.iter().find(|o| o.name == g.name);
         let gid = match (there, g.gid) {
             (Some(o), Some(wanted)) if o.gid != wanted => {
-                warnings.push(format!("the id of group `{}` stays {}, not {wanted}: its files would lose it", g.name, o.gid));
+                warnings.push(format!(
+                    "the id of group `{}` stays {}, not {wanted}: its files would lose it",
+                    g.name, o.gid
+                ));
                 o.gid
             }
             (Some(o), _) => o.gid,
@@ -259,14 +264,19 @@ pub fn merge(
     }
     new.group.extend(old.group.iter().filter(|g| kept_group(g)).cloned());
 
-    let kept_user = |u: &PasswdLine| spec.mutable && !next.users.contains(&u.name) && !memory.users.contains(&u.name);
-    let mut used: BTreeSet<u32> = spec.users.iter().filter_map(|u| u.uid).chain(memory.uids.values().copied()).collect();
+    let kept_user =
+        |u: &PasswdLine| spec.mutable && !next.users.contains(&u.name) && !memory.users.contains(&u.name);
+    let mut used: BTreeSet<u32> =
+        spec.users.iter().filter_map(|u| u.uid).chain(memory.uids.values().copied()).collect();
     used.extend(old.passwd.iter().map(|u| u.uid));
     for u in &spec.users {
         let there = old.passwd.iter().find(|o| o.name == u.name);
         let uid = match (there, u.uid) {
             (Some(o), Some(wanted)) if o.uid != wanted => {
-                warnings.push(format!("the id of user `{}` stays {}, not {wanted}: their files would lose it", u.name, o.uid));
+                warnings.push(format!(
+                    "the id of user `{}` stays {}, not {wanted}: their files would lose it",
+                    u.name, o.uid
+                ));
                 o.uid
             }
             (Some(o), _) => o.uid,
@@ -342,7 +352,8 @@ fn shadow_line(
             Some(Password::File(file)) => match world.read(file) {
                 Some(text) => text.lines().next().unwrap_or("!").trim().to_owned(),
                 None => {
-                    warnings.push(format!("the password file `{file}` of user `{}` cannot be read", user.name));
+                    warnings
+                        .push(format!("the password file `{file}` of user `{}` cannot be read", user.name));
                     "!".to_owned()
                 }
             },
@@ -376,7 +387,8 @@ impl World for Here {
     fn hash(&self, plain: &str) -> Result<String> {
         let params = sha_crypt::Sha512Params::new(sha_crypt::ROUNDS_DEFAULT)
             .map_err(|e| Error::Machine(format!("cannot hash a password: {e:?}")))?;
-        sha_crypt::sha512_simple(plain, &params).map_err(|e| Error::Machine(format!("cannot hash a password: {e:?}")))
+        sha_crypt::sha512_simple(plain, &params)
+            .map_err(|e| Error::Machine(format!("cannot hash a password: {e:?}")))
     }
 
     fn matches(&self, plain: &str, hash: &str) -> bool {
@@ -449,7 +461,8 @@ pub fn apply(spec: &Spec) -> Result<()> {
     write_if_changed(Path::new("/etc/passwd"), &passwd, 0o644)?;
     if write_if_changed(Path::new("/etc/shadow"), &shadow, 0o640)? {
         chown("/etc/shadow", Some(0), new.gid("shadow")).at("change owner of", "/etc/shadow")?;
-        std::fs::set_permissions("/etc/shadow", PermissionsExt::from_mode(0o640)).at("change mode of", "/etc/shadow")?;
+        std::fs::set_permissions("/etc/shadow", PermissionsExt::from_mode(0o640))
+            .at("change mode of", "/etc/shadow")?;
     }
     subordinate(spec, &next)?;
     for u in &spec.users {
@@ -468,7 +481,8 @@ fn subordinate(spec: &Spec, memory: &Memory) -> Result<()> {
     ] {
         let mut text = String::new();
         for u in &spec.users {
-            let chosen = memory.subordinate.get(&u.name).filter(|_| u.auto_sub_uid_gid_range).map(|s| (*s, 65536));
+            let chosen =
+                memory.subordinate.get(&u.name).filter(|_| u.auto_sub_uid_gid_range).map(|s| (*s, 65536));
             for (start, count) in ranges(u).into_iter().chain(chosen) {
                 let _ = writeln!(text, "{}:{start}:{count}", u.name);
             }
@@ -523,7 +537,14 @@ mod tests {
     }
 
     fn user(name: &str, normal: bool) -> User {
-        User { name: name.into(), group: "users".into(), home: format!("/home/{name}"), shell: "/bin/sh".into(), normal, ..User::default() }
+        User {
+            name: name.into(),
+            group: "users".into(),
+            home: format!("/home/{name}"),
+            shell: "/bin/sh".into(),
+            normal,
+            ..User::default()
+        }
     }
 
     fn spec(mutable: bool, users: Vec<User>) -> Spec {
@@ -536,7 +557,11 @@ mod tests {
 
     #[test]
     fn ids_are_chosen_once_and_kept_even_when_an_account_was_gone() {
-        let (a, m, _) = run(&spec(true, vec![user("ann", true), user("svc", false)]), &Accounts::default(), &Memory::default());
+        let (a, m, _) = run(
+            &spec(true, vec![user("ann", true), user("svc", false)]),
+            &Accounts::default(),
+            &Memory::default(),
+        );
         assert_eq!((a.passwd[0].uid, a.passwd[1].uid), (1000, 999));
         let (b, m, _) = run(&spec(true, vec![user("bob", true)]), &a, &m);
         assert_eq!(b.passwd.iter().map(|u| (u.name.as_str(), u.uid)).collect::<Vec<_>>(), [("bob", 1001)]);
@@ -546,11 +571,19 @@ mod tests {
 
     #[test]
     fn a_machines_own_accounts_stay_only_when_they_may() {
-        let old = Accounts::parse("own:x:1234:100::/home/own:/bin/sh\n", "g:x:77:own\nusers:x:100:own,ann\n", "own:$y$x:1::::::\n");
+        let old = Accounts::parse(
+            "own:x:1234:100::/home/own:/bin/sh\n",
+            "g:x:77:own\nusers:x:100:own,ann\n",
+            "own:$y$x:1::::::\n",
+        );
         let (a, _, _) = run(&spec(true, vec![user("ann", true)]), &old, &Memory::default());
         assert!(a.passwd.iter().any(|u| u.name == "own" && u.uid == 1234));
         assert_eq!(a.shadow["own"][0], "$y$x");
-        assert_eq!(a.group.iter().find(|g| g.name == "users").unwrap().members, ["own"], "declared users are members by declaration");
+        assert_eq!(
+            a.group.iter().find(|g| g.name == "users").unwrap().members,
+            ["own"],
+            "declared users are members by declaration"
+        );
         let (b, _, _) = run(&spec(false, vec![user("ann", true)]), &old, &Memory::default());
         assert_eq!(b.passwd.len(), 1);
         assert_eq!(b.group.len(), 1);
@@ -584,7 +617,10 @@ mod tests {
         let (a, _, warnings) = run(&spec(true, vec![ann.clone()]), &Accounts::default(), &Memory::default());
         assert_eq!((a.shadow["ann"][0].as_str(), warnings.len()), ("!", 1));
         ann.password = Some(Password::File("/there".into()));
-        assert_eq!(run(&spec(true, vec![ann]), &Accounts::default(), &Memory::default()).0.shadow["ann"][0], "$6$file");
+        assert_eq!(
+            run(&spec(true, vec![ann]), &Accounts::default(), &Memory::default()).0.shadow["ann"][0],
+            "$6$file"
+        );
     }
 
     #[test]
@@ -597,7 +633,8 @@ mod tests {
     #[test]
     fn subordinate_ranges_do_not_overlap_and_stay() {
         let with = |n: &str| User { auto_sub_uid_gid_range: true, ..user(n, true) };
-        let (a, m, _) = run(&spec(true, vec![with("ann"), with("bob")]), &Accounts::default(), &Memory::default());
+        let (a, m, _) =
+            run(&spec(true, vec![with("ann"), with("bob")]), &Accounts::default(), &Memory::default());
         assert_eq!((m.subordinate["ann"], m.subordinate["bob"]), (100_000, 165_536));
         let (_, m, _) = run(&spec(true, vec![with("bob"), with("cid")]), &a, &m);
         assert_eq!((m.subordinate["bob"], m.subordinate["cid"]), (165_536, 231_072));

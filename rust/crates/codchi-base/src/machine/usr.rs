@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use codchi_fs::Context as _;
 use rustix::fd::OwnedFd;
 use rustix::mount::{
-    MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind, move_mount, open_tree, unmount,
+    MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind, move_mount, open_tree,
+    unmount,
 };
 
 use super::{RUN, System, boot, say};
@@ -65,7 +66,8 @@ fn overlay(usr: &Path) -> Result<OwnedFd> {
 /// A private copy of a mount, which is then taken away from where it was.
 fn take(stage: &Path) -> Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = open_tree(rustix::fs::CWD, stage, flags).tried(|| format!("clone the mount at `{}`", stage.display()));
+    let tree = open_tree(rustix::fs::CWD, stage, flags)
+        .tried(|| format!("clone the mount at `{}`", stage.display()));
     unmount(stage, UnmountFlags::DETACH).tried(|| format!("unmount `{}`", stage.display()))?;
     tree
 }
@@ -84,7 +86,9 @@ fn copied(usr: &Path) -> Result<OwnedFd> {
         codchi_fs::write(&done, "")?;
     }
     for old in codchi_fs::read_dir(COPIES)?.into_iter().map(|e| e.path()).filter(|p| *p != copy) {
-        if codchi_fs::read_if_exists(Path::new(RUN).join("usr"))?.map(PathBuf::from).and_then(|u| u.file_name().map(|n| n.to_owned()))
+        if codchi_fs::read_if_exists(Path::new(RUN).join("usr"))?
+            .map(PathBuf::from)
+            .and_then(|u| u.file_name().map(|n| n.to_owned()))
             != old.file_name().map(|n| n.to_owned())
         {
             codchi_fs::remove_dir_all(old)?;
@@ -111,7 +115,9 @@ fn put(tree: &OwnedFd, replace: bool) -> Result<()> {
 
 /// `/bin` and its like lead into `/usr`.
 fn links() -> Result<()> {
-    for (at, target) in [("/bin", "usr/bin"), ("/sbin", "usr/bin"), ("/lib", "usr/lib"), ("/lib64", "usr/lib64")] {
+    for (at, target) in
+        [("/bin", "usr/bin"), ("/sbin", "usr/bin"), ("/lib", "usr/lib"), ("/lib64", "usr/lib64")]
+    {
         if at == "/lib64" && !Path::new("/usr/lib64").exists() {
             continue;
         }

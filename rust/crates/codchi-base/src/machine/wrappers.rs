@@ -30,7 +30,8 @@ pub struct Wrapper {
 
 /// Makes the wrappers and swaps them in at once.
 pub fn apply(wrappers: &[Wrapper]) -> Result<()> {
-    let wanted = serde_json::to_string(wrappers).map_err(|source| Error::Parse { path: DIR.into(), source })?;
+    let wanted =
+        serde_json::to_string(wrappers).map_err(|source| Error::Parse { path: DIR.into(), source })?;
     let note = Path::new(RUN).join("wrappers");
     codchi_fs::create_dir_all(DIR)?;
     if boot::mounted(DIR)? {
@@ -38,12 +39,16 @@ pub fn apply(wrappers: &[Wrapper]) -> Result<()> {
             return Ok(());
         }
     } else {
-        mount("tmpfs", DIR, "tmpfs", MountFlags::NODEV, c"mode=0755,size=50%").tried(|| format!("mount tmpfs on `{DIR}`"))?;
+        mount("tmpfs", DIR, "tmpfs", MountFlags::NODEV, c"mode=0755,size=50%")
+            .tried(|| format!("mount tmpfs on `{DIR}`"))?;
     }
     let accounts = Accounts::read()?;
     let bin = Path::new(DIR).join("bin");
     let old = codchi_fs::read_link_if_exists(&bin)?;
-    let new = (0..).map(|i| Path::new(DIR).join(format!("wrappers.{i}"))).find(|p| !p.exists()).unwrap_or_else(|| DIR.into());
+    let new = (0..)
+        .map(|i| Path::new(DIR).join(format!("wrappers.{i}")))
+        .find(|p| !p.exists())
+        .unwrap_or_else(|| DIR.into());
     codchi_fs::create_dir_all(&new)?;
     for w in wrappers {
         put(w, &new.join(&w.name), &accounts)?;
@@ -63,8 +68,9 @@ fn put(w: &Wrapper, to: &Path, accounts: &Accounts) -> Result<()> {
     std::fs::set_permissions(to, PermissionsExt::from_mode(0)).at("change mode of", to)?;
     chown(to, accounts.uid(&w.owner), accounts.gid(&w.group)).at("change owner of", to)?;
     if !w.capabilities.is_empty() {
-        let value = capabilities(&w.capabilities)
-            .ok_or_else(|| Error::Machine(format!("`{}` are no capabilities (wrapper `{}`)", w.capabilities, w.name)))?;
+        let value = capabilities(&w.capabilities).ok_or_else(|| {
+            Error::Machine(format!("`{}` are no capabilities (wrapper `{}`)", w.capabilities, w.name))
+        })?;
         rustix::fs::setxattr(to, "security.capability", &value, XattrFlags::empty())
             .tried(|| format!("give `{}` its capabilities", to.display()))?;
     }
@@ -106,11 +112,46 @@ fn permissions(text: &str) -> Option<u32> {
 
 /// Names by number (capabilities(7)).
 const NAMES: [&str; 41] = [
-    "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap",
-    "linux_immutable", "net_bind_service", "net_broadcast", "net_admin", "net_raw", "ipc_lock", "ipc_owner",
-    "sys_module", "sys_rawio", "sys_chroot", "sys_ptrace", "sys_pacct", "sys_admin", "sys_boot", "sys_nice",
-    "sys_resource", "sys_time", "sys_tty_config", "mknod", "lease", "audit_write", "audit_control", "setfcap",
-    "mac_override", "mac_admin", "syslog", "wake_alarm", "block_suspend", "audit_read", "perfmon", "bpf",
+    "chown",
+    "dac_override",
+    "dac_read_search",
+    "fowner",
+    "fsetid",
+    "kill",
+    "setgid",
+    "setuid",
+    "setpcap",
+    "linux_immutable",
+    "net_bind_service",
+    "net_broadcast",
+    "net_admin",
+    "net_raw",
+    "ipc_lock",
+    "ipc_owner",
+    "sys_module",
+    "sys_rawio",
+    "sys_chroot",
+    "sys_ptrace",
+    "sys_pacct",
+    "sys_admin",
+    "sys_boot",
+    "sys_nice",
+    "sys_resource",
+    "sys_time",
+    "sys_tty_config",
+    "mknod",
+    "lease",
+    "audit_write",
+    "audit_control",
+    "setfcap",
+    "mac_override",
+    "mac_admin",
+    "syslog",
+    "wake_alarm",
+    "block_suspend",
+    "audit_read",
+    "perfmon",
+    "bpf",
     "checkpoint_restore",
 ];
 
@@ -174,7 +215,10 @@ mod tests {
     fn capabilities_become_the_kernels_form() {
         let ping = capabilities("cap_net_raw+ep").unwrap();
         assert_eq!(&ping[..8], [1, 0, 0, 2, 0, 0x20, 0, 0]);
-        assert_eq!(capabilities("cap_net_raw,cap_net_admin+p").unwrap()[4..8], (1u32 << 13 | 1 << 12).to_le_bytes());
+        assert_eq!(
+            capabilities("cap_net_raw,cap_net_admin+p").unwrap()[4..8],
+            (1u32 << 13 | 1 << 12).to_le_bytes()
+        );
         assert_eq!(capabilities("cap_nonsense+ep"), None);
         assert_eq!(capabilities("cap_net_raw"), None);
     }
