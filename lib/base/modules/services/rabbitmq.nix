@@ -101,7 +101,6 @@ in
           lib.concatStrings (lib.mapAttrsToList (n: v: "${n} = ${v}\n") cfg.configItems)
         )}";
         RABBITMQ_ENABLED_PLUGINS_FILE = "${pkgs.writeText "enabled_plugins" "[ ${lib.concatStringsSep "," cfg.plugins} ].\n"}";
-        RABBITMQ_PLUGINS_DIR = "/usr/lib/rabbitmq/plugins";
         HOME = "${cfg.dataDir}";
       }
       // lib.optionalAttrs (cfg.config != "") {
