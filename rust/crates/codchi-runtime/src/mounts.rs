@@ -224,25 +224,22 @@ pub(crate) fn place(root: &OwnedFd, path: &Path, dir: bool, owner: Owner) -> io:
     open_inside(root, path, OFlags::PATH)
 }
 
-/// As root on a host that keeps /dev/net/tun to root: a node that machines' network programs may open, in our own
-/// mount namespace only.
-pub(crate) fn open_tun() {
-    let tun = Path::new("/dev/net/tun");
-    let closed = rustix::fs::stat(tun).is_ok_and(|s| s.st_mode & 0o006 != 0o006);
-    if !closed {
-        return;
+/// As root on a host that keeps these to root: nodes that machines and their network programs may open, in our own
+/// mount namespace only. Every namespace has its own networks and its own mounts to use them for.
+pub(crate) fn open_devices() {
+    for (name, minor) in [("net/tun", 200), ("fuse", 229)] {
+        let there = Path::new("/dev").join(name);
+        if !rustix::fs::stat(&there).is_ok_and(|s| s.st_mode & 0o006 != 0o006) {
+            continue;
+        }
+        let own = Path::new(OWN_DIR).join(name.replace('/', "-"));
+        let mode = Mode::from_raw_mode(0o666);
+        // Best effort: without it the next kind of network is tried, or a machine has no fuse.
+        let _ =
+            rustix::fs::mknodat(CWD, &own, FileType::CharacterDevice, mode, rustix::fs::makedev(10, minor))
+                .and_then(|()| rustix::fs::chmod(&own, mode))
+                .and_then(|()| rustix::mount::mount_bind(&own, &there));
     }
-    let own = Path::new(OWN_DIR).join("tun");
-    // Best effort: without it the next kind of network is tried.
-    let _ = rustix::fs::mknodat(
-        CWD,
-        &own,
-        FileType::CharacterDevice,
-        Mode::from_raw_mode(0o666),
-        rustix::fs::makedev(10, 200),
-    )
-    .and_then(|()| rustix::fs::chmod(&own, Mode::from_raw_mode(0o666)))
-    .and_then(|()| rustix::mount::mount_bind(&own, tun));
 }
 
 #[cfg(test)]

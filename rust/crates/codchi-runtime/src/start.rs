@@ -20,7 +20,7 @@ use crate::error::{Doing, Error, Result};
 use crate::network::find_program;
 use crate::outer;
 use crate::spec::Launch;
-use crate::state::{self, State};
+use crate::state;
 
 /// What a supervisor tells whoever started it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -324,9 +324,8 @@ pub fn stop(dir: &Path, force: bool, patience: Duration) -> Result<()> {
         return Err(Error::NotRunning(name()));
     }
     let number = if force { signal::SIGQUIT } else { signal::SIGTERM };
-    if s.state != State::Stopping || force {
-        process::pidfd_signal(fd.as_fd(), number).doing("signal the supervisor")?;
-    }
+    // A machine that powers itself off is asked, too: from then on it has a deadline.
+    process::pidfd_signal(fd.as_fd(), number).doing("signal the supervisor")?;
     if wait(&mut [PollFd::new(&fd, PollFlags::IN)], Instant::now() + patience)? == 0 {
         return Err(Error::Timeout { name: name(), what: "stop", seconds: patience.as_secs() });
     }

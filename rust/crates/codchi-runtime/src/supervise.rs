@@ -165,7 +165,7 @@ impl Supervision {
         mounts::prepare_root(&launch.root, Owner { uid: 0, gid: 0 })?;
         let idmap = if outer.privileged { Some(mounts::mapping_namespace(base)?) } else { None };
         if outer.privileged {
-            mounts::open_tun();
+            mounts::open_devices();
         }
         let tree = Tree::prepare(&launch.name, outer.privileged)?;
         let notify = lay_out(dir, owner)?;
