@@ -103,6 +103,15 @@ impl Tools {
         self.nix = self.nix.with_options(options);
     }
 
+    /// Asks no binary cache for what the built-in base makes: none has it.
+    pub fn only_local(&mut self, base: &str) {
+        if base == "debian" {
+            let mut options = self.nix.options().clone();
+            options.extra.extend(["--option".into(), "substitute".into(), "false".into()]);
+            self.nix = self.nix.with_options(options);
+        }
+    }
+
     /// Whether a path is (still) in the store.
     pub fn has(&self, path: &StorePath) -> bool {
         self.store_dir().join(path.base_name()).symlink_metadata().is_ok()

@@ -113,6 +113,7 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
     let request =
         LockRequest { base: base_path.clone(), codchi: Some(codchi), update: Update::Missing, refresh_local: true };
     let locked = tools.lock(app, &folder, &request)?;
+    tools.only_local(&base);
     let evaluation = tools.evaluate(app, &folder, driver.info().name)?;
 
     let granted = crate::needs::check(app, &evaluation.needs, !flake.inputs.is_empty(), nix_config, &secrets)?;

@@ -113,7 +113,10 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
     if request.codchi.as_ref().is_none_or(|c| !tools.has(c)) {
         request.codchi = Some(tools.codchi(app)?);
     }
+    // What a generation was built from is its lock, to the letter.
+    request.refresh_local = !how.restore;
     let locked = tools.lock(app, &folder, &request)?;
+    tools.only_local(&attachment.base);
     let evaluation = tools.evaluate(app, &folder, attachment.driver.as_str())?;
     let flake = codchi_core::flake::Flake::parse(&codchi_fs::read_to_string(folder.join("flake.nix"))?)?;
     let foreign = flake.inputs().iter().any(|(n, _)| n != "codchi" && n != "nixpkgs");
