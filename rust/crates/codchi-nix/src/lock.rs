@@ -153,14 +153,12 @@ impl Nix {
                 (codchi.clone(), String::new())
             } else if let Some(node) = lock["nodes"]["root"]["inputs"][name].as_str().map(str::to_owned)
                 && !(top && request.refresh_local && reference.is_some_and(is_local))
+                && !(top && self.is_stale(reference, &lock["nodes"][&node]["original"]))
             {
-                // The lock says what is below.
+                // Nix keeps that lock, and it says what is below.
                 if let Some(base) = &request.base {
                     let mut seen = BTreeSet::new();
                     walk(lock, &node, &path, &inner, base, found, &mut seen);
-                }
-                if top && let Some((target, dir)) = locked_in_store(lock, &node) {
-                    found.push(put(&target, &dir));
                 }
                 continue;
             } else {
@@ -188,6 +186,11 @@ impl Nix {
             self.collect(&flake, &lock, &path, &inner, request, found, progress)?;
         }
         Ok(())
+    }
+
+    /// Whether a lock was made for something else than what the flake.nix says now.
+    fn is_stale(&self, reference: Option<&Reference>, original: &Value) -> bool {
+        reference.is_some_and(|r| self.original(r).is_ok_and(|now| now != *original))
     }
 
     fn text_of(&self, reference: &Reference) -> Result<String> {
@@ -291,8 +294,10 @@ pub fn is_local(reference: &Reference) -> bool {
                 .strip_prefix("path:")
                 .or_else(|| u.strip_prefix("git+file:"))
                 .or_else(|| u.strip_prefix("git+file+"));
+            // What is relative lies in the machine's own folder, which Nix copies whole.
             let path = rest.unwrap_or(u);
-            (rest.is_some() || u.starts_with(['/', '.'])) && !path.starts_with("/nix/store/")
+            let path = path.strip_prefix("//").unwrap_or(path);
+            path.starts_with('/') && !path.starts_with("/nix/store/")
         }
         Reference::Attrs(a) => local_original(&Value::Object(a.clone())).is_some(),
     }
@@ -402,14 +407,6 @@ fn walk(
     seen.remove(node);
 }
 
-/// The store path a node is locked to, where it is one that this module chose (its original says something else).
-fn locked_in_store(lock: &Value, node: &str) -> Option<(StorePath, String)> {
-    let n = &lock["nodes"][node];
-    let path = n["locked"]["path"].as_str()?.parse().ok()?;
-    (n["original"]["path"] != n["locked"]["path"])
-        .then(|| (path, n["locked"]["dir"].as_str().unwrap_or_default().to_owned()))
-}
-
 /// All store paths a lock refers to.
 fn roots(lock: &Value) -> Vec<StorePath> {
     let mut all: Vec<StorePath> = lock["nodes"]
@@ -503,8 +500,14 @@ mod tests {
     #[test]
     fn folders_of_the_host_are_local() {
         let local = |u: &str| is_local(&Reference::Url(u.into()));
-        assert!(local("path:/x") && local("/x") && local("git+file:///x") && local("./x"));
-        assert!(!local("path:/nix/store/x") && !local("github:a/b") && !local("git+ssh://h/x"));
+        assert!(local("path:/x") && local("/x") && local("git+file:///x") && local("git+file:/x"));
+        assert!(
+            !local("./x")
+                && !local("path:./x")
+                && !local("path:/nix/store/x")
+                && !local("github:a/b")
+                && !local("git+ssh://h/x")
+        );
     }
 
     #[test]

@@ -150,6 +150,14 @@ fn lock_stands_by_itself(b: &Bench, url: &str) {
     assert!(refreshed.changed);
     let all = b.offline().eval_json(&format!("path:{}#all", dir.display()), None, &Silent).unwrap();
     assert_eq!(all[3], "two");
+    // Another address is another source, whatever the lock says.
+    std::fs::rename(b.path("mod"), b.path("moved")).unwrap();
+    b.put("moved/text", "three");
+    let flake = std::fs::read_to_string(dir.join("flake.nix")).unwrap();
+    b.put("machine/flake.nix", &flake.replace("/mod\"", "/moved\""));
+    assert!(b.offline().lock(&dir, &request, &Silent).unwrap().changed);
+    let all = b.offline().eval_json(&format!("path:{}#all", dir.display()), None, &Silent).unwrap();
+    assert_eq!(all, serde_json::json!(["base", "base", "base", "three"]));
     let updated = LockRequest { update: Update::Inputs(vec!["mod".into()]), ..request };
     b.offline().lock(&dir, &updated, &Silent).unwrap();
 }
