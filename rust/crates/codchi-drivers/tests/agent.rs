@@ -1,6 +1,8 @@
 //! The client and the real agent, the agent in process and mount namespaces of its own. Needs root; the client here is the
 //! example program `agent`, which is `agent::exec` and nothing more.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
