@@ -48,7 +48,9 @@ impl Driver for Native {
     }
 
     fn update(&self, host: &Host, machine: &Machine) -> Result<Switched> {
-        let Some(system) = &machine.system else { return Err(DriverError::Settings("there is no system".into())) };
+        let Some(system) = &machine.system else {
+            return Err(DriverError::Settings("there is no system".into()));
+        };
         let launch = launch(host, machine)?;
         let switched = switch::switch(&agent_dir(host, machine.name), machine.name, &system.toplevel)?;
         if matches!(switched.status, 0 | 4) {
@@ -110,7 +112,8 @@ impl Driver for Native {
     fn attach(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<u8> {
         let progress = host.progress;
         let mut warn = |message: &str| progress.report(Told::Warning(message));
-        agent::exec_warning(&agent_dir(host, machine), request(exec), &mut warn).map_err(|e| failed(machine, &e))
+        agent::exec_warning(&agent_dir(host, machine), request(exec), &mut warn)
+            .map_err(|e| failed(machine, &e))
     }
 
     fn capture(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<(u8, String)> {
@@ -185,7 +188,9 @@ fn private_runtime(host: &Host) -> Result<()> {
 
 /// What a supervisor is told of a machine.
 fn launch(host: &Host, machine: &Machine) -> Result<Launch> {
-    let Some(system) = &machine.system else { return Err(DriverError::Settings("there is no system".into())) };
+    let Some(system) = &machine.system else {
+        return Err(DriverError::Settings("there is no system".into()));
+    };
     let needs = &system.manifest.needs;
     let mounts: Vec<Mount> = needs
         .mounts
@@ -283,7 +288,8 @@ pub fn on_boot(host: &Host, machine: &MachineName, on: bool) -> Result<()> {
     codchi_fs::create_dir_all(&place)?;
     codchi_fs::write_atomic(&file, start::unit_text(host.program, user), 0o644)?;
     for words in [&["daemon-reload"][..], &["enable", "--quiet", &unit]] {
-        let out = systemctl(words).map_err(|e| DriverError::Helper { what: "run `systemctl`".into(), reason: e.to_string() })?;
+        let out = systemctl(words)
+            .map_err(|e| DriverError::Helper { what: "run `systemctl`".into(), reason: e.to_string() })?;
         if !out.status.success() {
             return Err(DriverError::Helper {
                 what: format!("`systemctl {}`", words.join(" ")),
@@ -299,13 +305,19 @@ impl From<codchi_runtime::Error> for DriverError {
         match e {
             codchi_runtime::Error::Host { what, hints } => DriverError::Host { what, hints },
             codchi_runtime::Error::Settings(s) => DriverError::Settings(s),
-            other => DriverError::Runtime { message: other.to_string(), hints: other.hints(), kind: other.kind() },
+            other => {
+                DriverError::Runtime { message: other.to_string(), hints: other.hints(), kind: other.kind() }
+            }
         }
     }
 }
 
 /// Runs a machine until it is off: what `codchi supervise NAME` does. This process must have one thread.
-pub fn supervise(dirs: &codchi_core::dirs::Dirs, machine: &MachineName, store: &codchi_store::Store) -> Result<()> {
+pub fn supervise(
+    dirs: &codchi_core::dirs::Dirs,
+    machine: &MachineName,
+    store: &codchi_store::Store,
+) -> Result<()> {
     let endpoint = AtDaemon(store.endpoint(machine));
     Ok(codchi_runtime::supervise::supervise(&dirs.machine_runtime(machine), vec![Box::new(endpoint)])?)
 }
