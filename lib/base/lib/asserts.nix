@@ -7,12 +7,15 @@ in
   inherit assertMsg;
   assertOneOf =
     name: value: allowed:
-    assertMsg (lib.elem value allowed)
-      "${name} must be one of ${lib.generators.toPretty { } allowed}, but is: ${lib.generators.toPretty { } value}";
+    assertMsg (lib.elem value allowed) "${name} must be one of ${
+      lib.generators.toPretty { } allowed
+    }, but is: ${lib.generators.toPretty { } value}";
   assertEachOneOf =
     name: values: allowed:
     assertMsg (lib.all (value: lib.elem value allowed) values)
-      "each element in ${name} must be one of ${lib.generators.toPretty { } allowed}, but is: ${lib.generators.toPretty { } values}";
+      "each element in ${name} must be one of ${lib.generators.toPretty { } allowed}, but is: ${
+        lib.generators.toPretty { } values
+      }";
   checkAssertWarn =
     assertions: warnings: value:
     let

@@ -76,8 +76,7 @@ let
     in
     go 0;
 
-  filterAttrs =
-    keep: set: removeAttrs set (builtins.filter (n: !keep n set.${n}) (attrNames set));
+  filterAttrs = keep: set: removeAttrs set (builtins.filter (n: !keep n set.${n}) (attrNames set));
 
   filterAttrsRecursive =
     keep: set:
@@ -169,9 +168,9 @@ let
 
   cartesianProduct =
     sets:
-    foldl' (
-      rows: name: concatMap (row: map (value: row // { ${name} = value; }) sets.${name}) rows
-    ) [ { } ] (attrNames sets);
+    foldl' (rows: name: concatMap (row: map (value: row // { ${name} = value; }) sets.${name}) rows) [
+      { }
+    ] (attrNames sets);
 
   getFirstOutput =
     candidates: pkg:
@@ -182,12 +181,14 @@ let
 
   getOutput =
     output: pkg:
-    if !isAttrs pkg || pkg.outputSpecified or false then
-      pkg
-    else
-      pkg.${output} or pkg.out or pkg;
+    if !isAttrs pkg || pkg.outputSpecified or false then pkg else pkg.${output} or pkg.out or pkg;
 
-  showAttrPath = path: if path == [ ] then "<root attribute path>" else lib.concatMapStringsSep "." lib.escapeNixIdentifier path;
+  showAttrPath =
+    path:
+    if path == [ ] then
+      "<root attribute path>"
+    else
+      lib.concatMapStringsSep "." lib.escapeNixIdentifier path;
 
   updateManyAttrsByPath =
     let
@@ -338,7 +339,13 @@ in
       let
         wanted = pattern.${name};
       in
-      set ? ${name} && (if isAttrs wanted then isAttrs set.${name} && lib.matchAttrs wanted set.${name} else set.${name} == wanted)
+      set ? ${name}
+      && (
+        if isAttrs wanted then
+          isAttrs set.${name} && lib.matchAttrs wanted set.${name}
+        else
+          set.${name} == wanted
+      )
     ) (attrNames pattern);
   overrideExisting = old: new: mapAttrs (name: value: new.${name} or value) old;
   getBin = getOutput "bin";
@@ -363,9 +370,5 @@ in
     let
       shared = builtins.intersectAttrs x y;
     in
-    x
-    // y
-    // mapAttrs (
-      name: _: throw "unionOfDisjoint: both sets have an attribute `${name}'"
-    ) shared;
+    x // y // mapAttrs (name: _: throw "unionOfDisjoint: both sets have an attribute `${name}'") shared;
 }

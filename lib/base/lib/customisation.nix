@@ -10,28 +10,30 @@ let
       # A function that is a set keeps its other attributes.
       keep = g: if isAttrs f then f // g else g;
     in
-    keep (withArgs (
-      args:
-      let
-        result = f args;
-        change = new: args // (if lib.isFunction new then new args else new);
-        again = g: makeOverridable (withArgs (a: g (f a))) args;
-        extra = {
-          override = withArgs (new: makeOverridable f (change new));
-          overrideDerivation = g: again (drv: lib.overrideDerivation drv g);
-        };
-      in
-      if isAttrs result then
-        result
-        // extra
-        // lib.optionalAttrs (result ? overrideAttrs) {
-          overrideAttrs = g: again (drv: drv.overrideAttrs g);
-        }
-      else if lib.isFunction result then
-        lib.setFunctionArgs result (lib.functionArgs result) // extra
-      else
-        result
-    ));
+    keep (
+      withArgs (
+        args:
+        let
+          result = f args;
+          change = new: args // (if lib.isFunction new then new args else new);
+          again = g: makeOverridable (withArgs (a: g (f a))) args;
+          extra = {
+            override = withArgs (new: makeOverridable f (change new));
+            overrideDerivation = g: again (drv: lib.overrideDerivation drv g);
+          };
+        in
+        if isAttrs result then
+          result
+          // extra
+          // lib.optionalAttrs (result ? overrideAttrs) {
+            overrideAttrs = g: again (drv: drv.overrideAttrs g);
+          }
+        else if lib.isFunction result then
+          lib.setFunctionArgs result (lib.functionArgs result) // extra
+        else
+          result
+      )
+    );
 
   callPackageWith =
     auto: target: args:
@@ -39,24 +41,21 @@ let
       f = if lib.isFunction target then target else import target;
       wanted = lib.functionArgs f;
       given = intersectAttrs wanted auto // args;
-      missing = lib.attrNames (
-        lib.filterAttrs (name: optional: !optional && !(given ? ${name})) wanted
-      );
+      missing = lib.attrNames (lib.filterAttrs (name: optional: !optional && !(given ? ${name})) wanted);
       where =
         if lib.isFunction target then
           "a function"
         else
-          toString target + lib.optionalString (lib.pathType (/. + toString target) == "directory") "/default.nix";
+          toString target
+          + lib.optionalString (lib.pathType (/. + toString target) == "directory") "/default.nix";
       near =
-        name:
-        lib.take 3 (
-          lib.filter (lib.strings.levenshteinAtMost 2 name) (lib.attrNames (auto // args))
-        );
+        name: lib.take 3 (lib.filter (lib.strings.levenshteinAtMost 2 name) (lib.attrNames (auto // args)));
       hint =
         let
           names = near (lib.head missing);
         in
-        lib.optionalString (names != [ ]) ", did you mean ${lib.concatMapStringsSep " or " (n: "\"${n}\"") names}?";
+        lib.optionalString (names != [ ])
+          ", did you mean ${lib.concatMapStringsSep " or " (n: "\"${n}\"") names}?";
     in
     if missing == [ ] then
       makeOverridable f given
@@ -123,7 +122,8 @@ in
       throw "callPackages: the function gives one package, use callPackage"
     else
       builtins.mapAttrs (
-        name: value: if isAttrs value then makeOverridable (lib.mirrorFunctionArgs f (a: (f a).${name})) given else value
+        name: value:
+        if isAttrs value then makeOverridable (lib.mirrorFunctionArgs f (a: (f a).${name})) given else value
       ) plain;
   makeScopeWithSplicing =
     splicePackages: newScope: otherSplices: keep: extra: f:
@@ -151,11 +151,7 @@ in
     condition: passthru: drv:
     let
       outputs = drv.outputs or [ "out" ];
-      shared =
-        drv
-        // builtins.listToAttrs list
-        // { all = map (x: x.value) list; }
-        // passthru;
+      shared = drv // builtins.listToAttrs list // { all = map (x: x.value) list; } // passthru;
       outputOf = name: {
         inherit name;
         value =
@@ -198,20 +194,16 @@ in
       own = lib.functionArgs (extendDrvArgs { });
       below = lib.functionArgs constructDrv;
     in
-    lib.setFunctionArgs
-      (
-        fpargs:
-        transformDrv (
-          constructDrv (
-            lib.extends (
-              final: prev: removeAttrs (prev // extendDrvArgs final prev) excludeDrvArgNames
-            ) (lib.toFunction fpargs)
+    lib.setFunctionArgs (
+      fpargs:
+      transformDrv (
+        constructDrv (
+          lib.extends (final: prev: removeAttrs (prev // extendDrvArgs final prev) excludeDrvArgNames) (
+            lib.toFunction fpargs
           )
         )
       )
-      (
-        removeAttrs (lib.optionalAttrs inheritFunctionArgs below // own) excludeFunctionArgNames
-      );
+    ) (removeAttrs (lib.optionalAttrs inheritFunctionArgs below // own) excludeFunctionArgNames);
   hydraJob =
     drv:
     if drv == null then
@@ -233,9 +225,7 @@ in
         };
       in
       keep drv // lib.genAttrs outputs (o: keep drv.${o});
-  mapCrossIndex =
-    f: splices:
-    builtins.mapAttrs (_: f) splices;
+  mapCrossIndex = f: splices: builtins.mapAttrs (_: f) splices;
   renameCrossIndexFrom =
     prefix: x:
     lib.listToAttrs (

@@ -12,7 +12,9 @@
       outputs ? [ "out" ],
     }:
     let
-      checked = lib.throwIfNot (derivation.type or null == "derivation") "lazyDerivation: the input must be a derivation." derivation;
+      checked = lib.throwIfNot (
+        derivation.type or null == "derivation"
+      ) "lazyDerivation: the input must be a derivation." derivation;
     in
     {
       type = "derivation";

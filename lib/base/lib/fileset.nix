@@ -45,8 +45,14 @@ in
 {
   isFileset = x: x._type or null == "fileset" || builtins.isPath x && builtins.pathExists x;
   empty = make [ ];
-  maybeMissing = path: if builtins.pathExists path then coerce "lib.fileset.maybeMissing" path else make [ ];
-  union = a: b: lib.fileset.unions [ a b ];
+  maybeMissing =
+    path: if builtins.pathExists path then coerce "lib.fileset.maybeMissing" path else make [ ];
+  union =
+    a: b:
+    lib.fileset.unions [
+      a
+      b
+    ];
   unions =
     list:
     let
@@ -123,7 +129,11 @@ in
       make (go source.origSrc)
     else
       coerce "lib.fileset.fromSource" source;
-  trace = x: builtins.trace "fileset: ${lib.concatMapStringsSep " " toString (coerce "lib.fileset.trace" x).files}";
+  trace =
+    x:
+    builtins.trace "fileset: ${
+      lib.concatMapStringsSep " " toString (coerce "lib.fileset.trace" x).files
+    }";
   traceVal = x: lib.fileset.trace x x;
   gitTracked = path: lib.fileset.gitTrackedWith { } path;
   gitTrackedWith =

@@ -51,9 +51,7 @@ let
     else if newScope == null then
       packages callPackage null
     else
-      lib.recurseIntoAttrs (
-        lib.makeScope newScope (self: packages self.callPackage self.newScope)
-      );
+      lib.recurseIntoAttrs (lib.makeScope newScope (self: packages self.callPackage self.newScope));
 in
 {
   inherit (builtins)

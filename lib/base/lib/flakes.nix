@@ -2,5 +2,6 @@
 { ... }:
 {
   parseFlakeRef = builtins.parseFlakeRef or (_: throw "parseFlakeRef: this Nix has no flakes");
-  flakeRefToString = builtins.flakeRefToString or (_: throw "flakeRefToString: this Nix has no flakes");
+  flakeRefToString =
+    builtins.flakeRefToString or (_: throw "flakeRefToString: this Nix has no flakes");
 }

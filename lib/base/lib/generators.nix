@@ -131,8 +131,7 @@ let
     lib.concatStringsSep "\n" (
       lib.mapAttrsToList (
         name: es:
-        "[${name}]\n"
-        + lib.concatStrings (lib.concatMap (e: map (entry e.key) (lib.toList e.value)) es)
+        "[${name}]\n" + lib.concatStrings (lib.concatMap (e: map (entry e.key) (lib.toList e.value)) es)
       ) bySection
     );
 
@@ -159,13 +158,7 @@ let
           else
             "<unevaluated>"
         else if isAttrs v then
-          lib.mapAttrs (
-            name: x:
-            if lib.elem name special then
-              x
-            else
-              cut (depth + 1) x
-          ) v
+          lib.mapAttrs (name: x: if lib.elem name special then x else cut (depth + 1) x) v
         else if isList v then
           map (cut (depth + 1)) v
         else
@@ -193,7 +186,9 @@ let
           lines = lib.splitString "\n" v;
           escapeLine = lib.replaceStrings [ "''" "\${" ] [ "'''" "''\${" ];
           long =
-            "''" + start + lib.concatStringsSep start (map escapeLine (lib.init lines))
+            "''"
+            + start
+            + lib.concatStringsSep start (map escapeLine (lib.init lines))
             + (if lib.last lines == "" then end else start + escapeLine (lib.last lines))
             + "''";
           args = lib.functionArgs v;
@@ -270,31 +265,27 @@ let
         else if isFloat x then
           ind + tag "real" (toString x)
         else if isList x then
-          lib.concatStringsSep "\n" (
-            [
-              "${ind}<array>"
-              (lib.concatStringsSep "\n" (map (go "${ind}\t") x))
-              "${ind}</array>"
-            ]
-          )
+          lib.concatStringsSep "\n" ([
+            "${ind}<array>"
+            (lib.concatStringsSep "\n" (map (go "${ind}\t") x))
+            "${ind}</array>"
+          ])
         else if isAttrs x then
-          lib.concatStringsSep "\n" (
-            [
-              "${ind}<dict>"
-              (lib.concatStringsSep "\n" (
-                lib.concatLists (
-                  lib.mapAttrsToList (
-                    k: y:
-                    lib.optionals (y != null) [
-                      "${ind}\t${tag "key" (text k)}"
-                      (go "${ind}\t" y)
-                    ]
-                  ) x
-                )
-              ))
-              "${ind}</dict>"
-            ]
-          )
+          lib.concatStringsSep "\n" ([
+            "${ind}<dict>"
+            (lib.concatStringsSep "\n" (
+              lib.concatLists (
+                lib.mapAttrsToList (
+                  k: y:
+                  lib.optionals (y != null) [
+                    "${ind}\t${tag "key" (text k)}"
+                    (go "${ind}\t" y)
+                  ]
+                ) x
+              )
+            ))
+            "${ind}</dict>"
+          ])
         else
           throw "generators.toPlist: cannot write a ${typeOf x}";
     in
@@ -319,9 +310,7 @@ let
         asBindings = false;
       };
       sep = if multiline then ",\n${inner}" else ", ";
-      wrap =
-        body:
-        if multiline then "{\n${inner}${body}\n${indent}}" else "{ ${body} }";
+      wrap = body: if multiline then "{\n${inner}${body}\n${indent}}" else "{ ${body} }";
       isInline = v._type or null == "lua-inline";
       key = name: "[${builtins.toJSON name}]";
     in
@@ -349,9 +338,7 @@ let
       else if v == { } then
         "{}"
       else
-        wrap (
-          lib.concatStringsSep sep (lib.mapAttrsToList (name: x: "${key name} = ${toLua nested x}") v)
-        )
+        wrap (lib.concatStringsSep sep (lib.mapAttrsToList (name: x: "${key name} = ${toLua nested x}") v))
     else
       throw "generators.toLua: type ${typeOf v} is unsupported";
 

@@ -36,12 +36,11 @@ let
     mkInt64 = num type.int64;
     mkUint64 = num type.uint64;
   };
-  num =
-    t: value:
-    make t value (self: "@${self.type} ${toString self.value}");
+  num = t: value: make t value (self: "@${self.type} ${toString self.value}");
 
   mkString =
-    value: make type.string value (
+    value:
+    make type.string value (
       self: "'${lib.replaceStrings [ "\n" ] [ "\\n" ] (lib.escape [ "'" "\\" ] self.value)}'"
     );
   mkBoolean = value: make type.boolean value (self: lib.boolToString self.value);
@@ -51,7 +50,8 @@ let
     elements:
     let
       values = map mkValue elements;
-      first = if values == [ ] then throw "Please create empty array with mkEmptyArray." else lib.head values;
+      first =
+        if values == [ ] then throw "Please create empty array with mkEmptyArray." else lib.head values;
     in
     if lib.all (v: v.type == first.type) values then
       make (type.arrayOf first.type) values (
@@ -65,7 +65,9 @@ let
     if isGVariant v then
       v
     else if builtins.isInt v then
-      throw "There are many integer types in GVariant; use one of ${lib.concatStringsSep ", " (map (c: "lib.gvariant.${c}") (lib.attrNames constructors))}."
+      throw "There are many integer types in GVariant; use one of ${
+        lib.concatStringsSep ", " (map (c: "lib.gvariant.${c}") (lib.attrNames constructors))
+      }."
     else if builtins.isBool v then
       mkBoolean v
     else if builtins.isFloat v then
@@ -102,7 +104,8 @@ in
     signed = name != "mkUchar" && !lib.hasPrefix "mkU" name;
   }) (lib.attrNames constructors);
   mkEmptyArray = elementType: make (type.arrayOf elementType) [ ] (self: "@${self.type} []");
-  mkObjectpath = value: make type.objectpath value (self: "objectpath '${lib.escape [ "'" ] self.value}'");
+  mkObjectpath =
+    value: make type.objectpath value (self: "objectpath '${lib.escape [ "'" ] self.value}'");
   mkVariant =
     value:
     let

@@ -52,9 +52,11 @@ lib.mapAttrs complete {
   cc-by-10 = spdx "CC-BY-1.0" "Creative Commons Attribution 1.0";
   cc-by-30 = spdx "CC-BY-3.0" "Creative Commons Attribution 3.0";
   cc-by-40 = spdx "CC-BY-4.0" "Creative Commons Attribution 4.0";
-  cc-by-nc-40 = spdx "CC-BY-NC-4.0" "Creative Commons Attribution Non Commercial 4.0 International" // {
-    free = false;
-  };
+  cc-by-nc-40 =
+    spdx "CC-BY-NC-4.0" "Creative Commons Attribution Non Commercial 4.0 International"
+    // {
+      free = false;
+    };
   cc-by-nc-nd-40 =
     spdx "CC-BY-NC-ND-4.0" "Creative Commons Attribution Non Commercial No Derivatives 4.0 International"
     // {

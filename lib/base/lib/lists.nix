@@ -216,7 +216,8 @@ in
     list:
     let
       # Runs of digits compare as numbers.
-      pieces = s: map (x: if isList x then lib.toIntBase10 (head x) else x) (builtins.split "(0|[1-9][0-9]*)" s);
+      pieces =
+        s: map (x: if isList x then lib.toIntBase10 (head x) else x) (builtins.split "(0|[1-9][0-9]*)" s);
       less = a: b: compareLists lib.compare (head a) (head b) < 0;
     in
     map (x: elemAt x 1) (
@@ -246,9 +247,9 @@ in
     in
     lib.take differ a;
   last = list: if list == [ ] then throw "last: the list is empty" else elemAt list (length list - 1);
-  init = list: if list == [ ] then throw "init: the list is empty" else lib.take (length list - 1) list;
-  crossLists =
-    f: lists: foldl' (fs: args: concatMap (g: map g args) fs) [ f ] lists;
+  init =
+    list: if list == [ ] then throw "init: the list is empty" else lib.take (length list - 1) list;
+  crossLists = f: lists: foldl' (fs: args: concatMap (g: map g args) fs) [ f ] lists;
   uniqueStrings =
     list:
     let

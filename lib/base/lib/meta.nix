@@ -4,7 +4,9 @@ let
   addMetaAttrs =
     new: drv:
     if drv ? overrideAttrs then
-      drv.overrideAttrs (old: { meta = old.meta or { } // new; })
+      drv.overrideAttrs (old: {
+        meta = old.meta or { } // new;
+      })
     else
       drv // { meta = drv.meta or { } // new; };
 
@@ -57,9 +59,12 @@ in
     getExe' pkg (
       pkg.meta.mainProgram or (
         # A package that names no program is asked for its own name, and that is said.
-        lib.warn "getExe: Package ${
-          lib.generators.toPretty { } (pkg.meta.name or pkg.pname or pkg.name)
-        } does not have the meta.mainProgram attribute. We'll assume that the main program has the same name for now, but this behavior is deprecated, because it leads to surprising errors when the assumption does not hold. If the package has a main program, please set `meta.mainProgram` in its definition to make this warning go away. Otherwise, if the package does not have a main program, or if you don't control its definition, use getExe' to specify the name to the program, such as lib.getExe' foo \"bar\"." lib.getName pkg
+        lib.warn
+          "getExe: Package ${
+            lib.generators.toPretty { } (pkg.meta.name or pkg.pname or pkg.name)
+          } does not have the meta.mainProgram attribute. We'll assume that the main program has the same name for now, but this behavior is deprecated, because it leads to surprising errors when the assumption does not hold. If the package has a main program, please set `meta.mainProgram` in its definition to make this warning go away. Otherwise, if the package does not have a main program, or if you don't control its definition, use getExe' to specify the name to the program, such as lib.getExe' foo \"bar\"."
+          lib.getName
+          pkg
       )
     );
   platformMatch =

@@ -81,7 +81,8 @@ let
     else
       [ def ];
 
-  priorityOf = def: if def.value._type or null == "override" then def.value.priority else defaultOverridePriority;
+  priorityOf =
+    def: if def.value._type or null == "override" then def.value.priority else defaultOverridePriority;
 
   # Keeps the definitions of the best (lowest) priority.
   filterOverrides' =
@@ -168,9 +169,7 @@ let
     if !(type.merge ? v2) || type.check ? v2 then
       type
     else
-      throw "The option `${showOption loc}' has a type `${
-        type.description or type.name
-      }' with an ad-hoc `type // { check = ...; }' override, which is incompatible with the way this type checks and merges. Please use `lib.types.addCheck` instead.";
+      throw "The option `${showOption loc}' has a type `${type.description or type.name}' with an ad-hoc `type // { check = ...; }' override, which is incompatible with the way this type checks and merges. Please use `lib.types.addCheck` instead.";
 
   checkAndMerge =
     loc: type: defs:
@@ -280,9 +279,7 @@ let
       merged =
         if opt.readOnly or false && length allDefs > 1 then
           let
-            single = map (
-              def: def // { value = (mergeDefinitions loc opt.type [ def ]).mergedValue; }
-            ) allDefs;
+            single = map (def: def // { value = (mergeDefinitions loc opt.type [ def ]).mergedValue; }) allDefs;
           in
           throw "The option `${showOption loc}' is read-only, but it's set multiple times. Definition values:${showDefs single}"
         else
@@ -689,9 +686,9 @@ let
 
   disabledOf =
     modulesPath: tree:
-    concatMap (
-      entry: map (disabledKey modulesPath entry.module._file) entry.module.disabledModules
-    ) (closureOf (_: true) tree);
+    concatMap (entry: map (disabledKey modulesPath entry.module._file) entry.module.disabledModules) (
+      closureOf (_: true) tree
+    );
 
   # The options that every evaluation has; no part of what people ask about.
   internalKey = "lib/modules.nix";
@@ -869,13 +866,18 @@ let
       # Later modules come first, imports before the modules that import them.
       ordered = lib.reverseList collected.modules;
 
-      merged = mergeLevel prefix (map (m: {
-        inherit (m) _file options;
-        pos = null;
-      }) ordered) (map (m: {
-        file = m._file;
-        value = m.config;
-      }) ordered);
+      merged =
+        mergeLevel prefix
+          (map (m: {
+            inherit (m) _file options;
+            pos = null;
+          }) ordered)
+          (
+            map (m: {
+              file = m._file;
+              value = m.config;
+            }) ordered
+          );
 
       inherit (merged) options;
 
@@ -903,10 +905,7 @@ let
         if defs == [ ] then { } else freeformType.merge prefix defs;
 
       config =
-        if freeformType == null then
-          declaredConfig
-        else
-          lib.recursiveUpdate freeformConfig declaredConfig;
+        if freeformType == null then declaredConfig else lib.recursiveUpdate freeformConfig declaredConfig;
 
       meant =
         if _undefinedOption == null then
@@ -996,7 +995,9 @@ let
     let
       old = lib.getAttrFromPath from options;
       target = lib.attrByPath to { } options;
-      newValue = lib.attrByPath to (abort "Renaming error: option `${showOption to}' does not exist.") config;
+      newValue =
+        lib.attrByPath to (abort "Renaming error: option `${showOption to}' does not exist.")
+          config;
       wrap = if withPriority then mkAliasAndWrapDefsWithPriority else mkAliasAndWrapDefinitions;
     in
     {
@@ -1012,9 +1013,9 @@ let
       );
       config = mkIf condition (mkMerge [
         (lib.optionalAttrs (options ? warnings) {
-          warnings = lib.optional (
-            warn && old.isDefined
-          ) "The option `${showOption from}' defined in ${lib.showFiles old.files} has been renamed to `${showOption to}'.";
+          warnings =
+            lib.optional (warn && old.isDefined)
+              "The option `${showOption from}' defined in ${lib.showFiles old.files} has been renamed to `${showOption to}'.";
         })
         (wrap (lib.setAttrByPath to) old)
       ]);
@@ -1041,9 +1042,7 @@ let
       config = {
         warnings = concatMap (
           path:
-          lib.optional (isSet path) "The option `${showOption path}' defined in ${
-            lib.showFiles (lib.getAttrFromPath path options).files
-          } has been changed to `${showOption to}' that has a different type. Please read `${showOption to}' documentation and update your configuration accordingly."
+          lib.optional (isSet path) "The option `${showOption path}' defined in ${lib.showFiles (lib.getAttrFromPath path options).files} has been changed to `${showOption to}' that has a different type. Please read `${showOption to}' documentation and update your configuration accordingly."
         ) from;
       }
       // lib.setAttrByPath to (mkMerge (lib.optional (any isSet from) (mergeFn config)));
@@ -1100,13 +1099,18 @@ in
   mergeModules' =
     loc: modules: configs:
     let
-      result = mergeLevel loc (map (m: {
-        inherit (m) _file options;
-        pos = null;
-      }) modules) (map (c: {
-        inherit (c) file;
-        value = c.config;
-      }) configs);
+      result =
+        mergeLevel loc
+          (map (m: {
+            inherit (m) _file options;
+            pos = null;
+          }) modules)
+          (
+            map (c: {
+              inherit (c) file;
+              value = c.config;
+            }) configs
+          );
     in
     {
       matchedOptions = result.options;

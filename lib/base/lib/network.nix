@@ -3,8 +3,7 @@
 let
   fail = text: throw "network.ipv6: `${text}' is not a valid IPv6 address";
   group =
-    text: s:
-    if builtins.match "[0-9a-fA-F]{1,4}" s == null then fail text else lib.fromHexString s;
+    text: s: if builtins.match "[0-9a-fA-F]{1,4}" s == null then fail text else lib.fromHexString s;
   groups = s: if s == "" then [ ] else lib.splitString ":" s;
 
   # The eight 16 bit groups of an address.
@@ -52,7 +51,9 @@ in
     mkEUI64Suffix =
       mac:
       let
-        bytes = map lib.fromHexString (lib.splitString ":" (lib.replaceStrings [ "-" "." ] [ ":" ":" ] mac));
+        bytes = map lib.fromHexString (
+          lib.splitString ":" (lib.replaceStrings [ "-" "." ] [ ":" ":" ] mac)
+        );
         first = lib.head bytes;
         flipped = builtins.bitXor first 2;
         at = builtins.elemAt bytes;

@@ -144,7 +144,9 @@ let
     in
     mkOption (
       {
-        description = "The ${noun} package to use.${lib.optionalString (extraDescription != "") " ${extraDescription}"}";
+        description = "The ${noun} package to use.${
+          lib.optionalString (extraDescription != "") " ${extraDescription}"
+        }";
         type = if nullable then lib.types.nullOr lib.types.package else lib.types.package;
       }
       // lib.optionalAttrs hasDefault {
@@ -179,9 +181,16 @@ let
             renderOptionValue opt.example
           );
         }
-        // lib.optionalAttrs (!(opt ? defaultText || opt ? default) && opt.type.emptyValue or { } ? value && !(opt.type.emptyValue ? merged)) {
-          default = renderOptionValue opt.type.emptyValue.value;
-        }
+        //
+          lib.optionalAttrs
+            (
+              !(opt ? defaultText || opt ? default)
+              && opt.type.emptyValue or { } ? value
+              && !(opt.type.emptyValue ? merged)
+            )
+            {
+              default = renderOptionValue opt.type.emptyValue.value;
+            }
         // lib.optionalAttrs (opt ? defaultText || opt ? default) {
           default = builtins.addErrorContext "while evaluating the ${
             if opt ? defaultText then "defaultText" else "default value"
@@ -213,7 +222,11 @@ let
   scrubOptionValue =
     x:
     if lib.isDerivation x then
-      x // { drvPath = x.name; outPath = x.name; }
+      x
+      // {
+        drvPath = x.name;
+        outPath = x.name;
+      }
     else if isList x then
       map scrubOptionValue x
     else if isAttrs x then
@@ -248,7 +261,11 @@ in
     mkOption {
       default = false;
       example = true;
-      description = if name ? _type && name._type == "mdDoc" then "Whether to enable ${name.text}." else "Whether to enable ${name}.";
+      description =
+        if name ? _type && name._type == "mdDoc" then
+          "Whether to enable ${name.text}."
+        else
+          "Whether to enable ${name}.";
       type = lib.types.bool;
     };
   mkSinkUndeclaredOptions =
@@ -271,7 +288,10 @@ in
   getValues = map (x: x.value);
   getFiles = map (x: x.file);
   showOptionWithDefLocs =
-    option: "${showOption option.loc}, with values defined in:\n${lib.concatMapStringsSep "\n" (f: "  - ${toString f}") option.files}\n";
+    option:
+    "${showOption option.loc}, with values defined in:\n${
+      lib.concatMapStringsSep "\n" (f: "  - ${toString f}") option.files
+    }\n";
   optionAttrSetToDocList = docsOf null;
   optionAttrSetToDocList' = docsOf;
 }

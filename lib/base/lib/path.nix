@@ -49,8 +49,7 @@ let
     normalise = s: checked "lib.path.subpath.normalise" s (joinComponents (componentsOf s));
     components = s: checked "lib.path.subpath.components" s (componentsOf s);
     join =
-      parts:
-      joinComponents (lib.concatMap (s: checked "lib.path.subpath.join" s (componentsOf s)) parts);
+      parts: joinComponents (lib.concatMap (s: checked "lib.path.subpath.join" s (componentsOf s)) parts);
   };
 in
 {

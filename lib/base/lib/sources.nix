@@ -51,9 +51,9 @@ let
       base = baseNameOf (toString name);
     in
     !(
-      base == ".git"
-      && (type == "directory" || type == "regular")
-      || type == "directory"
+      base == ".git" && (type == "directory" || type == "regular")
+      ||
+        type == "directory"
         && lib.elem base [
           ".svn"
           "CVS"
@@ -127,7 +127,9 @@ in
       lib.fileContents file
     else
       throw "commitIdFromGitRepo: no commit is known for `${lib.head ref}' in ${toString path}";
-  repoRevToName = _: _: _: "source";
+  repoRevToName =
+    _: _: _:
+    "source";
   urlToName = url: lib.removeSuffix ".git" (baseNameOf url);
   shortRev = lib.substring 0 7;
   revOrTag =

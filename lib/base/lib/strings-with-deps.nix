@@ -12,9 +12,14 @@ let
         else if builtins.isString name then
           let
             entry = pieces.${name};
-            before = builtins.foldl' visit (state // { seen = state.seen // { ${name} = true; }; }) (
-              entry.deps or [ ]
-            );
+            before = builtins.foldl' visit (
+              state
+              // {
+                seen = state.seen // {
+                  ${name} = true;
+                };
+              }
+            ) (entry.deps or [ ]);
           in
           before // { out = before.out ++ [ (if builtins.isString entry then entry else entry.text) ]; }
         else

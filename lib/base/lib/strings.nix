@@ -121,11 +121,7 @@ let
       blank = "[ \t\r\n]*";
       left = if start then blank else "";
       # The middle is greedy, so the last character kept is no blank.
-      kept =
-        if end then
-          match "${left}(.*[^ \t\r\n])${blank}" s
-        else
-          match "${left}(.*)" s;
+      kept = if end then match "${left}(.*[^ \t\r\n])${blank}" s else match "${left}(.*)" s;
       onlyBlank = match blank s != null;
     in
     if end && onlyBlank then
@@ -204,9 +200,7 @@ let
         let
           parts = match "(-?)0*([[:digit:]]+)" digits;
         in
-        builtins.fromJSON (
-          if elemAt parts 1 == "" then "0" else (head parts) + (elemAt parts 1)
-        );
+        builtins.fromJSON (if elemAt parts 1 == "" then "0" else (head parts) + (elemAt parts 1));
     in
     if found == null then
       throw "${what}: Could not convert ${escapeNixString s} to int."
@@ -323,7 +317,11 @@ in
   hasInfix = infix: s: length (split (escapeRegex (toString infix)) (toString s)) > 1;
   stringAsChars = f: s: concatStrings (map f (stringToCharacters s));
   charToInt = c: asciiTable.${c};
-  escapeC = chars: replaceStrings chars (map (c: "\\x${fixedWidthString 2 "0" (lib.toLower (lib.toHexString asciiTable.${c}))}") chars);
+  escapeC =
+    chars:
+    replaceStrings chars (
+      map (c: "\\x${fixedWidthString 2 "0" (lib.toLower (lib.toHexString asciiTable.${c}))}") chars
+    );
   escapeURL =
     let
       plain = stringToCharacters "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~";
@@ -350,9 +348,7 @@ in
       let
         capital = word: lib.toUpper (substring 0 1 word) + substring 1 (-1) word;
         words = filter (w: isString w && w != "") (split "[^A-Za-z0-9]+" s);
-        humps = concatMap (
-          word: filter (x: x != "") (lib.flatten (split "([A-Z][^A-Z]*)" word))
-        ) words;
+        humps = concatMap (word: filter (x: x != "") (lib.flatten (split "([A-Z][^A-Z]*)" word))) words;
         lowered = map lib.toLower humps;
       in
       if humps == [ ] then "" else concatStrings ([ (head lowered) ] ++ map capital (tail lowered));
@@ -382,15 +378,22 @@ in
     in
     map (lib.addContextFrom s) (end.done ++ [ end.word ]);
   removePrefix =
-    prefix: s:
-    if hasPrefix prefix s then substring (stringLength prefix) (stringLength s) s else s;
+    prefix: s: if hasPrefix prefix s then substring (stringLength prefix) (stringLength s) s else s;
   removeSuffix =
-    suffix: s:
-    if hasSuffix suffix s then substring 0 (stringLength s - stringLength suffix) s else s;
+    suffix: s: if hasSuffix suffix s then substring 0 (stringLength s - stringLength suffix) s else s;
   versionAtLeast = a: b: !versionOlder a b;
-  getName = x: if isString x then (builtins.parseDrvName x).name else x.pname or (builtins.parseDrvName x.name).name;
+  getName =
+    x:
+    if isString x then
+      (builtins.parseDrvName x).name
+    else
+      x.pname or (builtins.parseDrvName x.name).name;
   getVersion =
-    x: if isString x then (builtins.parseDrvName x).version else x.version or (builtins.parseDrvName x.name).version;
+    x:
+    if isString x then
+      (builtins.parseDrvName x).version
+    else
+      x.version or (builtins.parseDrvName x.name).version;
   nameFromURL =
     url: sep:
     let
@@ -422,8 +425,7 @@ in
       let
         s = toString x;
       in
-      substring 0 1 s == "/" && dirOf s == builtins.storeDir
-      || match "/[0-9a-z]{52}" s != null
+      substring 0 1 s == "/" && dirOf s == builtins.storeDir || match "/[0-9a-z]{52}" s != null
     );
   isInt = builtins.isInt;
   toInt = toIntWith "toInt" false;

@@ -189,7 +189,13 @@ let
           library = self.extensions.sharedLibrary;
         };
         uname = {
-          system = if darwin then "Darwin" else if linux then "Linux" else parsed.kernel.name;
+          system =
+            if darwin then
+              "Darwin"
+            else if linux then
+              "Linux"
+            else
+              parsed.kernel.name;
           processor = name;
           release = null;
         };
@@ -272,7 +278,12 @@ let
           platform = parsed.kernel.name;
         };
       };
-      full = self // removeAttrs args [ "system" "config" ];
+      full =
+        self
+        // removeAttrs args [
+          "system"
+          "config"
+        ];
     in
     full;
 
@@ -337,9 +348,7 @@ let
 in
 {
   inherit elaborate doubles;
-  equals =
-    a: b:
-    a.system or a == b.system or b;
+  equals = a: b: a.system or a == b.system or b;
   toLosslessStringMaybe = x: if lib.isString x then x else x.system or null;
   parse = {
     mkSystemFromString = parse;
@@ -379,7 +388,8 @@ in
       config = "riscv64-unknown-linux-gnu";
     };
   };
-  inspect.predicates = lib.mapAttrs (name: _: s: (elaborate "${s.cpu.name}-${s.kernel.name}").${name}) (
-    lib.filterAttrs (name: _: lib.hasPrefix "is" name) (elaborate "x86_64-linux")
-  );
+  inspect.predicates = lib.mapAttrs (
+    name: _: s:
+    (elaborate "${s.cpu.name}-${s.kernel.name}").${name}
+  ) (lib.filterAttrs (name: _: lib.hasPrefix "is" name) (elaborate "x86_64-linux"));
 }

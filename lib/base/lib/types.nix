@@ -125,7 +125,10 @@ let
 
   phrase =
     plain: type:
-    if plain (type.descriptionClass or null) then type.description or type.name else "(${type.description or type.name})";
+    if plain (type.descriptionClass or null) then
+      type.description or type.name
+    else
+      "(${type.description or type.name})";
   nounOrClause =
     class:
     elem class [
@@ -336,7 +339,10 @@ let
         { loc, defs }:
         let
           configuration = base.extendModules {
-            modules = [ { _module.args.name = lib.last loc; } ] ++ map (def: asModule { inherit (def) file value; }) defs;
+            modules = [
+              { _module.args.name = lib.last loc; }
+            ]
+            ++ map (def: asModule { inherit (def) file value; }) defs;
             prefix = loc;
           };
         in
@@ -394,8 +400,12 @@ let
                 a.specialArgs // b.specialArgs
               else
                 throw "A submoduleWith option is declared multiple times with the same specialArgs \"${toString (attrNames both)}\"";
-            class = either "conflicting class values \"${toString a.class}\" and \"${toString b.class}\"." a.class b.class;
-            shorthandOnlyDefinesConfig = either "conflicting shorthandOnlyDefinesConfig values" a.shorthandOnlyDefinesConfig b.shorthandOnlyDefinesConfig;
+            class =
+              either "conflicting class values \"${toString a.class}\" and \"${toString b.class}\"." a.class
+                b.class;
+            shorthandOnlyDefinesConfig =
+              either "conflicting shorthandOnlyDefinesConfig values" a.shorthandOnlyDefinesConfig
+                b.shorthandOnlyDefinesConfig;
             description = either "conflicting descriptions" a.description b.description;
           };
       };
@@ -435,9 +445,7 @@ let
       description =
         let
           left = phrase (class: nounOrClause class || class == "conjunction") t1;
-          right = phrase (
-            class: nounOrClause class || class == "conjunction" || class == "composite"
-          ) t2;
+          right = phrase (class: nounOrClause class || class == "conjunction" || class == "composite") t2;
         in
         "${left}${if t1.descriptionClass or null == "nonRestrictiveClause" then "," else ""} or ${right}";
       descriptionClass = "conjunction";
@@ -493,11 +501,14 @@ let
 
   coercedTo =
     from: coerce: to:
-    assert lib.assertMsg (from.getSubModules == null)
-      "coercedTo: the type to coerce from must not have submodules, but `${from.description}' has";
+    assert lib.assertMsg (
+      from.getSubModules == null
+    ) "coercedTo: the type to coerce from must not have submodules, but `${from.description}' has";
     mkOptionType {
       name = "coercedTo";
-      description = "${phrase nounOrClause to} or ${phrase (class: class == "noun") from} convertible to it";
+      description = "${phrase nounOrClause to} or ${
+        phrase (class: class == "noun") from
+      } convertible to it";
       check = v2Check (x: (from.check x && to.check (coerce x)) || to.check x);
       merge = v2Merge (
         { loc, defs }:
@@ -586,10 +597,12 @@ let
       merge =
         loc: defs:
         let
-          bodies = x: map (def: {
-            inherit (def) file;
-            value = def.value x;
-          }) defs;
+          bodies =
+            x:
+            map (def: {
+              inherit (def) file;
+              value = def.value x;
+            }) defs;
         in
         lib.setFunctionArgs (
           x: (mergeDefinitions (loc ++ [ "<function body>" ]) elemType (bodies x)).mergedValue
@@ -674,7 +687,8 @@ let
     sep:
     mkOptionType {
       name = "separatedString";
-      description = if sep == "" then "Concatenated string" else "strings concatenated with ${builtins.toJSON sep}";
+      description =
+        if sep == "" then "Concatenated string" else "strings concatenated with ${builtins.toJSON sep}";
       descriptionClass = "noun";
       check = isString;
       merge = _: defs: lib.concatStringsSep sep (lib.getValues defs);
@@ -696,10 +710,7 @@ let
           let
             inner = checkAndMerge loc type defs;
           in
-          if inner.headError != null then
-            inner
-          else
-            inner // { headError = checkDefs check loc defs; }
+          if inner.headError != null then inner else inner // { headError = checkDefs check loc defs; }
         );
       }
     else
@@ -727,7 +738,8 @@ let
       description = "${docs}; between ${betweenText lowest highest}";
     };
   unsigned =
-    bits: highest: sized "unsignedInt${toString bits}" "${toString bits} bit unsigned integer" 0 highest;
+    bits: highest:
+    sized "unsignedInt${toString bits}" "${toString bits} bit unsigned integer" 0 highest;
   signed =
     bits: half:
     sized "signedInt${toString bits}" "${toString bits} bit signed integer" (-half) (half - 1);
@@ -1001,12 +1013,7 @@ let
     merge =
       loc: defs:
       let
-        kindOf =
-          v:
-          if isAttrs v && isStringLike v then
-            "stringCoercibleSet"
-          else
-            typeOf v;
+        kindOf = v: if isAttrs v && isStringLike v then "stringCoercibleSet" else typeOf v;
         kinds = lib.unique (map (def: kindOf def.value) defs);
         kind =
           if length kinds == 1 then
@@ -1153,8 +1160,7 @@ let
     envVar = separatedString ":" // {
       name = "envVar";
     };
-    string =
-      throw "The type `types.string' is deprecated. Please use the more appropriate types: `types.str', `types.lines', `types.separatedString'.";
+    string = throw "The type `types.string' is deprecated. Please use the more appropriate types: `types.str', `types.lines', `types.separatedString'.";
 
     attrs = mkOptionType {
       name = "attrs";
@@ -1237,7 +1243,11 @@ let
       };
     deferredModule = deferredModuleWith { };
     oneOf =
-      list: if list == [ ] then throw "oneOf: there must be at least one type" else lib.foldr either (lib.last list) (lib.init list);
+      list:
+      if list == [ ] then
+        throw "oneOf: there must be at least one type"
+      else
+        lib.foldr either (lib.last list) (lib.init list);
 
     optionType = mkOptionType {
       name = "optionType";

@@ -13,5 +13,8 @@
       suffix = lib.removePrefix numeric version;
       parts = builtins.splitVersion numeric;
     in
-    lib.concatStringsSep "." (lib.take n (parts ++ lib.replicate (lib.max 0 (n - lib.length parts)) "0")) + suffix;
+    lib.concatStringsSep "." (
+      lib.take n (parts ++ lib.replicate (lib.max 0 (n - lib.length parts)) "0")
+    )
+    + suffix;
 }

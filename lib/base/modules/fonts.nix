@@ -130,7 +130,8 @@ in
             <edit mode="append" name="lcdfilter"><const>lcd${cfg.fontconfig.subpixel.lcdfilter}</const></edit>
             </match>
             ${prefer "monospace" cfg.fontconfig.defaultFonts.monospace}${prefer "sans-serif" cfg.fontconfig.defaultFonts.sansSerif}${prefer "serif" cfg.fontconfig.defaultFonts.serif}${prefer "emoji" cfg.fontconfig.defaultFonts.emoji}${
-              lib.optionalString (!cfg.fontconfig.allowBitmaps) "<selectfont><rejectfont><pattern><patelt name=\"scalable\"><bool>false</bool></patelt></pattern></rejectfont></selectfont>\n"
+              lib.optionalString (!cfg.fontconfig.allowBitmaps)
+                "<selectfont><rejectfont><pattern><patelt name=\"scalable\"><bool>false</bool></patelt></pattern></rejectfont></selectfont>\n"
             }</fontconfig>
           '';
     })

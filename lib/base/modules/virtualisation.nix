@@ -202,7 +202,8 @@ in
         };
       };
       environment.etc = {
-        "containers/containers.conf".source = toml.generate "containers.conf" cfg.containers.containersConf.settings;
+        "containers/containers.conf".source =
+          toml.generate "containers.conf" cfg.containers.containersConf.settings;
         "containers/storage.conf".source = toml.generate "storage.conf" cfg.containers.storage.settings;
         "containers/registries.conf".source = toml.generate "registries.conf" {
           unqualified-search-registries = cfg.containers.registries.search;
@@ -243,12 +244,17 @@ in
       ]
       ++ cfg.podman.extraPackages
       ++ cfg.podman.extraRuntimes
-      ++ lib.optional cfg.podman.dockerCompat (pkgs.writeShellScriptBin "docker" ''exec /usr/bin/podman "$@"'');
+      ++ lib.optional cfg.podman.dockerCompat (
+        pkgs.writeShellScriptBin "docker" ''exec /usr/bin/podman "$@"''
+      );
       users.groups.podman = { };
       systemd.sockets.podman = {
         description = "Podman API Socket";
         wantedBy = [ "sockets.target" ];
-        listenStreams = [ "/run/podman/podman.sock" ] ++ lib.optional cfg.podman.dockerSocket.enable "/run/docker.sock";
+        listenStreams = [
+          "/run/podman/podman.sock"
+        ]
+        ++ lib.optional cfg.podman.dockerSocket.enable "/run/docker.sock";
         socketConfig = {
           SocketMode = "0660";
           SocketGroup = "podman";
@@ -282,7 +288,9 @@ in
         hosts = [ "fd://" ];
         log-driver = lib.mkDefault cfg.docker.logDriver;
         live-restore = lib.mkDefault cfg.docker.liveRestore;
-        storage-driver = lib.mkIf (cfg.docker.storageDriver != null) (lib.mkDefault cfg.docker.storageDriver);
+        storage-driver = lib.mkIf (cfg.docker.storageDriver != null) (
+          lib.mkDefault cfg.docker.storageDriver
+        );
       };
       systemd.sockets.docker = {
         description = "Docker Socket for the API";

@@ -17,7 +17,11 @@ let
   associations =
     description:
     mkOption {
-      type = types.attrsOf (types.coercedTo (types.either (types.listOf types.str) types.str) (x: lib.concatStringsSep ";" (lib.toList x)) types.str);
+      type = types.attrsOf (
+        types.coercedTo (types.either (types.listOf types.str) types.str) (
+          x: lib.concatStringsSep ";" (lib.toList x)
+        ) types.str
+      );
       default = { };
       inherit description;
     };
@@ -59,7 +63,9 @@ in
         description = "Packages that say which one answers.";
       };
       config = mkOption {
-        type = types.attrsOf (types.attrsOf (types.coercedTo types.str (lib.splitString ";") (types.listOf types.str)));
+        type = types.attrsOf (
+          types.attrsOf (types.coercedTo types.str (lib.splitString ";") (types.listOf types.str))
+        );
         default = { };
         description = "Which one answers, by desktop.";
       };
@@ -75,13 +81,17 @@ in
       };
     }
     (lib.mkIf cfg.portal.enable {
-      environment.systemPackages = [ pkgs.xdg-desktop-portal ] ++ cfg.portal.extraPortals ++ cfg.portal.configPackages ++ lib.optional cfg.portal.wlr.enable pkgs.xdg-desktop-portal-wlr;
+      environment.systemPackages = [
+        pkgs.xdg-desktop-portal
+      ]
+      ++ cfg.portal.extraPortals
+      ++ cfg.portal.configPackages
+      ++ lib.optional cfg.portal.wlr.enable pkgs.xdg-desktop-portal-wlr;
       environment.sessionVariables.NIXOS_XDG_OPEN_USE_PORTAL = lib.mkIf cfg.portal.xdgOpenUsePortal "1";
       environment.etc = lib.mapAttrs' (
         desktop: values:
-        lib.nameValuePair "xdg/xdg-desktop-portal/${
-          lib.optionalString (desktop != "common") "${desktop}-"
-        }portals.conf"
+        lib.nameValuePair
+          "xdg/xdg-desktop-portal/${lib.optionalString (desktop != "common") "${desktop}-"}portals.conf"
           {
             text = lib.generators.toINI { } {
               preferred = lib.mapAttrs (_: lib.concatStringsSep ";") values;

@@ -4,7 +4,9 @@
   modules = [
     {
       options.sites = lib.mkOption {
-        type = lib.types.attrsOf (lib.types.submodule { options.port = lib.mkOption { type = lib.types.port; }; });
+        type = lib.types.attrsOf (
+          lib.types.submodule { options.port = lib.mkOption { type = lib.types.port; }; }
+        );
       };
     }
     {

@@ -1,3 +1,4 @@
 # An option without a value is named.
 { lib, ... }:
-(lib.evalModules { modules = [ { options.must.be = lib.mkOption { type = lib.types.int; }; } ]; }).config.must.be
+(lib.evalModules { modules = [ { options.must.be = lib.mkOption { type = lib.types.int; }; } ]; })
+.config.must.be

@@ -38,7 +38,11 @@ let
       { imports = [ keyed ]; }
       unwanted
       { disabledModules = [ { key = "unwanted"; } ]; }
-      { _file = "person.nix"; old.name = "from the old name"; old.level = "3"; }
+      {
+        _file = "person.nix";
+        old.name = "from the old name";
+        old.level = "3";
+      }
       (
         { given, argument, ... }:
         {

@@ -45,7 +45,9 @@ in
 {
   inherit (result.config) sites one;
   docs = map (o: o.name) (
-    lib.filter (o: !o.internal && lib.hasPrefix "sites" o.name) (lib.optionAttrSetToDocList result.options)
+    lib.filter (o: !o.internal && lib.hasPrefix "sites" o.name) (
+      lib.optionAttrSetToDocList result.options
+    )
   );
   declared = lib.length result.options.sites.declarations;
 }

@@ -59,11 +59,17 @@ in
       "a"
       [ ]
     ];
-    enum = takes (types.enum [ "a" 1 ]) [
-      "a"
-      1
-      "b"
-    ];
+    enum =
+      takes
+        (types.enum [
+          "a"
+          1
+        ])
+        [
+          "a"
+          1
+          "b"
+        ];
     nullOr = takes (types.nullOr types.int) [
       null
       1
@@ -87,10 +93,12 @@ in
         "a"
       ]
     ];
-    function = (merged (types.functionTo (types.listOf types.int)) [
-      (x: [ x ])
-      (x: [ (x + 1) ])
-    ]) 1;
+    function =
+      (merged (types.functionTo (types.listOf types.int)) [
+        (x: [ x ])
+        (x: [ (x + 1) ])
+      ])
+        1;
     nullAndNull = merged (types.nullOr types.int) [
       null
       null

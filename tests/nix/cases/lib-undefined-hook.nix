@@ -18,8 +18,17 @@ let
   };
 in
 {
-  lenient = (evaluate (_: null) [ person off ]).config.known;
-  seen = map (u: { inherit (u) path files; }) (evaluate (_: null) [ person off ])._undefined;
+  lenient =
+    (evaluate (_: null) [
+      person
+      off
+    ]).config.known;
+  seen =
+    map (u: { inherit (u) path files; })
+      (evaluate (_: null) [
+        person
+        off
+      ])._undefined;
   refused = (builtins.tryEval (evaluate (_: "no") [ person ]).config.known).success;
   onlyOff = (evaluate (_: "no") [ off ]).config.known;
 }

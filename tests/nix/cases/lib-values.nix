@@ -13,7 +13,9 @@
         "x y"
         "z"
       ];
-      b = { k = "v"; };
+      b = {
+        k = "v";
+      };
       c = true;
     };
     split = lib.splitString "." "a..b.";
@@ -52,36 +54,117 @@
     ];
     pages = [
       (lib.take 2 [ 1 ])
-      (lib.drop 1 [ 1 2 ])
-      (lib.takeEnd 1 [ 1 2 ])
-      (lib.sublist 1 5 [ 1 2 3 ])
+      (lib.drop 1 [
+        1
+        2
+      ])
+      (lib.takeEnd 1 [
+        1
+        2
+      ])
+      (lib.sublist 1 5 [
+        1
+        2
+        3
+      ])
     ];
-    unique = lib.unique [ 1 2 1 ];
+    unique = lib.unique [
+      1
+      2
+      1
+    ];
     zipped = lib.zipLists [ 1 2 ] [ "a" ];
-    flat = lib.flatten [ 1 [ 2 [ 3 ] ] ];
-    on = lib.sortOn (x: -x) [ 1 3 2 ];
+    flat = lib.flatten [
+      1
+      [
+        2
+        [ 3 ]
+      ]
+    ];
+    on = lib.sortOn (x: -x) [
+      1
+      3
+      2
+    ];
   };
   sets = {
-    merged = lib.recursiveUpdate { a.b = 1; a.c = 2; } { a.b = { d = 3; }; };
-    filtered = lib.filterAttrsRecursive (_: v: v != null) { a = null; b.c = null; b.d = 1; };
-    collected = lib.collect lib.isInt { a.b = 1; c = 2; };
-    product = lib.cartesianProduct { a = [ 1 2 ]; b = [ 3 ]; };
+    merged =
+      lib.recursiveUpdate
+        {
+          a.b = 1;
+          a.c = 2;
+        }
+        {
+          a.b = {
+            d = 3;
+          };
+        };
+    filtered = lib.filterAttrsRecursive (_: v: v != null) {
+      a = null;
+      b.c = null;
+      b.d = 1;
+    };
+    collected = lib.collect lib.isInt {
+      a.b = 1;
+      c = 2;
+    };
+    product = lib.cartesianProduct {
+      a = [
+        1
+        2
+      ];
+      b = [ 3 ];
+    };
     updated = lib.updateManyAttrsByPath [
       {
-        path = [ "a" "b" ];
+        path = [
+          "a"
+          "b"
+        ];
         update = x: x + 1;
       }
     ] { a.b = 1; };
     path = lib.attrByPath [ "a" "x" ] "none" { a.b = 1; };
   };
   formats = {
-    ini = lib.generators.toINI { } { s = { a = 1; b = true; c = "x=y"; }; };
-    git = lib.generators.toGitINI { user.name = "A \"B\""; url."git@x:".insteadOf = [ "a" "b" ]; };
+    ini = lib.generators.toINI { } {
+      s = {
+        a = 1;
+        b = true;
+        c = "x=y";
+      };
+    };
+    git = lib.generators.toGitINI {
+      user.name = "A \"B\"";
+      url."git@x:".insteadOf = [
+        "a"
+        "b"
+      ];
+    };
     kv = lib.generators.toKeyValue { } { a = 1; };
-    pretty = lib.generators.toPretty { } { a = [ 1 null ]; "b c" = "x\ny"; };
-    lua = lib.generators.toLua { multiline = false; } { a = [ 1 (lib.mkLuaInline "f()") ]; };
+    pretty = lib.generators.toPretty { } {
+      a = [
+        1
+        null
+      ];
+      "b c" = "x\ny";
+    };
+    lua = lib.generators.toLua { multiline = false; } {
+      a = [
+        1
+        (lib.mkLuaInline "f()")
+      ];
+    };
     dconf = lib.generators.toDconfINI { "a/b".c = [ "x" ]; };
-    commandLine = lib.cli.toGNUCommandLineShell { } { v = true; name = [ "a b" "c" ]; q = false; n = 1; };
+    commandLine = lib.cli.toGNUCommandLineShell { } {
+      v = true;
+      name = [
+        "a b"
+        "c"
+      ];
+      q = false;
+      n = 1;
+    };
   };
   text = lib.textClosureMap lib.id {
     b = lib.stringAfter [ "a" ] "B";
@@ -100,7 +183,13 @@
   };
   overlays =
     let
-      set = lib.makeExtensible (final: { a = 1; b = final.a + 1; });
+      set = lib.makeExtensible (final: {
+        a = 1;
+        b = final.a + 1;
+      });
     in
-    removeAttrs (set.extend (_: prev: { a = prev.a + 10; })) [ "__unfix__" "extend" ];
+    removeAttrs (set.extend (_: prev: { a = prev.a + 10; })) [
+      "__unfix__"
+      "extend"
+    ];
 }

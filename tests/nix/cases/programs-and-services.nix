@@ -113,6 +113,8 @@ in
     inherit (config.services.postgresql.settings) port max_connections listen_addresses;
   };
   redis = removeAttrs config.services.redis.servers.cache.settings [ "unixsocketperm" ];
-  sshd = { inherit (config.services.openssh.settings) PasswordAuthentication PermitRootLogin UsePAM; };
+  sshd = {
+    inherit (config.services.openssh.settings) PasswordAuthentication PermitRootLogin UsePAM;
+  };
   dataDirs = [ (toString config.services.mysql.dataDir) ];
 }

@@ -23,9 +23,7 @@ let
           lib.optionalString value.enableUserDb "user-db:user\n"
           + lib.concatMapStrings (
             db:
-            "file-db:${
-              if lib.isPath db || lib.isDerivation db || lib.isString db then db else dconfDb db
-            }\n"
+            "file-db:${if lib.isPath db || lib.isDerivation db || lib.isString db then db else dconfDb db}\n"
           ) value.databases;
       };
   dconfDb =
@@ -81,7 +79,12 @@ in
                       (types.submodule {
                         options = {
                           keyfiles = mkOption {
-                            type = types.listOf (types.oneOf [ types.path types.package ]);
+                            type = types.listOf (
+                              types.oneOf [
+                                types.path
+                                types.package
+                              ]
+                            );
                             default = [ ];
                             description = "Files of keys.";
                           };
@@ -119,7 +122,9 @@ in
         defaultText = lib.literalExpression "pkgs.firefox";
         description = "The package; Debian's is Firefox ESR.";
       };
-      policies = mkOption (policies // { description = "Group policies; see https://mozilla.github.io/policy-templates/."; });
+      policies = mkOption (
+        policies // { description = "Group policies; see https://mozilla.github.io/policy-templates/."; }
+      );
       preferences = mkOption {
         type = types.attrsOf (
           types.oneOf [

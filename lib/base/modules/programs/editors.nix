@@ -16,9 +16,7 @@ let
     };
   editor = name: lib.mkOverride 900 name;
   # A second name of a program.
-  alias =
-    name: program:
-    pkgs.writeShellScriptBin name ''exec ${program} "$@"'';
+  alias = name: program: pkgs.writeShellScriptBin name ''exec ${program} "$@"'';
 in
 {
   options.programs = {

@@ -52,7 +52,10 @@ in
 
   config = lib.mkMerge [
     (lib.mkIf agent.enable {
-      environment.systemPackages = [ cfg.package ] ++ lib.optional (agent.pinentryPackage != null) agent.pinentryPackage;
+      environment.systemPackages = [
+        cfg.package
+      ]
+      ++ lib.optional (agent.pinentryPackage != null) agent.pinentryPackage;
       programs.gnupg.agent.settings = lib.mkIf (agent.pinentryPackage != null) {
         pinentry-program = lib.mkDefault (lib.getExe agent.pinentryPackage);
       };
@@ -65,19 +68,18 @@ in
           ExecReload = "${cfg.package}/bin/gpgconf --reload gpg-agent";
         };
       };
-      systemd.user.sockets =
-        {
-          gpg-agent = socket "keys" "S.gpg-agent" "std";
-        }
-        // lib.optionalAttrs agent.enableSSHSupport {
-          gpg-agent-ssh = socket "ssh" "S.gpg-agent.ssh" "ssh";
-        }
-        // lib.optionalAttrs agent.enableExtraSocket {
-          gpg-agent-extra = socket "restricted" "S.gpg-agent.extra" "extra";
-        }
-        // lib.optionalAttrs agent.enableBrowserSocket {
-          gpg-agent-browser = socket "browsers" "S.gpg-agent.browser" "browser";
-        };
+      systemd.user.sockets = {
+        gpg-agent = socket "keys" "S.gpg-agent" "std";
+      }
+      // lib.optionalAttrs agent.enableSSHSupport {
+        gpg-agent-ssh = socket "ssh" "S.gpg-agent.ssh" "ssh";
+      }
+      // lib.optionalAttrs agent.enableExtraSocket {
+        gpg-agent-extra = socket "restricted" "S.gpg-agent.extra" "extra";
+      }
+      // lib.optionalAttrs agent.enableBrowserSocket {
+        gpg-agent-browser = socket "browsers" "S.gpg-agent.browser" "browser";
+      };
       environment.interactiveShellInit = ''
         # Where passphrases are asked for.
         export GPG_TTY=$(tty)

@@ -68,9 +68,15 @@ in
       zoxide = {
         enable = mkEnableOption "zoxide, a smarter cd";
         package = lib.mkPackageOption pkgs "zoxide" { };
-        enableBashIntegration = mkEnableOption "the hook of bash" // { default = true; };
-        enableZshIntegration = mkEnableOption "the hook of zsh" // { default = true; };
-        enableFishIntegration = mkEnableOption "the hook of fish" // { default = true; };
+        enableBashIntegration = mkEnableOption "the hook of bash" // {
+          default = true;
+        };
+        enableZshIntegration = mkEnableOption "the hook of zsh" // {
+          default = true;
+        };
+        enableFishIntegration = mkEnableOption "the hook of fish" // {
+          default = true;
+        };
         flags = mkOption {
           type = types.listOf types.str;
           default = [ ];

@@ -68,7 +68,9 @@ let
     }\n"
   ) knownHosts;
 
-  list = name: values: lib.optionalString (values != [ ] && values != null) "${name} ${lib.concatStringsSep "," values}\n";
+  list =
+    name: values:
+    lib.optionalString (values != [ ] && values != null) "${name} ${lib.concatStringsSep "," values}\n";
 in
 {
   options.programs.ssh = {
@@ -145,7 +147,9 @@ in
     environment.etc."ssh/ssh_config".text = ''
       ${cfg.extraConfig}
       Host *
-      ${lib.optionalString (cfg.forwardX11 != null) "ForwardX11 ${lib.boolToYesNo cfg.forwardX11}\n"}GlobalKnownHostsFile ${
+      ${
+        lib.optionalString (cfg.forwardX11 != null) "ForwardX11 ${lib.boolToYesNo cfg.forwardX11}\n"
+      }GlobalKnownHostsFile ${
         lib.concatStringsSep " " ([ "/etc/ssh/ssh_known_hosts" ] ++ map toString cfg.knownHostsFiles)
       }
       ${list "PubkeyAcceptedAlgorithms" cfg.pubkeyAcceptedKeyTypes}${list "HostKeyAlgorithms" cfg.hostKeyAlgorithms}${list "KexAlgorithms" cfg.kexAlgorithms}${list "Ciphers" cfg.ciphers}${list "MACs" cfg.macs}

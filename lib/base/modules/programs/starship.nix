@@ -10,14 +10,12 @@ let
   cfg = config.programs.starship;
   format = pkgs.formats.toml { };
   starship = lib.getExe' cfg.package "starship";
-  hook =
-    shell: on:
-    ''
-      if [ "$TERM" != dumb ]; then
-        if [ ! -f "$HOME/.config/starship.toml" ]; then export STARSHIP_CONFIG=/etc/starship.toml; fi
-        eval "$(${starship} init ${shell} ${on})"
-      fi
-    '';
+  hook = shell: on: ''
+    if [ "$TERM" != dumb ]; then
+      if [ ! -f "$HOME/.config/starship.toml" ]; then export STARSHIP_CONFIG=/etc/starship.toml; fi
+      eval "$(${starship} init ${shell} ${on})"
+    fi
+  '';
 in
 {
   options.programs.starship = {

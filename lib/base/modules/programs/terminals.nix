@@ -28,14 +28,20 @@ let
       inherit default description;
     };
   onOff = b: if b then "on" else "off";
-  keyMode = lib.optionalString (tmux.keyMode != null) "set -g status-keys ${tmux.keyMode}\nset -g mode-keys ${tmux.keyMode}\n";
+  keyMode = lib.optionalString (
+    tmux.keyMode != null
+  ) "set -g status-keys ${tmux.keyMode}\nset -g mode-keys ${tmux.keyMode}\n";
   tmuxConf = ''
     set -g default-terminal "${tmux.terminal}"
     set -g base-index ${toString tmux.baseIndex}
     setw -g pane-base-index ${toString tmux.baseIndex}
     set -g history-limit ${toString tmux.historyLimit}
     ${lib.optionalString tmux.newSession "new-session"}
-    ${keyMode}${lib.optionalString (tmux.keyMode == "vi" && tmux.reverseSplit) "bind v split-window -h\nbind s split-window -v\n"}
+    ${keyMode}${
+      lib.optionalString (
+        tmux.keyMode == "vi" && tmux.reverseSplit
+      ) "bind v split-window -h\nbind s split-window -v\n"
+    }
     ${lib.optionalString (tmux.shortcut != "b") ''
       unbind C-b
       set -g prefix C-${tmux.shortcut}
@@ -59,7 +65,14 @@ let
     ${lib.concatMapStrings (p: "run-shell ${if lib.isString p then p else p.rtp or p}\n") tmux.plugins}
     ${tmux.extraConfig}
   '';
-  htopValue = v: if lib.isBool v then (if v then "1" else "0") else if lib.isList v then lib.concatMapStringsSep " " toString v else toString v;
+  htopValue =
+    v:
+    if lib.isBool v then
+      (if v then "1" else "0")
+    else if lib.isList v then
+      lib.concatMapStringsSep " " toString v
+    else
+      toString v;
 in
 {
   options.programs = {

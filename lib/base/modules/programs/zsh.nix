@@ -78,9 +78,11 @@ in
     vteIntegration = yes false "Accepted; there is no terminal of VTE here.";
     enableCompletion = yes true "Whether arguments are completed.";
     enableBashCompletion = yes false "Whether completions of bash work too.";
-    enableGlobalCompInit = yes cfg.enableCompletion "Whether completion is initialised for all users." // {
-      defaultText = lib.literalExpression "config.programs.zsh.enableCompletion";
-    };
+    enableGlobalCompInit =
+      yes cfg.enableCompletion "Whether completion is initialised for all users."
+      // {
+        defaultText = lib.literalExpression "config.programs.zsh.enableCompletion";
+      };
     enableLsColors = yes true "Whether `ls` has colours.";
     autosuggestions = {
       enable = yes false "Whether zsh-autosuggestions suggests what to write.";

@@ -44,7 +44,9 @@ let
     };
   block = h: ''
     ${lib.concatStringsSep " " ([ h.hostName ] ++ h.serverAliases)} {
-    ${lib.optionalString (h.listenAddresses != [ ]) "bind ${lib.concatStringsSep " " h.listenAddresses}"}
+    ${lib.optionalString (
+      h.listenAddresses != [ ]
+    ) "bind ${lib.concatStringsSep " " h.listenAddresses}"}
     ${lib.optionalString (h.logFormat != null) "log {\n${h.logFormat}\n}"}
     ${h.extraConfig}
     }
@@ -152,7 +154,9 @@ in
       environment.XDG_CONFIG_HOME = toString cfg.dataDir;
       serviceConfig =
         let
-          options = "--config /etc/caddy/Caddyfile${lib.optionalString (cfg.adapter != null) " --adapter ${cfg.adapter}"}";
+          options = "--config /etc/caddy/Caddyfile${
+            lib.optionalString (cfg.adapter != null) " --adapter ${cfg.adapter}"
+          }";
         in
         {
           Type = "notify";

@@ -146,9 +146,13 @@ in
         if [ -e ${escapeShellArg cfg.dataDir}/.first_startup ]; then
           ${lib.concatMapStrings (db: ''
             ${mysql} -e ${escapeShellArg "CREATE DATABASE IF NOT EXISTS `${db.name}`"}
-            ${lib.optionalString (db.schema != null) "${mysql} ${escapeShellArg db.name} < ${escapeShellArg (toString db.schema)}"}
+            ${lib.optionalString (
+              db.schema != null
+            ) "${mysql} ${escapeShellArg db.name} < ${escapeShellArg (toString db.schema)}"}
           '') cfg.initialDatabases}
-          ${lib.optionalString (cfg.initialScript != null) "${mysql} < ${escapeShellArg (toString cfg.initialScript)}"}
+          ${lib.optionalString (
+            cfg.initialScript != null
+          ) "${mysql} < ${escapeShellArg (toString cfg.initialScript)}"}
           rm ${escapeShellArg cfg.dataDir}/.first_startup
         fi
         ${lib.concatMapStrings (db: ''

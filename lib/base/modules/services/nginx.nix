@@ -44,7 +44,10 @@ let
       tryFiles = maybe types.str "Files to try.";
       root = maybe types.path "Folder of the files.";
       alias = maybe types.path "Folder the location stands for.";
-      "return" = maybe (types.oneOf [ types.str types.int ]) "What is answered.";
+      "return" = maybe (types.oneOf [
+        types.str
+        types.int
+      ]) "What is answered.";
       fastcgiParams = mkOption {
         type = types.attrsOf (types.either types.str types.path);
         default = { };
@@ -171,10 +174,10 @@ let
 
   renderLocation = path: l: ''
     location ${path} {
-    ${line "proxy_pass" l.proxyPass}${
-      lib.optionalString l.proxyWebsockets "proxy_http_version 1.1;\nproxy_set_header Upgrade $http_upgrade;\nproxy_set_header Connection $connection_upgrade;\n"
-    }${line "uwsgi_pass" l.uwsgiPass}${line "index" l.index}${line "try_files" l.tryFiles}${line "root" l.root}${line "alias" l.alias}${
-      lib.concatStrings (lib.mapAttrsToList (n: v: "fastcgi_param ${n} \"${toString v}\";\n") l.fastcgiParams)
+    ${line "proxy_pass" l.proxyPass}${lib.optionalString l.proxyWebsockets "proxy_http_version 1.1;\nproxy_set_header Upgrade $http_upgrade;\nproxy_set_header Connection $connection_upgrade;\n"}${line "uwsgi_pass" l.uwsgiPass}${line "index" l.index}${line "try_files" l.tryFiles}${line "root" l.root}${line "alias" l.alias}${
+      lib.concatStrings (
+        lib.mapAttrsToList (n: v: "fastcgi_param ${n} \"${toString v}\";\n") l.fastcgiParams
+      )
     }${line "return" l."return"}${l.extraConfig}
     ${lib.optionalString (l.proxyPass != null && l.recommendedProxySettings) proxyHeaders}${auth l}}
   '';
@@ -207,7 +210,9 @@ let
           ) addresses;
       listenLine =
         l:
-        "listen ${l.addr}${lib.optionalString (l.port != null) ":${toString l.port}"}${lib.optionalString h.default " default_server"}${lib.optionalString l.ssl " ssl"}${lib.optionalString l.proxyProtocol " proxy_protocol"}${
+        "listen ${l.addr}${
+          lib.optionalString (l.port != null) ":${toString l.port}"
+        }${lib.optionalString h.default " default_server"}${lib.optionalString l.ssl " ssl"}${lib.optionalString l.proxyProtocol " proxy_protocol"}${
           lib.optionalString (l.extraParameters != [ ]) " ${lib.concatStringsSep " " l.extraParameters}"
         };\n";
       names = "server_name ${toString h.serverName} ${lib.concatStringsSep " " h.serverAliases};\n";
@@ -223,10 +228,11 @@ let
     ''
     + ''
       server {
-      ${lib.concatMapStrings listenLine (if h.forceSSL then tlsListens else listens)}${names}${
-        lib.optionalString tls "ssl_certificate ${toString h.sslCertificate};\nssl_certificate_key ${toString h.sslCertificateKey};\n"
-      }${line "root" h.root}${
-        lib.optionalString (h.globalRedirect != null) "location / { return ${toString h.redirectCode} http${lib.optionalString tls "s"}://${h.globalRedirect}$request_uri; }\n"
+      ${
+        lib.concatMapStrings listenLine (if h.forceSSL then tlsListens else listens)
+      }${names}${lib.optionalString tls "ssl_certificate ${toString h.sslCertificate};\nssl_certificate_key ${toString h.sslCertificateKey};\n"}${line "root" h.root}${
+        lib.optionalString (h.globalRedirect != null)
+          "location / { return ${toString h.redirectCode} http${lib.optionalString tls "s"}://${h.globalRedirect}$request_uri; }\n"
       }${auth h}${lib.concatMapStrings (l: renderLocation l.name l.value) locations}${h.extraConfig}
       }
     '';
@@ -256,7 +262,9 @@ let
       daemon off;
       ${cfg.config}
     ''
-    + lib.optionalString (cfg.eventsConfig != "" || cfg.config == "") "events {\n${cfg.eventsConfig}\n}\n"
+    + lib.optionalString (
+      cfg.eventsConfig != "" || cfg.config == ""
+    ) "events {\n${cfg.eventsConfig}\n}\n"
     + lib.optionalString (cfg.httpConfig == "" && cfg.config == "") ''
       http {
       ${cfg.commonHttpConfig}

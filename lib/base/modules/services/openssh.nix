@@ -39,7 +39,8 @@ let
     else if lib.isBool value then
       "${key} ${lib.boolToYesNo value}\n"
     else if lib.isList value then
-      lib.optionalString (value != [ ]) "${key} ${lib.concatStringsSep (if lib.elem key commas then "," else " ") value}\n"
+      lib.optionalString (value != [ ])
+        "${key} ${lib.concatStringsSep (if lib.elem key commas then "," else " ") value}\n"
     else
       "${key} ${toString value}\n";
 
@@ -47,13 +48,16 @@ let
   sshdConfig = pkgs.writeText "sshd_config" (
     lib.concatMapStrings (p: "Port ${toString p}\n") cfg.ports
     + lib.concatMapStrings (
-      { addr, port, ... }: "ListenAddress ${addr}${lib.optionalString (port != null) ":${toString port}"}\n"
+      { addr, port, ... }:
+      "ListenAddress ${addr}${lib.optionalString (port != null) ":${toString port}"}\n"
     ) cfg.listenAddresses
     + "AddressFamily ${if config.networking.enableIPv6 or true then "any" else "inet"}\n"
     + lib.optionalString (cfg.banner != null) "Banner ${pkgs.writeText "ssh_banner" cfg.banner}\n"
     + lib.optionalString cfg.allowSFTP "Subsystem sftp ${cfg.sftpServerExecutable} ${lib.concatStringsSep " " cfg.sftpFlags}\n"
     + "AuthorizedKeysFile ${toString cfg.authorizedKeysFiles}\n"
-    + lib.optionalString (cfg.authorizedKeysCommand != "none") "AuthorizedKeysCommand ${cfg.authorizedKeysCommand}\nAuthorizedKeysCommandUser ${cfg.authorizedKeysCommandUser}\n"
+    +
+      lib.optionalString (cfg.authorizedKeysCommand != "none")
+        "AuthorizedKeysCommand ${cfg.authorizedKeysCommand}\nAuthorizedKeysCommandUser ${cfg.authorizedKeysCommandUser}\n"
     + lib.concatMapStrings (k: "HostKey ${k}\n") keyFiles
     + lib.concatStrings (lib.mapAttrsToList render cfg.settings)
     + cfg.extraConfig
@@ -240,7 +244,9 @@ in
   config = lib.mkIf cfg.enable {
     assertions = [
       {
-        assertion = cfg.startWhenNeeded -> cfg.listenAddresses == [ ] || lib.all (a: a.addr != null) cfg.listenAddresses;
+        assertion =
+          cfg.startWhenNeeded
+          -> cfg.listenAddresses == [ ] || lib.all (a: a.addr != null) cfg.listenAddresses;
         message = "`services.openssh.listenAddresses': each needs an `addr'";
       }
     ];
@@ -251,9 +257,11 @@ in
     };
     users.groups.sshd = { };
 
-    services.openssh.authorizedKeysFiles = lib.optional cfg.authorizedKeysInHomedir "%h/.ssh/authorized_keys" ++ [
-      "/etc/ssh/authorized_keys.d/%u"
-    ];
+    services.openssh.authorizedKeysFiles =
+      lib.optional cfg.authorizedKeysInHomedir "%h/.ssh/authorized_keys"
+      ++ [
+        "/etc/ssh/authorized_keys.d/%u"
+      ];
     environment.etc."ssh/sshd_config".source = sshdConfig;
     environment.etc."ssh/moduli" = lib.mkIf (cfg.moduliFile != null) { source = cfg.moduliFile; };
     security.pam.services.sshd = {
@@ -327,7 +335,11 @@ in
         if cfg.startWhenNeeded then
           { "sshd@" = service; }
         else
-          { sshd = service // { wantedBy = [ "multi-user.target" ]; }; }
+          {
+            sshd = service // {
+              wantedBy = [ "multi-user.target" ];
+            };
+          }
       );
     systemd.sockets.sshd = lib.mkIf cfg.startWhenNeeded {
       description = "SSH Socket";

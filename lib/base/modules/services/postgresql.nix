@@ -157,7 +157,9 @@ in
         );
         options = {
           shared_preload_libraries = mkOption {
-            type = types.nullOr (types.coercedTo (types.listOf types.str) (lib.concatStringsSep ",") types.commas);
+            type = types.nullOr (
+              types.coercedTo (types.listOf types.str) (lib.concatStringsSep ",") types.commas
+            );
             default = null;
             description = "Libraries loaded with the server.";
           };
@@ -258,7 +260,9 @@ in
         User = "postgres";
         Group = "postgres";
         RuntimeDirectory = "postgresql";
-        StateDirectory = lib.mkIf (cfg.dataDir == "/var/lib/postgresql/${schema}") "postgresql postgresql/${schema}";
+        StateDirectory = lib.mkIf (
+          cfg.dataDir == "/var/lib/postgresql/${schema}"
+        ) "postgresql postgresql/${schema}";
         StateDirectoryMode = "0750";
         Type = "notify";
         # A fast shutdown: open transactions are rolled back.
@@ -284,7 +288,9 @@ in
       };
       script = ''
         if test -e ${escapeShellArg cfg.dataDir}/.first_startup; then
-          ${lib.optionalString (cfg.initialScript != null) "psql -v ON_ERROR_STOP=1 -f ${escapeShellArg (toString cfg.initialScript)} -d postgres"}
+          ${lib.optionalString (
+            cfg.initialScript != null
+          ) "psql -v ON_ERROR_STOP=1 -f ${escapeShellArg (toString cfg.initialScript)} -d postgres"}
           rm -f ${escapeShellArg cfg.dataDir}/.first_startup
         fi
         query() { psql -v ON_ERROR_STOP=1 -tA -d postgres "$@"; }
@@ -304,7 +310,9 @@ in
             if [ -z "$(query -c ${escapeShellArg "SELECT 1 FROM pg_roles WHERE rolname = '${u.name}'"})" ]; then
               query -c ${escapeShellArg "CREATE USER ${identifier u.name}"}
             fi
-            ${lib.optionalString (wanted != "") "query -c ${escapeShellArg "ALTER ROLE ${identifier u.name} ${wanted}"}"}
+            ${lib.optionalString (
+              wanted != ""
+            ) "query -c ${escapeShellArg "ALTER ROLE ${identifier u.name} ${wanted}"}"}
             ${lib.optionalString u.ensureDBOwnership "query -c ${escapeShellArg "ALTER DATABASE ${identifier u.name} OWNER TO ${identifier u.name}"}"}
           ''
         ) cfg.ensureUsers}

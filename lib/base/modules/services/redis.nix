@@ -113,9 +113,18 @@ let
         save = mkOption {
           type = types.listOf (types.listOf types.int);
           default = [
-            [ 900 1 ]
-            [ 300 10 ]
-            [ 60 10000 ]
+            [
+              900
+              1
+            ]
+            [
+              300
+              10
+            ]
+            [
+              60
+              10000
+            ]
           ];
           description = "When the data is saved: seconds and changes.";
         };
@@ -188,7 +197,11 @@ let
           supervised = "systemd";
           loglevel = config.logLevel;
           syslog-enabled = config.syslog;
-          save = if config.save == [ ] then ''""'' else map (d: "${toString (lib.elemAt d 0)} ${toString (lib.elemAt d 1)}") config.save;
+          save =
+            if config.save == [ ] then
+              ''""''
+            else
+              map (d: "${toString (lib.elemAt d 0)} ${toString (lib.elemAt d 1)}") config.save;
           dbfilename = "dump.rdb";
           dir = "/var/lib/${unit name}";
           appendfsync = config.appendFsync;
@@ -254,8 +267,12 @@ in
           umask 077
           own=/var/lib/${unit name}/redis.conf
           { echo 'include "${configOf name s}"'
-            ${lib.optionalString (s.requirePassFile != null) ''echo "requirepass $(cat ${lib.escapeShellArg (toString s.requirePassFile)})"''}
-            ${lib.optionalString (s.masterAuthFile != null) ''echo "masterauth $(cat ${lib.escapeShellArg (toString s.masterAuthFile)})"''}
+            ${lib.optionalString (
+              s.requirePassFile != null
+            ) ''echo "requirepass $(cat ${lib.escapeShellArg (toString s.requirePassFile)})"''}
+            ${lib.optionalString (
+              s.masterAuthFile != null
+            ) ''echo "masterauth $(cat ${lib.escapeShellArg (toString s.masterAuthFile)})"''}
             :
           } > "$own"
         '';
