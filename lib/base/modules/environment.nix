@@ -226,8 +226,6 @@ in
       };
     };
 
-    # Packages with nothing in the linked folders (libraries, headers, plain data) are wanted in /usr all the same.
-    system.extraDependencies = cfg.systemPackages;
     system.path = pkgs.buildEnv {
       name = "system-path";
       paths = cfg.systemPackages;

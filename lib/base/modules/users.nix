@@ -418,7 +418,6 @@ in
       ) (lib.filterAttrs (_: u: u.openssh.authorizedKeys.keys != [ ] || u.openssh.authorizedKeys.keyFiles != [ ]) people))
       (lib.mkIf (cfg.motd != null) { motd.text = cfg.motd; })
     ];
-    system.extraDependencies = lib.concatMap (u: u.packages) (lib.attrValues people);
     environment.shells = lib.mapAttrsToList (_: u: u.shell) (
       lib.filterAttrs (_: u: lib.isDerivation u.shell) people
     );
