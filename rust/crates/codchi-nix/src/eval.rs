@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use codchi_core::progress::{Event, Progress};
@@ -28,7 +29,13 @@ impl Nix {
             c.args(["--apply", f]);
         }
         c.arg(installable);
-        let out = self.run_logged(c, "evaluating", progress)?;
+        // What the lock calls the sources is how a person knows them; what the caller says comes first.
+        let dir =
+            installable.strip_prefix("path:").and_then(|r| r.split(['#', '?']).next()).unwrap_or_default();
+        let lock = codchi_fs::read_if_exists(Path::new(dir).join("flake.lock")).ok().flatten();
+        let mut options = self.options().clone();
+        options.labels.extend(crate::lock::labels(&lock.unwrap_or_default()));
+        let out = self.with_options(options).run_logged(c, "evaluating", progress)?;
         serde_json::from_str(&out)
             .map_err(|e| NixError::Answer { what: "nix eval".into(), reason: e.to_string() })
     }

@@ -10,6 +10,7 @@ use codchi_core::progress::{Event, Progress};
 use serde_json::{Map, Value, json};
 
 use crate::flake::{self, Flake, Input, Reference};
+use crate::trace::Label;
 use crate::{Nix, NixError, Result, StorePath};
 
 /// Which locks are made anew.
@@ -407,6 +408,45 @@ fn walk(
     seen.remove(node);
 }
 
+/// Whose files are whose, for messages about a machine that is locked like this: Codchi and every nixpkgs are not the
+/// person's, and each other source is called what its flake.nix calls it.
+pub fn labels(text: &str) -> Vec<Label> {
+    let lock: Value = serde_json::from_str(text).unwrap_or_default();
+    let codchi = lock["nodes"]["root"]["inputs"]["codchi"].as_str();
+    let mut all = Vec::new();
+    for (name, node) in lock["nodes"].as_object().into_iter().flatten() {
+        let original = &node["original"];
+        let shown = if Some(name.as_str()) == codchi
+            || name.starts_with("nixpkgs")
+            || original_is_nixpkgs(original)
+        {
+            None
+        } else {
+            Some(shown(original).unwrap_or_else(|| name.clone()))
+        };
+        let hash = node["locked"]["narHash"].as_str().unwrap_or_default();
+        let source = StorePath::of_content(hash, "source");
+        let copy = node["locked"]["path"].as_str().and_then(|p| p.parse::<StorePath>().ok());
+        for path in source.into_iter().chain(copy) {
+            all.push(Label { prefix: path.to_string(), shown: shown.clone() });
+        }
+    }
+    // A path may be a person's by one input and not by another: not to be shown is stronger.
+    all.sort_by_key(|l| l.shown.is_some());
+    all
+}
+
+/// A source as a person would name it.
+fn shown(original: &Value) -> Option<String> {
+    if let Some((path, _)) = local_original(original) {
+        return Some(path);
+    }
+    let text = |k: &str| original[k].as_str();
+    text("url")
+        .map(str::to_owned)
+        .or_else(|| Some(format!("{}:{}/{}", text("type")?, text("owner")?, text("repo")?)))
+}
+
 /// All store paths a lock refers to.
 fn roots(lock: &Value) -> Vec<StorePath> {
     let mut all: Vec<StorePath> = lock["nodes"]
@@ -471,6 +511,29 @@ mod tests {
         lock["nodes"]["nixpkgs"]["original"] = sample()["nodes"]["nixpkgs"]["original"].clone();
         assert_eq!(lock, sample());
         assert_eq!(roots(&lock).len(), 1);
+    }
+
+    #[test]
+    fn sources_are_called_what_the_person_calls_them() {
+        let hash = "sha256-ikYNZP4FwwPyQStcXQNVtdhzxE6Pm0cZlT/2v8INyMU=";
+        let source = "/nix/store/5g7f9wfihq2x6xq79dy1zypwr6r2vvs6-source";
+        let of = |name: &str, original: Value| {
+            let nodes = json!({ "root": { "inputs": { name: name } }, name: { "original": original, "locked": { "narHash": hash } } });
+            let l = labels(&json!({ "nodes": nodes }).to_string());
+            assert_eq!(l[0].prefix, source);
+            l[0].shown.clone()
+        };
+        assert_eq!(of("codchi", json!({ "type": "github", "owner": "codchi", "repo": "codchi" })), None);
+        assert_eq!(of("pkgs", json!({ "type": "github", "owner": "NixOS", "repo": "nixpkgs" })), None);
+        assert_eq!(
+            of("m", json!({ "type": "git", "url": "file:///home/me/x" })).as_deref(),
+            Some("/home/me/x")
+        );
+        assert_eq!(
+            of("m", json!({ "type": "github", "owner": "a", "repo": "b" })).as_deref(),
+            Some("github:a/b")
+        );
+        assert!(labels("nonsense").is_empty());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::NixError;
 
@@ -35,6 +36,18 @@ impl StorePath {
     /// The path as seen by Nix and by machines; the host may have it elsewhere.
     pub fn as_path(&self) -> &Path {
         Path::new(&self.0)
+    }
+
+    /// Where content with this hash (of its archive, as `sha256-...`) is when it was added under a name: what Nix's manual
+    /// calls a fixed-output path of a recursive hash. Nix gives every flake's source the name `source`.
+    pub fn of_content(nar_hash: &str, name: &str) -> Option<StorePath> {
+        let hash = crate::drv::sha256_hex(nar_hash)?;
+        let sum = Sha256::digest(format!("source:sha256:{hash}:{STORE_DIR}:{name}"));
+        let mut short = [0u8; 20];
+        for (i, b) in sum.iter().enumerate() {
+            short[i % 20] ^= b;
+        }
+        format!("{STORE_DIR}/{}-{name}", crate::drv::to_base32(&short)).parse().ok()
     }
 
     /// The store path that a path in the store lies in, such as `/nix/store/<hash>-x` of `/nix/store/<hash>-x/bin/x`.
@@ -90,6 +103,16 @@ mod tests {
         let p: StorePath = P.parse().unwrap();
         assert_eq!(p.name(), "codchi-base");
         assert_eq!(StorePath::containing(&format!("{P}/lib/x")).as_ref(), Some(&p));
+    }
+
+    #[test]
+    fn the_path_of_a_content_is_what_nix_makes_of_it() {
+        // Both as Nix 2.26 and 2.34 print them.
+        let of = |hash, name| StorePath::of_content(hash, name).unwrap().to_string();
+        assert_eq!(of("sha256-+64MEAu7YGi8FgTN82XZgAfh1a26XR/JJ7M1ov1N08c=", "codchi-base"), P);
+        let source = "/nix/store/5g7f9wfihq2x6xq79dy1zypwr6r2vvs6-source";
+        assert_eq!(of("sha256-ikYNZP4FwwPyQStcXQNVtdhzxE6Pm0cZlT/2v8INyMU=", "source"), source);
+        assert_eq!(StorePath::of_content("sha256-x", "source"), None);
     }
 
     #[test]
