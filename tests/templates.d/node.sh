@@ -1,0 +1,2 @@
+[ "$(node -p '6 * 7')" = 42 ]
+[ "$(npm config get prefix)" = "$HOME/.local" ]
