@@ -1,3 +1,4 @@
+# needs: packages
 # A machine that sees only its closure has no Nix inside and no endpoint.
 { lib, machine, ... }:
 let

@@ -1,3 +1,4 @@
+# needs: packages
 # A module's settings: sets merge, lists grow, the rest is replaced.
 { machine, ... }:
 let

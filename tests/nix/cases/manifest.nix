@@ -1,3 +1,4 @@
+# needs: packages
 # The whole manifest, which codchi-core reads in its own tests. What differs between bases is fixed here.
 { lib, machine, ... }:
 let
