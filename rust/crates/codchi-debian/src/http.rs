@@ -4,13 +4,15 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use ureq::Agent;
 use ureq::config::Config;
 use ureq::http::header;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
 use crate::error::{Error, Result};
 use crate::mirror::{Address, basic};
@@ -111,7 +113,7 @@ impl Client {
                 .max_idle_connections_per_host(16)
                 .user_agent(AGENT);
             let config = if secure { config.tls_config(tls()) } else { config };
-            config.build().new_agent()
+            Agent::with_parts(config.build(), DefaultConnector::default(), Names::default())
         })
     }
 
@@ -234,6 +236,40 @@ impl Client {
                 false => Ok(data),
             }
         })
+    }
+}
+
+/// Looks each name up once. Without this every request of a hundred asks again, and the first answer that gets lost on
+/// its way ends them all.
+#[derive(Debug, Default)]
+struct Names {
+    known: Mutex<BTreeMap<String, ResolvedSocketAddrs>>,
+}
+
+impl Resolver for Names {
+    fn resolve(
+        &self,
+        uri: &ureq::http::Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let place = format!("{:?} {:?}", uri.scheme(), uri.authority());
+        // Held during the look-up: whoever wants the same name waits for the answer.
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(addresses) = known.get(&place) {
+            let mut again = self.empty();
+            addresses.iter().for_each(|a| again.push(*a));
+            return Ok(again);
+        }
+        let look_up = || DefaultResolver::default().resolve(uri, config, timeout);
+        let found = match look_up() {
+            Err(ureq::Error::Io(_) | ureq::Error::Timeout(_)) => look_up()?,
+            other => other?,
+        };
+        let mut kept = self.empty();
+        found.iter().for_each(|a| kept.push(*a));
+        known.insert(place, kept);
+        Ok(found)
     }
 }
 
