@@ -49,9 +49,15 @@ impl Home {
         Some(home)
     }
 
-    /// With a store in it.
+    /// With a store in it: of the mirror's Nix, or of another by `CODCHI_TEST_NIX_TARBALL`, an address.
     pub fn with_store(who: Who) -> Option<Home> {
-        let home = Home::new(who, "store")?;
+        let tarball = std::env::var("CODCHI_TEST_NIX_TARBALL").ok();
+        let home = Home::new(who, if tarball.is_some() { "other" } else { "store" })?;
+        if let Some(url) = tarball {
+            // A tarball made like that of these tests brings its shell along.
+            let conf = "substituters =\\nsandbox-paths = /bin/sh=/nix/var/nix/gcroots/codchi/nix/libexec/sh";
+            home.settings(&format!("kind = \"own\"\nnix-conf = \"{conf}\"\nnix-tarball = \"{url}\"\n"));
+        }
         let out = home.plumbing(&["bootstrap"]).output().unwrap();
         assert!(out.status.success(), "{}", text(&out));
         Some(home)
