@@ -65,7 +65,7 @@ pub fn apply(wrappers: &[Wrapper]) -> Result<()> {
 fn put(w: &Wrapper, to: &Path, accounts: &Accounts) -> Result<()> {
     // Without any right of others until owner and mode are right.
     codchi_fs::write(to, codchi_fs::read(&w.source)?)?;
-    std::fs::set_permissions(to, PermissionsExt::from_mode(0)).at("change mode of", to)?;
+    std::fs::set_permissions(to, PermissionsExt::from_mode(0o0)).at("change mode of", to)?;
     chown(to, accounts.uid(&w.owner), accounts.gid(&w.group)).at("change owner of", to)?;
     if !w.capabilities.is_empty() {
         let value = capabilities(&w.capabilities).ok_or_else(|| {
