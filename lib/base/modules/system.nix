@@ -101,8 +101,20 @@ let
     }
   );
 
+  # Packages below this size are copied into a layer; larger ones are mounted as they are.
+  layerBytes = 200000;
+  # The small packages of every machine, merged once for all of them.
+  shared = pkgs.base.action "base-layer" "layer" {
+    inherit layerBytes;
+    debs = map (name: "${pkgs.base.raw name}") (
+      pkgs.base.closure (
+        pkgs.base.packages.debs ++ lib.optionals config.nix.enable (config.nix.package.debNames or [ ])
+      )
+    );
+  };
   usr = pkgs.base.action "usr" "merge" {
-    layerBytes = 200000;
+    inherit layerBytes;
+    shared = "${shared}";
     layerCount = 120;
     exportReferencesGraph.graph = map (p: "${p}") (
       [

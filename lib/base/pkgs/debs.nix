@@ -138,6 +138,7 @@ in
     raw
     record
     missing
+    closure
     ;
   debs = lib.genAttrs index.names (
     name:

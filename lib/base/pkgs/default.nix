@@ -70,7 +70,7 @@ let
       inherit build;
       init = seed "codchi-base-init";
       packages = builtins.fromJSON (builtins.readFile ./system.json);
-      inherit (debian) raw package;
+      inherit (debian) raw package closure;
     };
     extend = overlay: final.appendOverlays [ overlay ];
     appendOverlays =

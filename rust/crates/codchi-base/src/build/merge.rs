@@ -20,6 +20,32 @@ pub struct Request {
     layer_bytes: u64,
     /// but no more than this many.
     layer_count: usize,
+    /// A layer that other machines have too; what is in it is not copied again.
+    shared: PathBuf,
+}
+
+/// Request of `layer`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Layer {
+    debs: Vec<PathBuf>,
+    /// Larger packages are layers of their own.
+    layer_bytes: u64,
+}
+
+/// Merges small packages into a layer that machines share.
+pub fn layer(out: &Path, request: &Layer) -> Result<()> {
+    let usr = out.join("usr");
+    codchi_fs::create_dir_all(&usr)?;
+    let mut list = String::new();
+    for raw in &request.debs {
+        if DebInfo::of(raw)?.size < request.layer_bytes {
+            copy(&raw.join("usr"), &usr)?;
+            list.push_str(&format!("{}\n", raw.display()));
+        }
+    }
+    codchi_fs::write(out.join("debs"), list)?;
+    Ok(())
 }
 
 #[derive(Deserialize)]
@@ -69,7 +95,9 @@ pub fn run(out: &Path, request: &Request) -> Result<()> {
     by_size.sort_by(|a, b| b.info.size.cmp(&a.info.size).then_with(|| a.raw.cmp(&b.raw)));
     by_size.truncate(request.layer_count);
     let layers: BTreeSet<&Path> = by_size.iter().map(|d| d.raw.as_path()).collect();
-    for d in debs.iter().filter(|d| !layers.contains(d.raw.as_path())) {
+    let shared = codchi_fs::read_to_string(request.shared.join("debs"))?;
+    let shared: BTreeSet<&Path> = shared.lines().map(Path::new).collect();
+    for d in debs.iter().filter(|d| !layers.contains(d.raw.as_path()) && !shared.contains(d.raw.as_path())) {
         copy(&d.raw.join("usr"), &usr)?;
     }
 
@@ -118,8 +146,9 @@ pub fn run(out: &Path, request: &Request) -> Result<()> {
 
     let list = |paths: &mut dyn Iterator<Item = String>| paths.map(|p| p + "\n").collect::<String>();
     let own = std::iter::once(usr.display().to_string());
+    let common = std::iter::once(request.shared.join("usr").display().to_string());
     let others = by_size.iter().map(|d| d.raw.join("usr").display().to_string());
-    codchi_fs::write(out.join("layers"), list(&mut own.chain(others)))?;
+    codchi_fs::write(out.join("layers"), list(&mut own.chain(others).chain(common)))?;
     codchi_fs::write(out.join("debs"), list(&mut debs.iter().map(|d| d.raw.display().to_string())))?;
     codchi_fs::write(
         out.join("packages"),

@@ -81,6 +81,7 @@ pub fn run(action: &str) -> Result<()> {
         "tree" => request().and_then(|(out, r)| tree::run(&out, &r)),
         "units" => request().and_then(|(out, r)| units::run(&out, &r)),
         "join" => request().and_then(|(out, r)| join::run(&out, &r)),
+        "layer" => request().and_then(|(out, r)| merge::layer(&out, &r)),
         "merge" => request().and_then(|(out, r)| merge::run(&out, &r)),
         "certificates" => request().and_then(|(out, r)| certificates::run(&out, &r)),
         "toplevel" => request().and_then(|(out, r)| toplevel::run(&out, &r)),
