@@ -167,9 +167,11 @@ impl Command {
         })
     }
 
-    /// Starts it as the leader of a session of its own; comes back when its program runs, or cannot.
-    pub fn start(&self, streams: &Streams, cgroup: Option<BorrowedFd<'_>>) -> Result<Child, Error> {
-        let (told, tell) = pipe_with(PipeFlags::CLOEXEC).map_err(Error::system("make a pipe"))?;
+    /// Starts it as the leader of a session of its own, without waiting for its program to run: that it could not is known
+    /// when the child has ended.
+    pub fn start(self, streams: &Streams, cgroup: Option<BorrowedFd<'_>>) -> Result<Starting, Error> {
+        let (told, tell) =
+            pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(Error::system("make a pipe"))?;
         let child = spawn::fork(cgroup, || {
             let (step, error) = self.run(streams);
             let errno = error.raw_os_error().unwrap_or(0).to_le_bytes();
@@ -177,39 +179,7 @@ impl Command {
             127
         })
         .map_err(Error::system("fork"))?;
-        drop(tell);
-        let mut message = [0; 5];
-        let length = loop {
-            match rustix::io::read(&told, &mut message) {
-                Err(rustix::io::Errno::INTR) => {}
-                r => break r.unwrap_or(0),
-            }
-        };
-        // The pipe closes when the program runs.
-        if length < message.len() {
-            return Ok(child);
-        }
-        let _ = rustix::process::waitid(
-            rustix::process::WaitId::PidFd(child.pidfd.as_fd()),
-            rustix::process::WaitIdOptions::EXITED,
-        );
-        let source = io::Error::from_raw_os_error(i32::from_le_bytes([
-            message[1], message[2], message[3], message[4],
-        ]));
-        let name = self.name.clone();
-        Err(match message[0] {
-            s if s == Step::Directory as u8 => {
-                Error::Directory { dir: self.dir.to_string_lossy().into_owned(), source }
-            }
-            s if s == Step::Interpreter as u8 => {
-                Error::NotExecutable { name, why: "its interpreter is missing".into() }
-            }
-            s if s == Step::Program as u8 => match source.kind() {
-                io::ErrorKind::NotFound => Error::NotFound(name),
-                _ => Error::NotExecutable { name, why: source.to_string() },
-            },
-            _ => Error::System { what: "prepare the command", source },
-        })
+        Ok(Starting { child, told, name: self.name, dir: self.dir })
     }
 
     /// In the child. Comes back only with a failure.
@@ -253,6 +223,42 @@ impl Command {
             }
         }
         worst
+    }
+}
+
+/// A child that runs its program, or is about to.
+pub struct Starting {
+    /// The process.
+    pub child: Child,
+    told: OwnedFd,
+    name: String,
+    dir: CString,
+}
+
+impl Starting {
+    /// Why the child that has ended never ran its program; none: it did.
+    pub fn failure(&self) -> Option<Error> {
+        let mut message = [0; 5];
+        if !matches!(rustix::io::read(&self.told, &mut message), Ok(5)) {
+            return None;
+        }
+        let source = io::Error::from_raw_os_error(i32::from_le_bytes([
+            message[1], message[2], message[3], message[4],
+        ]));
+        let name = self.name.clone();
+        Some(match message[0] {
+            s if s == Step::Directory as u8 => {
+                Error::Directory { dir: self.dir.to_string_lossy().into_owned(), source }
+            }
+            s if s == Step::Interpreter as u8 => {
+                Error::NotExecutable { name, why: "its interpreter is missing".into() }
+            }
+            s if s == Step::Program as u8 => match source.kind() {
+                io::ErrorKind::NotFound => Error::NotFound(name),
+                _ => Error::NotExecutable { name, why: source.to_string() },
+            },
+            _ => Error::System { what: "prepare the command", source },
+        })
     }
 }
 

@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use crate::cgroup::Cgroup;
-use crate::command::{self, Command, Streams};
+use crate::command::{self, Command, Starting, Streams};
 use crate::connection::{Connection, PATIENCE};
 use crate::environment;
 use crate::error::Error;
@@ -41,7 +41,7 @@ pub fn run(conn: OwnedFd, settings: &Settings) -> u8 {
 
 /// A command that runs.
 struct Running {
-    child: Child,
+    command: Starting,
     /// The host's end of its terminal.
     terminal: Option<OwnedFd>,
     /// Carries its data where descriptors cannot be handed out.
@@ -90,14 +90,14 @@ fn begin(
     };
     let command = Command::new(&exec, &user, env)?;
     let streams = Streams::make(&user, exec.tty, exec.stderr_apart)?;
-    let child = command.start(&streams, group)?;
+    let command = command.start(&streams, group)?;
     let host = streams.into_host();
 
-    let started = Started { pid: child.pid.as_raw_nonzero().get() as u32, warning };
+    let started = Started { pid: command.child.pid.as_raw_nonzero().get() as u32, warning };
     conn.greet()?;
     conn.queue_json(FrameType::Started, "started", &started)?;
     let lost = |e| {
-        hang_up(&child, cgroup.as_ref());
+        hang_up(&command.child, cgroup.as_ref());
         e
     };
     let relay = if hello.streams {
@@ -108,7 +108,7 @@ fn begin(
         None
     };
     let terminal = if exec.tty.is_some() { host.into_iter().next() } else { None };
-    Ok(Some(Running { child, terminal, relay }))
+    Ok(Some(Running { command, terminal, relay }))
 }
 
 /// Passes signals and sizes on until the command ends, and tells how it did.
@@ -125,7 +125,10 @@ fn attend(mut conn: Connection, mut running: Running, cgroup: Option<&Cgroup>) {
         if let Some(status) = exit
             && running.relay.as_ref().is_none_or(Relay::finished)
         {
-            let _ = conn.queue_json(FrameType::Exit, "exit", &status);
+            let _ = match running.command.failure() {
+                Some(error) => conn.queue_json(FrameType::Failure, "failure", &error.failure()),
+                None => conn.queue_json(FrameType::Exit, "exit", &status),
+            };
             conn.flush_all();
             return;
         }
@@ -135,7 +138,7 @@ fn attend(mut conn: Connection, mut running: Running, cgroup: Option<&Cgroup>) {
             let sending = if conn.unsent() > 0 { PollFlags::OUT } else { PollFlags::empty() };
             watched.push(PollFd::new(&conn, PollFlags::IN | sending));
             if exit.is_none() {
-                watched.push(PollFd::new(&running.child.pidfd, PollFlags::IN));
+                watched.push(PollFd::new(&running.command.child.pidfd, PollFlags::IN));
             }
             let first = watched.len();
             let streams = running.relay.as_ref().map(|r| r.watch(&mut watched, conn.unsent()));
@@ -159,7 +162,7 @@ fn attend(mut conn: Connection, mut running: Running, cgroup: Option<&Cgroup>) {
             break;
         }
         if ended {
-            exit = Some(reap(&running.child));
+            exit = Some(reap(&running.command.child));
             if let Some(relay) = &mut running.relay {
                 relay.command_ended();
             }
@@ -172,7 +175,7 @@ fn obey(frame: &Frame, running: &mut Running, conn: &mut Connection) -> Result<(
     match frame.kind {
         FrameType::Signal => {
             let Signal { signal } = frame.json("signal")?;
-            let _ = kill_group(running.child.pid, signal.into());
+            let _ = kill_group(running.command.child.pid, signal.into());
         }
         FrameType::WindowSize => {
             let size: WindowSize = frame.json("window size")?;
@@ -201,7 +204,7 @@ fn reap(child: &Child) -> Exit {
 
 /// The host has gone: hangs up on the command's session, and waits for the command, so that its control group can go.
 fn lose(running: Running, cgroup: Option<&Cgroup>, ended: bool) {
-    let Running { child, terminal, relay } = running;
+    let Running { command: Starting { child, .. }, terminal, relay } = running;
     if ended {
         return;
     }

@@ -252,7 +252,8 @@ impl Plan {
         let begun = begun.min(self.steps.len());
         let failed = begun.checked_sub(1).map(|i| &self.steps[i].step);
         let keep = matches!(failed, Some(Step::InitScript { .. } | Step::Run { .. }));
-        let switched = self.steps[..begun.saturating_sub(1)].iter().any(|s| matches!(s.step, Step::Activate { .. }));
+        let switched =
+            self.steps[..begun.saturating_sub(1)].iter().any(|s| matches!(s.step, Step::Activate { .. }));
         if keep || switched && self.command != "init" { Vec::new() } else { self.inverses(begun) }
     }
 

@@ -6,7 +6,8 @@
 //! [`WINDOW`] bytes of each stream ahead of what the receiver has given back with [`FrameType::Credit`].
 //!
 //! A conversation: the host sends Hello and Exec without waiting; the agent answers Hello, then Started or Failure; then
-//! Signal and WindowSize go one way, data and Credit both, and Exit ends it. Closing the connection before is a hang-up.
+//! Signal and WindowSize go one way, data and Credit both, and Exit ends it; or Failure, when the program could not be run
+//! after all. Closing the connection before is a hang-up.
 
 use serde::{Deserialize, Serialize};
 
@@ -260,7 +261,7 @@ impl From<&[u8]> for Bytes {
     }
 }
 
-/// The command runs. On a unix socket the descriptors come with it: stdin, stdout, stderr; or the pty, and stderr where it is apart.
+/// The command runs, or is about to. On a unix socket the descriptors come with it: stdin, stdout, stderr; or the pty, and stderr where it is apart.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
     /// Process id in the machine.

@@ -26,10 +26,11 @@ fn target() -> PathBuf {
     test.parent().unwrap().parent().unwrap().to_owned()
 }
 
-/// The agent of this workspace; cargo says nothing when it is built already.
+/// The agent of this workspace, and the client; cargo says nothing when they are built already.
 fn agent_program() -> PathBuf {
     let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "-p", "codchi-agent", "--manifest-path"]);
+    build.args(["build", "--quiet", "-p", "codchi-agent", "--bin", "codchi-agent"]);
+    build.args(["-p", "codchi-drivers", "--example", "agent", "--manifest-path"]);
     build.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
     if target().ends_with("release") {
         build.arg("--release");

@@ -87,6 +87,7 @@ pub fn capture(
                     status = Some(frame.json::<Exit>("exit")?.status());
                     input = None;
                 }
+                FrameType::Failure => return Err(channel::failure(&frame)),
                 kind => return Err(AgentError::Protocol(format!("{kind:?} while a command runs"))),
             }
         }
@@ -140,9 +141,13 @@ pub fn capture(
         }
         if heard && !channel.fill()? {
             while let Some(frame) = channel.next_frame()? {
-                if frame.kind == FrameType::Exit {
-                    status = Some(frame.json::<Exit>("exit")?.status());
-                    input = None;
+                match frame.kind {
+                    FrameType::Exit => {
+                        status = Some(frame.json::<Exit>("exit")?.status());
+                        input = None;
+                    }
+                    FrameType::Failure => return Err(channel::failure(&frame)),
+                    _ => {}
                 }
             }
             if status.is_none() {

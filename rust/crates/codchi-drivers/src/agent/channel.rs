@@ -258,11 +258,16 @@ pub fn hello(frame: &Frame) -> Result<(), AgentError> {
 pub fn started(frame: &Frame) -> Result<Option<String>, AgentError> {
     match frame.kind {
         FrameType::Started => Ok(frame.json::<Started>("started")?.warning.map(|w| plain(&w))),
-        FrameType::Failure => {
-            let Failure { code, message } = frame.json("failure")?;
-            Err(AgentError::Refused { code, message: plain(&message) })
-        }
+        FrameType::Failure => Err(failure(frame)),
         kind => Err(AgentError::Protocol(format!("{kind:?} as an answer"))),
+    }
+}
+
+/// Reads why a command does not run.
+pub fn failure(frame: &Frame) -> AgentError {
+    match frame.json::<Failure>("failure") {
+        Ok(Failure { code, message }) => AgentError::Refused { code, message: plain(&message) },
+        Err(e) => e.into(),
     }
 }
 

@@ -419,6 +419,7 @@ impl Conversation {
                         None => {}
                     }
                 }
+                (FrameType::Failure, _) => return Err(wire::failure(&frame)),
                 (_, Some(bridge)) => bridge.take(&frame, &mut self.channel)?,
                 (kind, None) => return Err(AgentError::Protocol(format!("{kind:?} while a command runs"))),
             }
