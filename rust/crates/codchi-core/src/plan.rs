@@ -186,6 +186,9 @@ impl Step {
                 format!("use generation {number} from the next start on")
             }
             Step::Start => "start the machine".into(),
+            Step::InitScript { script } if script.is_empty() => {
+                "run the init script, if the machine has one".into()
+            }
             Step::InitScript { .. } => "run the init script".into(),
             Step::Run { argv } => format!("run `{}` inside", crate::text::printable_line(&argv.join(" "))),
             Step::Stop => "stop the machine".into(),
@@ -226,6 +229,7 @@ impl Plan {
                     | Step::Activate { .. }
                     | Step::RemoveRoot { .. }
                     | Step::Stop
+                    | Step::Start
                     | Step::RestoreConfig { .. }
                     | Step::UpdateLock { .. }
             )

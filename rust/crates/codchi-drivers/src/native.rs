@@ -12,9 +12,9 @@ use std::time::Duration;
 use codchi_core::name::MachineName;
 use codchi_core::progress::Event as Told;
 use codchi_core::report::Diagnose;
-use codchi_core::status::{Finding, State};
+use codchi_core::status::{Finding, Level, State};
 use codchi_runtime::spec::{Launch, Mount, MountKind};
-use codchi_runtime::{outer, start, state};
+use codchi_runtime::{enter, outer, probe, start, state};
 
 pub use root::{choose_ids, create_root_here, remove_tree, remove_tree_here};
 
@@ -35,7 +35,19 @@ impl Driver for Native {
     }
 
     fn probe(&self, _: &Host) -> Vec<Finding> {
-        Vec::new()
+        probe::probe()
+            .into_iter()
+            .map(|f| Finding {
+                what: f.what,
+                level: match (f.ok, f.optional) {
+                    (true, _) => Level::Good,
+                    (false, true) => Level::Degraded,
+                    (false, false) => Level::Missing,
+                },
+                detail: f.detail,
+                fix: f.mend,
+            })
+            .collect()
     }
 
     fn create(&self, host: &Host, machine: &Machine) -> Result<()> {
@@ -112,8 +124,15 @@ impl Driver for Native {
     fn attach(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<u8> {
         let progress = host.progress;
         let mut warn = |message: &str| progress.report(Told::Warning(message));
-        agent::exec_warning(&agent_dir(host, machine), request(exec), &mut warn)
-            .map_err(|e| failed(machine, &e))
+        match agent::exec_warning(&agent_dir(host, machine), request(exec), &mut warn) {
+            Ok(status) => Ok(status),
+            // Nothing was run: the agent is gone, but the machine's namespaces are there.
+            Err(AgentError::NoSocket { .. } | AgentError::Connect { .. }) => {
+                warn("the agent in the machine does not answer; entering its namespaces instead");
+                enter_namespaces(host, machine, exec)
+            }
+            Err(e) => Err(failed(machine, &e)),
+        }
     }
 
     fn capture(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<(u8, String)> {
@@ -153,6 +172,20 @@ fn request(exec: &Exec) -> ExecRequest {
             Some(false) => Tty::Never,
         },
     }
+}
+
+/// Runs a command in the machine's namespaces, without its agent: no login environment, but a way in.
+fn enter_namespaces(host: &Host, machine: &MachineName, exec: &Exec) -> Result<u8> {
+    use std::io::IsTerminal;
+    let dir = host.dirs.machine_runtime(machine);
+    let request = enter::Request {
+        argv: exec.argv.clone(),
+        env: exec.env.clone(),
+        cwd: exec.cwd.clone(),
+        user: exec.user.clone().unwrap_or_else(|| "root".into()),
+        tty: exec.tty.unwrap_or_else(|| std::io::stdin().is_terminal() && std::io::stdout().is_terminal()),
+    };
+    Ok(enter::enter(&dir, &request)?)
 }
 
 fn failed(machine: &MachineName, error: &AgentError) -> DriverError {
@@ -318,18 +351,6 @@ pub fn supervise(
     machine: &MachineName,
     store: &codchi_store::Store,
 ) -> Result<()> {
-    let endpoint = AtDaemon(store.endpoint(machine));
+    let endpoint = store.endpoint(machine);
     Ok(codchi_runtime::supervise::supervise(&dirs.machine_runtime(machine), vec![Box::new(endpoint)])?)
-}
-
-/// A machine's endpoint at the nix-daemon, as a service of its supervisor.
-struct AtDaemon(codchi_store::endpoint::Endpoint);
-
-impl codchi_runtime::supervise::Service for AtDaemon {
-    fn name(&self) -> &str {
-        "endpoint"
-    }
-    fn run(&mut self, ready: &mut dyn FnMut()) -> std::result::Result<(), String> {
-        self.0.run(ready)
-    }
 }

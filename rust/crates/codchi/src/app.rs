@@ -87,8 +87,10 @@ impl App {
         codchi_fs::create_private_dir(self.dirs.locks())?;
         let who = format!("`codchi {command} {name}` (process {})", std::process::id());
         Lock::try_take(self.dirs.lock(name), &who).map_err(|e| match e {
-            LockError::Held { holder, .. } => Failure::new(Kind::Busy, format!("`{name}` is being changed by {holder}"))
-                .hint("try again when it is done"),
+            LockError::Held { holder, .. } => {
+                Failure::new(Kind::Busy, format!("`{name}` is being changed by {holder}"))
+                    .hint("try again when it is done")
+            }
             LockError::File(e) => e.into(),
         })
     }
@@ -116,7 +118,9 @@ impl App {
     pub fn confirm(&self, question: &str, flag: &str) -> Result<()> {
         if !self.can_ask() {
             let hint = format!("`{flag}` answers yes");
-            return Err(Failure::new(Kind::Declined, format!("not done without an answer: {question}")).hint(hint));
+            return Err(
+                Failure::new(Kind::Declined, format!("not done without an answer: {question}")).hint(hint)
+            );
         }
         match self.printer.ask(&format!("{question} [y/N]")).as_deref() {
             Some("y" | "Y" | "yes" | "Yes") => Ok(()),

@@ -41,7 +41,11 @@ fn end_children() {
     let tasks = codchi_fs::read_dir("/proc/self/task").unwrap_or_default();
     for task in tasks {
         let children = codchi_fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        for pid in children.split_whitespace().filter_map(|p| p.parse().ok()).filter_map(rustix::process::Pid::from_raw) {
+        for pid in children
+            .split_whitespace()
+            .filter_map(|p| p.parse().ok())
+            .filter_map(rustix::process::Pid::from_raw)
+        {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
         }
     }

@@ -25,7 +25,8 @@ pub fn execute(app: &App, _lock: &Lock, plan: &Plan, worker: &dyn Worker) -> Res
     if let Some(dir) = file.parent() {
         codchi_fs::create_private_dir(dir)?;
     }
-    let mut journal = Journal { version: JOURNAL_VERSION, codchi: VERSION.into(), plan: plan.clone(), begun: 0 };
+    let mut journal =
+        Journal { version: JOURNAL_VERSION, codchi: VERSION.into(), plan: plan.clone(), begun: 0 };
     for (n, step) in plan.steps.iter().enumerate() {
         fault::point("before", n);
         if !step.step.prepares() {
@@ -49,7 +50,10 @@ fn undo(app: &App, journal: &Journal, worker: &dyn Worker) {
     for step in journal.plan.after_failure(journal.begun) {
         if let Err(failure) = back(&step, worker) {
             whole = false;
-            app.printer.warn(&format!("could not take back what `{}` began: {}", journal.plan.command, failure.message));
+            app.printer.warn(&format!(
+                "could not take back what `{}` began: {}",
+                journal.plan.command, failure.message
+            ));
         }
     }
     // What is left is for the next command.
@@ -78,7 +82,8 @@ pub fn recover(app: &App, _lock: &Lock, machine: &MachineName, worker: &dyn Work
     let command = journal.plan.command.clone();
     match journal.plan.recovery(journal.begun) {
         Recovery::Undo(steps) => {
-            app.printer.say(&format!("`codchi {command} {machine}` was cut short; taking back what it had begun"));
+            app.printer
+                .say(&format!("`codchi {command} {machine}` was cut short; taking back what it had begun"));
             for step in &steps {
                 back(step, worker)?;
             }

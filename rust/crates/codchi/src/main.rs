@@ -35,11 +35,14 @@ fn early(args: &[OsString]) -> Option<u8> {
     let word = |i: usize| args.get(i).and_then(|a| a.to_str());
     match (word(1)?, word(2)) {
         ("--version" | "-V", None) => {
-            Printer::new(Level::Normal, true).raw(concat!("codchi ", env!("CARGO_PKG_VERSION"), "\n").as_bytes());
+            Printer::new(Level::Normal, true)
+                .raw(concat!("codchi ", env!("CARGO_PKG_VERSION"), "\n").as_bytes());
             Some(0)
         }
         // The store calls these with flags of its own; what a person types goes on to the command line's parser.
-        ("store", Some("shell")) if args.iter().skip(3).take_while(|a| *a != "--").any(|a| a == "--nix" || a == "--daemon") => {
+        ("store", Some("shell"))
+            if args.iter().skip(3).take_while(|a| *a != "--").any(|a| a == "--nix" || a == "--daemon") =>
+        {
             Some(codchi_store::shell::main(args[3..].to_vec()))
         }
         ("store", Some("serve")) if args.get(3).is_some_and(|a| a.to_string_lossy().starts_with("--")) => {
@@ -177,7 +180,11 @@ fn usage(error: &clap::Error, is_exec: bool) -> u8 {
             let names: Vec<String> = {
                 use clap::CommandFactory;
                 let command = Cli::command();
-                command.get_subcommands().filter(|s| !s.is_hide_set()).map(|s| s.get_name().to_string()).collect()
+                command
+                    .get_subcommands()
+                    .filter(|s| !s.is_hide_set())
+                    .map(|s| s.get_name().to_string())
+                    .collect()
             };
             let failure = Failure::usage(format!("there is no command `{}`", text::printable_line(&given)));
             match text::nearest(&given, names.iter().map(String::as_str), 2).as_slice() {
@@ -189,7 +196,8 @@ fn usage(error: &clap::Error, is_exec: bool) -> u8 {
             let rendered = error.render().to_string();
             let mut lines = rendered.lines().filter(|l| !l.trim().is_empty());
             let first = lines.next().unwrap_or("wrong usage");
-            let mut failure = Failure::usage(first.strip_prefix("error: ").unwrap_or(first).replace('\'', "`"));
+            let mut failure =
+                Failure::usage(first.strip_prefix("error: ").unwrap_or(first).replace('\'', "`"));
             for line in lines {
                 let line = line.trim();
                 if let Some(tip) = line.strip_prefix("tip: ") {

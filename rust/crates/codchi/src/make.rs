@@ -133,19 +133,13 @@ impl Tools {
     pub fn debian(&mut self, app: &App, suite: &str, freshness: mirror::Freshness) -> Result<StorePath> {
         app.printer.report(Event::Phase("reading package lists"));
         let mirror = mirror(app)?;
-        let programs = digest(&[codchi_embed::SOURCES_TAR, codchi_embed::BASE_BUILD, codchi_embed::BASE_INIT]);
+        let programs =
+            digest(&[codchi_embed::SOURCES_TAR, codchi_embed::BASE_BUILD, codchi_embed::BASE_INIT]);
         let system = system();
         let scratch = Scratch::new(app, "base")?;
         unpack(codchi_embed::SOURCES_TAR, "lib/base/", scratch.path())?;
-        let index = index::ensure(
-            &mirror,
-            suite,
-            &system,
-            scratch.path(),
-            &app.dirs.cache,
-            freshness,
-            &app.printer,
-        )?;
+        let index =
+            index::ensure(&mirror, suite, &system, scratch.path(), &app.dirs.cache, freshness, &app.printer)?;
         let key = digest(&[
             programs.as_bytes(),
             suite.as_bytes(),
@@ -158,9 +152,10 @@ impl Tools {
             copy_tree(&index.dir, &to)?;
             let seed = scratch.path().join("seed").join(&system).join("bin");
             codchi_fs::create_dir_all(&seed)?;
-            for (name, bytes) in
-                [("codchi-base-build", codchi_embed::BASE_BUILD), ("codchi-base-init", codchi_embed::BASE_INIT)]
-            {
+            for (name, bytes) in [
+                ("codchi-base-build", codchi_embed::BASE_BUILD),
+                ("codchi-base-init", codchi_embed::BASE_INIT),
+            ] {
                 codchi_fs::write_atomic(seed.join(name), bytes, 0o755)?;
             }
             Ok(self.nix.add_path("codchi-base", scratch.path())?)
@@ -209,15 +204,26 @@ impl Tools {
     pub fn evaluate(&mut self, app: &App, dir: &Path, driver: &str) -> Result<Evaluation> {
         let lock = codchi_fs::read_to_string(dir.join("flake.lock")).unwrap_or_default();
         self.with_labels(source_labels(app, dir, &lock));
-        let installable = format!("{}#nixosConfigurations.{driver}", codchi_core::source::path_reference(dir));
+        let installable =
+            format!("{}#nixosConfigurations.{driver}", codchi_core::source::path_reference(dir));
         let value = self
             .nix
             .eval_json(&installable, Some("c: c.config.codchi.build.evaluation"), &app.printer)
             .map_err(|e| explain(app, e))?;
         let evaluation: Evaluation = serde_json::from_value(value).map_err(|e| {
-            Failure::failed(format!("the evaluation of the machine gives something unexpected: {e}"))
-                .hint("its flake.lock may name a Codchi that does not fit this one: `codchi update NAME codchi`")
+            Failure::failed(format!("the evaluation of the machine gives something unexpected: {e}")).hint(
+                "its flake.lock may name a Codchi that does not fit this one: `codchi update NAME codchi`",
+            )
         })?;
+        if evaluation.version != 1 || evaluation.system != system() {
+            return Err(Failure::failed(format!(
+                "the machine is for `{}` (evaluation version {}), and this host is `{}`",
+                evaluation.system,
+                evaluation.version,
+                system()
+            )));
+        }
+        app.printer.detail(&format!("state version {}", evaluation.state_version));
         for warning in &evaluation.warnings {
             app.printer.warn(warning);
         }
@@ -236,7 +242,8 @@ impl Tools {
         }
         app.printer.report(Event::Phase("fetching packages"));
         codchi_fs::create_private_dir(app.dirs.debs())?;
-        let file_of = |s: &Source| app.dirs.debs().join(format!("{}-{}", &s.sha256[..16.min(s.sha256.len())], s.name));
+        let file_of =
+            |s: &Source| app.dirs.debs().join(format!("{}-{}", &s.sha256[..16.min(s.sha256.len())], s.name));
         let fetches: Vec<mirror::Fetch> = missing
             .iter()
             .map(|s| mirror::Fetch {
@@ -263,7 +270,8 @@ impl Tools {
     /// Builds the system and gives its path, rooted at `link`.
     pub fn build(&self, app: &App, evaluation: &Evaluation, link: &Path) -> Result<StorePath> {
         let outputs = self.nix.build(&evaluation.drv_path, &app.printer).map_err(build_failure)?;
-        let toplevel = outputs.get("out").cloned().ok_or_else(|| Failure::failed("the build has no output `out`"))?;
+        let toplevel =
+            outputs.get("out").cloned().ok_or_else(|| Failure::failed("the build has no output `out`"))?;
         self.nix.add_root(link, &toplevel)?;
         Ok(toplevel)
     }
@@ -296,10 +304,13 @@ pub fn mirror(app: &App) -> Result<Mirror> {
 
 /// What a person calls the store copies of their own folders.
 fn source_labels(app: &App, dir: &Path, lock: &str) -> Vec<Label> {
-    let mut labels = vec![Label { prefix: dir.display().to_string(), shown: Some("the machine folder".into()) }];
+    let mut labels =
+        vec![Label { prefix: dir.display().to_string(), shown: Some("the machine folder".into()) }];
     let value: serde_json::Value = serde_json::from_str(lock).unwrap_or_default();
     for node in value["nodes"].as_object().into_iter().flat_map(|m| m.values()) {
-        let Some(path) = node["locked"]["path"].as_str().filter(|p| p.starts_with("/nix/store/")) else { continue };
+        let Some(path) = node["locked"]["path"].as_str().filter(|p| p.starts_with("/nix/store/")) else {
+            continue;
+        };
         let original = &node["original"];
         let shown = match original["type"].as_str() {
             Some("path") => original["path"].as_str().map(|p| app.shown(Path::new(p))),
@@ -337,7 +348,9 @@ pub fn locked_path(lock: &str, input: &[&str]) -> Option<StorePath> {
 fn explain(app: &App, error: NixError) -> Failure {
     let text = error.to_string();
     let mut failure: Failure = error.into();
-    let between = |marker: &str| text.split_once(marker).and_then(|(_, r)| r.split_once('\'')).map(|(n, _)| n.to_string());
+    let between = |marker: &str| {
+        text.split_once(marker).and_then(|(_, r)| r.split_once('\'')).map(|(n, _)| n.to_string())
+    };
     if let Some(name) = between("the debian base has no package `") {
         let mut names: BTreeSet<String> = BTreeSet::new();
         for file in ["names.json", "aliases.json"] {
@@ -414,7 +427,9 @@ pub fn nixpkgs_reachable() -> bool {
         Some(proxy) => {
             let address = proxy.rsplit("://").next().unwrap_or_default().trim_end_matches('/');
             // A name and password before the address: only Nix knows what to do with them, so believe in the proxy.
-            let Some(mut stream) = connect(address.rsplit('@').next().unwrap_or_default()) else { return false };
+            let Some(mut stream) = connect(address.rsplit('@').next().unwrap_or_default()) else {
+                return false;
+            };
             if address.contains('@') {
                 return true;
             }
@@ -447,7 +462,10 @@ pub fn choose_base(app: &App, given: Option<crate::cli::Base>) -> Result<String>
     if let Some(base) = from_env.or_else(|| app.settings.defaults.base.clone()) {
         return match base.as_str() {
             "nixpkgs" | "debian" => Ok(base),
-            _ => Err(Failure::usage(format!("`{}` is no base: there is `nixpkgs` and `debian`", text::printable_line(&base)))),
+            _ => Err(Failure::usage(format!(
+                "`{}` is no base: there is `nixpkgs` and `debian`",
+                text::printable_line(&base)
+            ))),
         };
     }
     app.printer.report(Event::Phase("looking for nixpkgs"));
@@ -462,7 +480,10 @@ pub fn choose_base(app: &App, given: Option<crate::cli::Base>) -> Result<String>
             .hint("`--base nixpkgs` tries nixpkgs all the same, for example through a proxy that only Nix knows"));
     }
     app.printer.say("nixpkgs cannot be reached from here");
-    app.confirm("make the machine from a Debian mirror instead? It will not be NixOS, but act like it", "--base debian")?;
+    app.confirm(
+        "make the machine from a Debian mirror instead? It will not be NixOS, but act like it",
+        "--base debian",
+    )?;
     Ok("debian".into())
 }
 
@@ -527,9 +548,9 @@ pub fn programs(app: &App) -> Result<PathBuf> {
             codchi_fs::write_atomic(made.join(name), bytes, 0o755)?;
         }
         // Every user of a machine runs the agent.
-        rustix::fs::chmod(&made, rustix::fs::Mode::from(0o755)).map_err(std::io::Error::from).map_err(|source| {
-            codchi_fs::FsError { op: "change the mode of", path: made.clone(), source }
-        })?;
+        rustix::fs::chmod(&made, rustix::fs::Mode::from(0o755))
+            .map_err(std::io::Error::from)
+            .map_err(|source| codchi_fs::FsError { op: "change the mode of", path: made.clone(), source })?;
         if let Err(e) = codchi_fs::rename(&made, &dir)
             && !dir.exists()
         {
@@ -596,7 +617,12 @@ pub fn copy_tree(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// The lock request that keeps a machine on its base.
-pub fn keep_base(lock: &str, update: Update, base: Option<StorePath>, codchi: Option<StorePath>) -> LockRequest {
+pub fn keep_base(
+    lock: &str,
+    update: Update,
+    base: Option<StorePath>,
+    codchi: Option<StorePath>,
+) -> LockRequest {
     LockRequest {
         base: base.or_else(|| locked_path(lock, &["codchi", "nixpkgs"])),
         codchi: codchi.or_else(|| locked_path(lock, &["codchi"])),

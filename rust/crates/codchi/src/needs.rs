@@ -14,7 +14,9 @@ use crate::failure::{Failure, Result};
 pub fn given_secrets(args: &[String]) -> Result<BTreeMap<String, PathBuf>> {
     args.iter()
         .map(|arg| match arg.split_once("=@") {
-            Some((name, file)) if !name.is_empty() && !file.is_empty() => Ok((name.into(), PathBuf::from(file))),
+            Some((name, file)) if !name.is_empty() && !file.is_empty() => {
+                Ok((name.into(), PathBuf::from(file)))
+            }
             // A value as argument could be read by everyone on this host; it is not repeated here either.
             _ => Err(Failure::usage("`--secret` takes a file: `--secret NAME=@FILE`")
                 .hint("a value on the command line could be read by everyone on this host")),
@@ -27,10 +29,16 @@ fn items(needs: &Needs, nix_config: bool) -> Vec<(String, String)> {
     let mut all = Vec::new();
     for (guest, m) in &needs.mounts {
         let how = if m.read_only { "read" } else { "read and change" };
-        all.push((format!("mount:{}", m.source), format!("{how} your folder `{}` (at `{guest}` inside)", m.source)));
+        all.push((
+            format!("mount:{}", m.source),
+            format!("{how} your folder `{}` (at `{guest}` inside)", m.source),
+        ));
     }
     for (guest, p) in &needs.ports {
-        all.push((format!("port:{}", p.host), format!("be reached at {} port {} of this computer (port {guest} inside)", p.protocol, p.host)));
+        all.push((
+            format!("port:{}", p.host),
+            format!("be reached at {} port {} of this computer (port {guest} inside)", p.protocol, p.host),
+        ));
     }
     for (name, _) in needs.host_secrets.iter().filter(|(_, on)| **on) {
         all.push((format!("host-secret:{name}"), format!("use your `{name}`")));
@@ -78,7 +86,8 @@ pub fn check_again(
     for name in secrets.keys() {
         if !needs.secrets.contains_key(name) {
             let near = text::nearest(name, needs.secrets.keys().map(String::as_str), 1);
-            let failure = Failure::usage(format!("the machine has no secret `{}`", text::printable_line(name)));
+            let failure =
+                Failure::usage(format!("the machine has no secret `{}`", text::printable_line(name)));
             return Err(match near.first() {
                 Some(n) => failure.hint(format!("did you mean `{n}`?")),
                 None => failure,
@@ -88,7 +97,9 @@ pub fn check_again(
     for (name, secret) in &needs.secrets {
         let described = text::printable_line(&secret.description);
         if secret.required && secret.default.is_none() {
-            app.printer.warn(&format!("the machine expects a secret `{name}` ({described}), which cannot be supplied yet"));
+            app.printer.warn(&format!(
+                "the machine expects a secret `{name}` ({described}), which cannot be supplied yet"
+            ));
         }
     }
     if !foreign {
@@ -106,9 +117,14 @@ pub fn check_again(
     if !missing.is_empty() {
         app.printer.done();
         if !app.can_ask() {
-            let mut failure = Failure::new(Kind::Declined, "the module asks for things that only you can grant");
+            let mut failure =
+                Failure::new(Kind::Declined, "the module asks for things that only you can grant");
             for (item, what) in missing {
-                failure.hints.push(format!("`--accept {}` lets it {}", text::printable_line(item), text::printable_line(what)));
+                failure.hints.push(format!(
+                    "`--accept {}` lets it {}",
+                    text::printable_line(item),
+                    text::printable_line(what)
+                ));
             }
             return Err(failure);
         }
@@ -126,10 +142,13 @@ fn capabilities(needs: &Needs) -> Result<()> {
     for capability in &needs.required_capabilities {
         let (there, way) = match capability.as_str() {
             "kvm" => (
-                rustix::fs::access("/dev/kvm", rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK).is_ok(),
+                rustix::fs::access("/dev/kvm", rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK)
+                    .is_ok(),
                 "enable virtualisation in the firmware, and `sudo usermod -aG kvm $USER`",
             ),
-            "ssh-agent" => (std::env::var_os("SSH_AUTH_SOCK").is_some(), "start an agent: `eval $(ssh-agent)`"),
+            "ssh-agent" => {
+                (std::env::var_os("SSH_AUTH_SOCK").is_some(), "start an agent: `eval $(ssh-agent)`")
+            }
             "display" => (
                 std::env::var_os("WAYLAND_DISPLAY").is_some() || std::env::var_os("DISPLAY").is_some(),
                 "run codchi in a graphical session",
@@ -140,7 +159,9 @@ fn capabilities(needs: &Needs) -> Result<()> {
             _ => (true, ""),
         };
         if !there {
-            let f = failure.get_or_insert_with(|| Failure::new(Kind::Host, "this computer lacks what the machine requires"));
+            let f = failure.get_or_insert_with(|| {
+                Failure::new(Kind::Host, "this computer lacks what the machine requires")
+            });
             f.hints.push(format!("`{}`: {way}", text::printable_line(capability)));
         }
     }

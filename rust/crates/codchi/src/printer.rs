@@ -72,11 +72,6 @@ impl Printer {
         }
     }
 
-    /// How much is told.
-    pub fn level(&self) -> Level {
-        self.level
-    }
-
     /// Data: a line on stdout.
     pub fn data(&self, line: &str) {
         self.clear();
@@ -108,7 +103,8 @@ impl Printer {
         let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
         let rows: Vec<Vec<String>> =
             rows.iter().map(|r| r.iter().map(|c| text::printable_line(c)).collect()).collect();
-        let width = |i: usize| rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count()).max().unwrap_or(0);
+        let width =
+            |i: usize| rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..columns).map(width).collect();
         self.clear();
         let mut out = String::new();
@@ -317,7 +313,11 @@ pub struct Ticker<'s> {
 
 impl<'s> Ticker<'s> {
     /// Starts redrawing in a scope's thread.
-    pub fn start<'e>(scope: &'s std::thread::Scope<'s, 'e>, printer: &'s Printer, stop: &'s AtomicBool) -> Ticker<'s> {
+    pub fn start<'e>(
+        scope: &'s std::thread::Scope<'s, 'e>,
+        printer: &'s Printer,
+        stop: &'s AtomicBool,
+    ) -> Ticker<'s> {
         if printer.is_live() {
             scope.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {

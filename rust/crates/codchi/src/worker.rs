@@ -6,8 +6,9 @@ use codchi_core::machine::Host as Attachment;
 use codchi_core::name::MachineName;
 use codchi_core::plan::{Activation, Step};
 use codchi_core::progress::{Event, Progress};
+use codchi_core::report::Kind;
 use codchi_core::status::State;
-use codchi_drivers::{Driver, Exec, Host, Machine, Switched, System};
+use codchi_drivers::{Driver, Host, Machine, Switched, System};
 use codchi_nix::generations::Record;
 use codchi_nix::{Nix, StorePath};
 use codchi_store::Store;
@@ -72,7 +73,12 @@ impl HostParts {
 
 impl<'a> MachineWorker<'a> {
     /// For a machine that is there.
-    pub fn new(app: &'a App, name: &MachineName, store: Option<&'a Store>, nix: Option<&'a Nix>) -> MachineWorker<'a> {
+    pub fn new(
+        app: &'a App,
+        name: &MachineName,
+        store: Option<&'a Store>,
+        nix: Option<&'a Nix>,
+    ) -> MachineWorker<'a> {
         MachineWorker {
             app,
             name: name.clone(),
@@ -154,11 +160,10 @@ impl<'a> MachineWorker<'a> {
 
     /// Starts the machine on its current generation.
     pub fn start(&self) -> Result<()> {
-        let current = self
-            .app
-            .generations(&self.name)
-            .current()?
-            .ok_or_else(|| Failure::failed(format!("`{}` has no generation", self.name)).hint(format!("`codchi rebuild {}` makes one", self.name)))?;
+        let current = self.app.generations(&self.name).current()?.ok_or_else(|| {
+            Failure::failed(format!("`{}` has no generation", self.name))
+                .hint(format!("`codchi rebuild {}` makes one", self.name))
+        })?;
         let parts = HostParts::of(self.app, self.store)?;
         let host = parts.host(self.app, self.store);
         let attachment = self.attachment()?;
@@ -176,17 +181,28 @@ impl<'a> MachineWorker<'a> {
         let Some(script) = codchi_fs::read_if_exists(&pending)? else { return Ok(()) };
         self.app.printer.done();
         self.app.printer.say("running the init script");
-        let parts = HostParts::of(self.app, self.store)?;
-        let host = parts.host(self.app, self.store);
-        let exec = Exec { argv: vec![script.trim().into()], tty: Some(false), ..Exec::default() };
-        let status = self.driver()?.attach(&host, &self.name, &exec)?;
+        // In a process of its own: signals are for the script there.
+        let status = std::process::Command::new(&self.app.program)
+            .args(["exec", "-T", self.name.as_str(), "--", script.trim()])
+            .status()
+            .map_err(|e| Failure::failed(format!("cannot run the init script: {e}")))?;
+        if crate::interrupt::happened() {
+            return Err(Failure::new(Kind::Interrupted, "interrupted"));
+        }
+        let status = status.code().unwrap_or(1);
         // It runs once, whatever comes of it: a person repeats it with `codchi-init` when they have looked.
         codchi_fs::remove_if_exists(&pending)?;
         if status == 0 {
             return Ok(());
         }
-        Err(Failure::failed(format!("the init script of `{}` failed with status {status}; the machine is kept", self.name))
-            .hint(format!("look into it with `codchi shell {}`, and run it again inside with `codchi-init`", self.name)))
+        Err(Failure::failed(format!(
+            "the init script of `{}` failed with status {status}; the machine is kept",
+            self.name
+        ))
+        .hint(format!(
+            "look into it with `codchi shell {}`, and run it again inside with `codchi-init`",
+            self.name
+        )))
     }
 }
 
@@ -218,7 +234,11 @@ impl Worker for MachineWorker<'_> {
             Step::AddGeneration { number, toplevel } => {
                 let number = u64::from(*number);
                 let generations = app.generations(&self.name);
-                if generations.list()?.iter().any(|g| g.number == number && g.record.toplevel.as_str() == toplevel) {
+                if generations
+                    .list()?
+                    .iter()
+                    .any(|g| g.number == number && g.record.toplevel.as_str() == toplevel)
+                {
                     return Ok(());
                 }
                 let (Some(nix), Some(record)) = (self.nix, &self.record) else {
@@ -282,6 +302,7 @@ impl Worker for MachineWorker<'_> {
             Step::RemoveLogs { path } => {
                 codchi_fs::remove_dir_all(path)?;
                 codchi_fs::remove_if_exists(fingerprint_file(app, &self.name))?;
+                codchi_fs::remove_if_exists(fingerprint_cache(app, &self.name))?;
                 Ok(())
             }
             Step::RestoreConfig { number, path } => {
@@ -331,7 +352,7 @@ pub fn recover(app: &App, lock: &codchi_fs::Lock, name: &MachineName) -> Result<
 
 /// What a rebuild of a machine would read, in a word; none where that cannot be told.
 pub fn fingerprint(app: &App, name: &MachineName, nix: &str) -> Option<String> {
-    let cache = app.dirs.cache.join("fingerprints").join(format!("{name}.json"));
+    let cache = fingerprint_cache(app, name);
     codchi_fs::create_private_dir(cache.parent()?).ok()?;
     let inputs = codchi_nix::fingerprint::Inputs {
         machine: &app.dirs.machine(name),
@@ -373,6 +394,10 @@ pub fn remember_fingerprint(app: &App, name: &MachineName, tools: &make::Tools) 
         codchi_fs::write_atomic(file, serde_json::to_string(&built).unwrap_or_default(), 0o600)?;
     }
     Ok(())
+}
+
+fn fingerprint_cache(app: &App, name: &MachineName) -> PathBuf {
+    app.dirs.cache.join("fingerprints").join(format!("{name}.json"))
 }
 
 fn remove_empty(dir: &Path) {

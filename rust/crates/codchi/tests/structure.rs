@@ -38,7 +38,9 @@ fn dependencies_point_downwards() {
     assert!(packages.len() >= 12);
     for p in packages {
         let name = p["name"].as_str().unwrap();
-        let own = layer.get(name).unwrap_or_else(|| panic!("`{name}` has no layer: add it to this test and to rust/README.md"));
+        let own = layer
+            .get(name)
+            .unwrap_or_else(|| panic!("`{name}` has no layer: add it to this test and to rust/README.md"));
         for d in p["dependencies"].as_array().unwrap() {
             let dep = d["name"].as_str().unwrap();
             if let (Some(other), false) = (layer.get(dep), d["kind"] == "dev") {
@@ -53,7 +55,10 @@ fn every_crate_has_a_line_in_the_readme() {
     let readme = std::fs::read_to_string(workspace().join("README.md")).unwrap();
     for p in metadata()["packages"].as_array().unwrap() {
         let name = p["name"].as_str().unwrap();
-        assert!(name == "codchi-conformance" || readme.contains(&format!("| `{name}` |")), "`{name}` is not in rust/README.md");
+        assert!(
+            name == "codchi-conformance" || readme.contains(&format!("| `{name}` |")),
+            "`{name}` is not in rust/README.md"
+        );
     }
 }
 

@@ -38,7 +38,12 @@ pub fn run(app: &App, args: &cli::Doctor) -> Result<()> {
     findings.extend(private(app));
     for name in app.names()? {
         if let Err(failure) = app.attachment(&name) {
-            findings.push(finding(&format!("machine `{name}`"), Level::Missing, failure.message, failure.hints.first().cloned()));
+            findings.push(finding(
+                &format!("machine `{name}`"),
+                Level::Missing,
+                failure.message,
+                failure.hints.first().cloned(),
+            ));
         }
         if crate::journal::is_open(app, &name) {
             findings.push(finding(
@@ -68,7 +73,10 @@ pub fn run(app: &App, args: &cli::Doctor) -> Result<()> {
     if missing == 0 {
         return Ok(());
     }
-    Err(Failure::new(Kind::Host, format!("{} missing for machines to run", text::count(missing, "thing is", "things are"))))
+    Err(Failure::new(
+        Kind::Host,
+        format!("{} missing for machines to run", text::count(missing, "thing is", "things are")),
+    ))
 }
 
 fn disk(app: &App) -> Finding {
@@ -77,7 +85,12 @@ fn disk(app: &App) -> Finding {
         Ok(s) => {
             let free = s.f_bavail * s.f_frsize;
             let level = if free < 1 << 30 { Level::Degraded } else { Level::Good };
-            finding("disk", level, format!("{} free at `{}`", text::bytes(free), app.shown(place)), Some("free some space: a machine takes 0.3 GiB and more".into()))
+            finding(
+                "disk",
+                level,
+                format!("{} free at `{}`", text::bytes(free), app.shown(place)),
+                Some("free some space: a machine takes 0.3 GiB and more".into()),
+            )
         }
         Err(e) => finding("disk", Level::Degraded, format!("cannot be measured: {e}"), None),
     }
@@ -90,7 +103,12 @@ fn private(app: &App) -> Option<Finding> {
     let open = meta.mode() & 0o077 != 0;
     let shown = app.shown(&app.dirs.data);
     Some(if open {
-        finding("data folder", Level::Missing, format!("`{shown}` is open to others"), Some(format!("`chmod 700 {shown}`")))
+        finding(
+            "data folder",
+            Level::Missing,
+            format!("`{shown}` is open to others"),
+            Some(format!("`chmod 700 {shown}`")),
+        )
     } else {
         finding("data folder", Level::Good, format!("`{shown}` is private"), None)
     })
@@ -99,8 +117,9 @@ fn private(app: &App) -> Option<Finding> {
 /// Mends what needs neither root nor a decision.
 fn fix(app: &App) -> Result<()> {
     if app.dirs.data.exists() {
-        rustix::fs::chmod(&app.dirs.data, rustix::fs::Mode::from(0o700))
-            .map_err(|e| Failure::failed(format!("cannot make `{}` private: {e}", app.shown(&app.dirs.data))))?;
+        rustix::fs::chmod(&app.dirs.data, rustix::fs::Mode::from(0o700)).map_err(|e| {
+            Failure::failed(format!("cannot make `{}` private: {e}", app.shown(&app.dirs.data)))
+        })?;
     }
     for name in app.names()? {
         if crate::journal::is_open(app, &name) {

@@ -66,3 +66,17 @@ fn variable(given: &OsStr) -> Result<(OsString, OsString)> {
         _ => Err(Failure::usage("`--env` takes `NAME=VALUE`")),
     }
 }
+
+/// Replaces this process by `codchi exec`: a process with one thread, in which signals are for the command.
+pub fn become_exec(app: &App, name: &MachineName, flags: &[&str], argv: &[OsString]) -> Result<u8> {
+    use std::os::unix::process::CommandExt;
+    app.printer.done();
+    let error = std::process::Command::new(&app.program)
+        .arg("exec")
+        .args(flags)
+        .arg(name.as_str())
+        .arg("--")
+        .args(argv)
+        .exec();
+    Err(Failure::failed(format!("cannot run `codchi exec`: {error}")))
+}

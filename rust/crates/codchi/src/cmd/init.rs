@@ -11,7 +11,6 @@ use codchi_core::report::Kind;
 use codchi_core::source::{Look, Pin, Source};
 use codchi_core::text;
 use codchi_debian::mirror::Freshness;
-use codchi_drivers::Exec;
 use codchi_nix::flake::Module;
 use codchi_nix::generations::{RECORD_VERSION, Record};
 use codchi_nix::lock::{LockRequest, Update};
@@ -110,13 +109,18 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
         flake.nixpkgs_from = Some(input);
     }
     codchi_fs::write_atomic(folder.join("flake.nix"), flake.render(), 0o644)?;
-    let request =
-        LockRequest { base: base_path.clone(), codchi: Some(codchi), update: Update::Missing, refresh_local: true };
+    let request = LockRequest {
+        base: base_path.clone(),
+        codchi: Some(codchi),
+        update: Update::Missing,
+        refresh_local: true,
+    };
     let locked = tools.lock(app, &folder, &request)?;
     tools.only_local(&base);
     let evaluation = tools.evaluate(app, &folder, driver.info().name)?;
 
-    let granted = crate::needs::check(app, &evaluation.needs, !flake.inputs.is_empty(), nix_config, &secrets)?;
+    let granted =
+        crate::needs::check(app, &evaluation.needs, !flake.inputs.is_empty(), nix_config, &secrets)?;
     let missing = tools.missing(&evaluation)?;
     let ids = if app.dirs.is_root() { Some(choose_ids(app, &name)?) } else { None };
     let mut plan = plan(app, &name, args, &evaluation, &folder, ids, missing.len() as u64);
@@ -159,13 +163,12 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
     let what = if args.no_start { "is made" } else { "is running" };
     app.printer.say(&format!("`{name}` {what}: {}", evaluation.base.label));
     if args.cmd.is_empty() {
-        if !app.globals.json && args.cmd.is_empty() {
+        if !app.globals.json {
             app.printer.hint(&format!("`codchi shell {name}` opens a shell in it"));
         }
         return Ok(0);
     }
-    let exec = Exec { argv: args.cmd.clone(), ..Exec::default() };
-    exec::attach(app, &name, &exec)
+    exec::become_exec(app, &name, &[], &args.cmd)
 }
 
 /// What is there of that name already, half made, is brought to an end first.
@@ -188,7 +191,8 @@ fn refuse_taken(app: &App, name: &MachineName) -> Result<()> {
 }
 
 fn wanted(app: &App, args: &cli::Init) -> Result<Vec<Wanted>> {
-    let cwd = std::env::current_dir().map_err(|e| Failure::failed(format!("the current folder is gone: {e}")))?;
+    let cwd =
+        std::env::current_dir().map_err(|e| Failure::failed(format!("the current folder is gone: {e}")))?;
     let parse = |s: &str| Source::parse(s, &cwd, &app.dirs.home, &Disk);
     let mut all = Vec::new();
     for module in &app.settings.defaults.modules {
@@ -204,19 +208,38 @@ fn wanted(app: &App, args: &cli::Init) -> Result<Vec<Wanted>> {
         Some(given) => {
             let mut source = parse(given)?;
             if source.attr.is_some() && !args.modules.is_empty() {
-                return Err(Failure::usage(format!("`{given}` names a module already; leave out `{}`", args.modules.join(" "))));
+                return Err(Failure::usage(format!(
+                    "`{given}` names a module already; leave out `{}`",
+                    args.modules.join(" ")
+                )));
             }
             if let Some(pin) = &pin {
                 source = source.pinned(pin)?;
             }
+            refuse_plain_folder(app, &source)?;
             all.push(Wanted { source, modules: args.modules.clone() });
         }
         None if pin.is_some() => {
-            return Err(Failure::usage("`--branch`, `--tag` and `--commit` choose a version of SOURCE, which is missing"));
+            return Err(Failure::usage(
+                "`--branch`, `--tag` and `--commit` choose a version of SOURCE, which is missing",
+            ));
         }
         None => {}
     }
     Ok(all)
+}
+
+/// A folder that is no flake would be copied whole before Nix could say so.
+fn refuse_plain_folder(app: &App, source: &Source) -> Result<()> {
+    let Some(folder) = source.folder.as_ref().filter(|_| Source::is_local(&source.url)) else {
+        return Ok(());
+    };
+    // Another folder or branch of it may be one.
+    if folder.join("flake.nix").exists() || source.url.contains('?') {
+        return Ok(());
+    }
+    Err(Failure::failed(format!("`{}` is no flake: it has no flake.nix", app.shown(folder)))
+        .hint("the templates of Codchi show what one holds"))
 }
 
 /// Adds a source as input, with the modules that are wanted of it.
@@ -275,7 +298,7 @@ fn no_flake(error: NixError, shown: &str, wanted: &Wanted) -> Failure {
         if wanted.source.url.starts_with("git+file:") {
             failure.hints.push("of a repository only what git tracks counts: `git add flake.nix`".into());
         }
-        failure.hints.push("`nix flake init -t codchi#hello`, or a look into docs/templates, shows what it holds".into());
+        failure.hints.push("the templates of Codchi show what one holds".into());
     }
     failure
 }
@@ -286,7 +309,11 @@ fn choose(app: &App, there: &[Module], wanted: &Wanted, shown: &str) -> Result<V
     let list = || there.iter().filter_map(path).map(|p| format!("`{p}`")).collect::<Vec<_>>().join(", ");
     let named: Vec<AttrPath> = match &wanted.source.attr {
         Some(attr) => vec![attr.clone()],
-        None => wanted.modules.iter().map(|m| m.parse().map_err(|e| Failure::usage(format!("{e}")))).collect::<Result<_>>()?,
+        None => wanted
+            .modules
+            .iter()
+            .map(|m| m.parse().map_err(|e| Failure::usage(format!("{e}"))))
+            .collect::<Result<_>>()?,
     };
     if !named.is_empty() {
         return named
@@ -312,22 +339,28 @@ fn choose(app: &App, there: &[Module], wanted: &Wanted, shown: &str) -> Result<V
             .collect();
     }
     match there {
-        [] => Err(Failure::failed(format!("`{shown}` has no module: neither `nixosModules` nor `codchiModules`"))
-            .hint("add `nixosModules.default` to its outputs; the templates of Codchi show how")),
+        [] => Err(Failure::failed(format!(
+            "`{shown}` has no module: neither `nixosModules` nor `codchiModules`"
+        ))
+        .hint("add `nixosModules.default` to its outputs; the templates of Codchi show how")),
         [one] => Ok(path(one).into_iter().collect()),
         several => {
             if let Some(default) = several.iter().find(|m| m.name == "default") {
                 return Ok(path(default).into_iter().collect());
             }
             if !app.can_ask() {
-                return Err(Failure::new(Kind::Declined, format!("`{shown}` has several modules: {}", list()))
-                    .hint("name those you want after the source, or write `SOURCE#MODULE`"));
+                return Err(Failure::new(
+                    Kind::Declined,
+                    format!("`{shown}` has several modules: {}", list()),
+                )
+                .hint("name those you want after the source, or write `SOURCE#MODULE`"));
             }
             app.printer.say(&format!("`{shown}` has several modules:"));
             for (i, m) in several.iter().enumerate() {
                 app.printer.say(&format!("  {}  {}", i + 1, m.name));
             }
-            let answer = app.printer.ask("which ones? (numbers or names, with blanks between)").unwrap_or_default();
+            let answer =
+                app.printer.ask("which ones? (numbers or names, with blanks between)").unwrap_or_default();
             let mut chosen = Vec::new();
             for word in answer.split([' ', ',']).filter(|w| !w.is_empty()) {
                 let by_number = word.parse::<usize>().ok().and_then(|n| several.get(n.wrapping_sub(1)));
@@ -336,7 +369,11 @@ fn choose(app: &App, there: &[Module], wanted: &Wanted, shown: &str) -> Result<V
                     Failure::new(Kind::Declined, format!("`{}` is none of them", text::printable_line(word)))
                 })?);
             }
-            if chosen.is_empty() { Err(Failure::new(Kind::Declined, "no module was chosen")) } else { Ok(chosen) }
+            if chosen.is_empty() {
+                Err(Failure::new(Kind::Declined, "no module was chosen"))
+            } else {
+                Ok(chosen)
+            }
         }
     }
 }
@@ -378,7 +415,9 @@ fn complete(plan: &mut Plan, built: &StorePath, init_script: Option<&str>) {
     plan.steps.retain(|s| init_script.is_some() || !matches!(s.step, Step::InitScript { .. }));
     for step in &mut plan.steps {
         match &mut step.step {
-            Step::AddGeneration { toplevel, .. } | Step::Activate { toplevel, .. } => *toplevel = built.to_string(),
+            Step::AddGeneration { toplevel, .. } | Step::Activate { toplevel, .. } => {
+                *toplevel = built.to_string()
+            }
             Step::InitScript { script } => *script = init_script.unwrap_or_default().into(),
             _ => {}
         }
@@ -441,9 +480,15 @@ fn hint_untracked(app: &App, source: &Source) {
         .stderr(std::process::Stdio::null())
         .output();
     let Ok(listed) = listed else { return };
-    let files: Vec<String> =
-        String::from_utf8_lossy(&listed.stdout).lines().take(5).map(|l| format!("`{}`", text::printable_line(l))).collect();
+    let files: Vec<String> = String::from_utf8_lossy(&listed.stdout)
+        .lines()
+        .take(5)
+        .map(|l| format!("`{}`", text::printable_line(l)))
+        .collect();
     if !files.is_empty() {
-        app.printer.hint(&format!("git does not track {}, so the machine does not see them: `git add` them", files.join(", ")));
+        app.printer.hint(&format!(
+            "git does not track {}, so the machine does not see them: `git add` them",
+            files.join(", ")
+        ));
     }
 }

@@ -8,7 +8,7 @@ use codchi_core::status::State;
 use crate::app::App;
 use crate::cli::NixFlags;
 use crate::cmd::init::show_plan;
-use crate::failure::{Failure, Result};
+use crate::failure::Result;
 use crate::journal;
 use crate::make::Tools;
 use crate::worker::{self, HostParts, MachineWorker};
@@ -40,7 +40,8 @@ fn carry_out(app: &App, name: &MachineName, plan: Plan) -> Result<()> {
     let lock = app.lock(name, &plan.command)?;
     worker::recover(app, &lock, name)?;
     let tools = Tools::open(app, &NixFlags::default())?;
-    let worker = MachineWorker::new(app, name, tools.as_ref().map(|t| &*t.store), tools.as_ref().map(|t| &t.nix));
+    let worker =
+        MachineWorker::new(app, name, tools.as_ref().map(|t| &*t.store), tools.as_ref().map(|t| &t.nix));
     journal::execute(app, &lock, &plan, &worker)
 }
 
@@ -131,11 +132,14 @@ pub fn delete(app: &App, names: &[String]) -> Result<()> {
         there.push(name);
     }
     if !app.globals.dry_run {
-        for name in &there {
-            app.printer.say(&format!("`{name}` goes with all its files: {}", app.shown(&app.dirs.machine_root(name))));
+        for name in there.iter().filter(|_| app.globals.yes || app.can_ask()) {
+            app.printer.say(&format!(
+                "`{name}` goes with all its files: {}",
+                app.shown(&app.dirs.machine_root(name))
+            ));
         }
         let list: Vec<String> = there.iter().map(|n| format!("`{n}`")).collect();
-        app.confirm_yes(&format!("delete {}?", list.join(", ")))?;
+        app.confirm_yes(&format!("delete {} with all files?", list.join(", ")))?;
     }
     for name in &there {
         delete_one(app, name)?;
@@ -170,18 +174,11 @@ pub fn delete_one(app: &App, name: &MachineName) -> Result<()> {
         }
     }
     let tools = Tools::open(app, &NixFlags::default())?;
-    let worker = MachineWorker::new(app, name, tools.as_ref().map(|t| &*t.store), tools.as_ref().map(|t| &t.nix));
+    let worker =
+        MachineWorker::new(app, name, tools.as_ref().map(|t| &*t.store), tools.as_ref().map(|t| &t.nix));
     journal::execute(app, &lock, &plan, &worker)?;
     codchi_fs::remove_if_exists(app.dirs.lock(name))?;
     app.printer.done();
     app.printer.say(&format!("`{name}` is deleted"));
     Ok(())
-}
-
-/// Refuses a command on a machine that runs nothing.
-pub fn require_running(app: &App, name: &MachineName) -> Result<()> {
-    match state(app, name)? {
-        State::Running => Ok(()),
-        _ => Err(Failure::failed(format!("`{name}` is not running")).hint(format!("start it with `codchi start {name}`"))),
-    }
 }

@@ -18,6 +18,7 @@ pub fn supervise(given: &str) -> Result<()> {
     let name: MachineName = given.parse()?;
     let dirs = crate::app::dirs()?;
     let settings = crate::app::settings(&dirs)?;
-    let store = codchi_store::Store::open(&dirs, &settings)?.ok_or_else(|| Failure::failed("the store is gone"))?;
+    let store =
+        codchi_store::Store::open(&dirs, &settings)?.ok_or_else(|| Failure::failed("the store is gone"))?;
     Ok(codchi_drivers::native::supervise(&dirs, &name, &store)?)
 }

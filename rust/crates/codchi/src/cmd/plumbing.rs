@@ -10,7 +10,9 @@ use crate::failure::{Failure, Result};
 /// Runs a plumbing verb. This process has one thread: some verbs enter namespaces.
 pub fn run(command: &PlumbingCommand) -> Result<()> {
     match command {
-        PlumbingCommand::CreateRoot { path, base } => Ok(codchi_drivers::native::create_root_here(path, *base)?),
+        PlumbingCommand::CreateRoot { path, base } => {
+            Ok(codchi_drivers::native::create_root_here(path, *base)?)
+        }
         PlumbingCommand::RemoveTree { path } => Ok(codchi_drivers::native::remove_tree_here(path)?),
         PlumbingCommand::Man { dir } => man(dir),
         PlumbingCommand::Schemas { dir } => schemas(dir),
@@ -69,7 +71,10 @@ pub fn reference() -> String {
 }
 
 fn section(out: &mut String, command: &mut clap::Command, path: &str) {
-    out.push_str(&format!("\n## `{path}`\n\n```text\n{}```\n", command.render_long_help().to_string().trim_start()));
+    out.push_str(&format!(
+        "\n## `{path}`\n\n```text\n{}```\n",
+        command.render_long_help().to_string().trim_start()
+    ));
     let subs: Vec<clap::Command> = command.get_subcommands().filter(|s| !s.is_hide_set()).cloned().collect();
     for mut sub in subs {
         let path = format!("{path} {}", sub.get_name());

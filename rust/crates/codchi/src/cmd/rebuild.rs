@@ -6,10 +6,10 @@ use codchi_core::progress::{Event, Progress};
 use codchi_core::report::Kind;
 use codchi_core::text;
 use codchi_debian::mirror::Freshness;
+use codchi_nix::StorePath;
 use codchi_nix::closure::Difference;
 use codchi_nix::generations::Generation;
 use codchi_nix::lock::Update;
-use codchi_nix::StorePath;
 
 use crate::app::App;
 use crate::cli::{self, NixFlags};
@@ -29,7 +29,8 @@ struct How {
 
 /// `rebuild`.
 pub fn rebuild(app: &App, args: &cli::Rebuild) -> Result<()> {
-    let names = if args.all { app.names()?.iter().map(ToString::to_string).collect() } else { args.names.clone() };
+    let names =
+        if args.all { app.names()?.iter().map(ToString::to_string).collect() } else { args.names.clone() };
     each(app, &names, |name| {
         let how = How {
             update: if args.update { Update::All } else { Update::Missing },
@@ -67,13 +68,18 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
     let generations = app.generations(name);
     let current = generations.current()?;
     let rolled_back = is_rolled_back(app, name);
-    if !rolled_back && how.update == Update::Missing && flags.override_input.is_empty() && is_up_to_date(app, name) {
+    if !rolled_back
+        && how.update == Update::Missing
+        && flags.override_input.is_empty()
+        && is_up_to_date(app, name)
+    {
         app.printer.say(&format!("`{name}` is up to date"));
         return Ok(());
     }
     if rolled_back && !how.restore && !app.globals.dry_run {
         let n = current.as_ref().map_or(0, |g| g.number);
-        app.printer.say(&format!("`{name}` was rolled back to generation {n}; its folder says something newer"));
+        app.printer
+            .say(&format!("`{name}` was rolled back to generation {n}; its folder says something newer"));
         app.confirm_yes("build what the folder says?").map_err(|f| {
             f.hint("`--restore-lock` takes flake.nix and flake.lock of that generation instead")
         })?;
@@ -120,8 +126,14 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
     let evaluation = tools.evaluate(app, &folder, attachment.driver.as_str())?;
     let flake = codchi_core::flake::Flake::parse(&codchi_fs::read_to_string(folder.join("flake.nix"))?)?;
     let foreign = flake.inputs().iter().any(|(n, _)| n != "codchi" && n != "nixpkgs");
-    let granted =
-        crate::needs::check_again(app, &evaluation.needs, foreign, false, &Default::default(), &attachment.granted)?;
+    let granted = crate::needs::check_again(
+        app,
+        &evaluation.needs,
+        foreign,
+        false,
+        &Default::default(),
+        &attachment.granted,
+    )?;
     let missing = tools.missing(&evaluation)?;
 
     let number = generations.list()?.last().map_or(0, |g| g.number) + 1;
@@ -167,7 +179,15 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
     let before = current.as_ref().map(|g| g.record.toplevel.clone());
     let difference = tools.nix.diff(before.as_ref(), &toplevel)?;
     show_difference(app, &difference, false);
-    let steps = change_steps(app, name, number, toplevel.as_str(), how, current.as_ref(), locked.changed || how.restore);
+    let steps = change_steps(
+        app,
+        name,
+        number,
+        toplevel.as_str(),
+        how,
+        current.as_ref(),
+        locked.changed || how.restore,
+    );
     let plan = Plan::new("rebuild", name, steps);
     journal::execute(app, &lock, &plan, &worker)?;
     drop(lock);
@@ -179,8 +199,10 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
     let when = if how.activation == Some(Activation::Boot) { "will run" } else { "is on" };
     app.printer.say(&format!("`{name}` {when} generation {number}"));
     if switched.status == 4 {
-        return Err(Failure::failed(format!("`{name}` is on generation {number}, but some of its units failed"))
-            .hint(format!("`codchi logs {name}` shows why")));
+        return Err(Failure::failed(format!(
+            "`{name}` is on generation {number}, but some of its units failed"
+        ))
+        .hint(format!("`codchi logs {name}` shows why")));
     }
     Ok(())
 }
@@ -225,7 +247,9 @@ pub fn show_difference(app: &App, difference: &Difference, as_data: bool) {
     for change in &difference.changes {
         let versions = |v: &[String]| match v {
             [] => "none".to_string(),
-            all => all.iter().map(|v| if v.is_empty() { "ε" } else { v.as_str() }).collect::<Vec<_>>().join(", "),
+            all => {
+                all.iter().map(|v| if v.is_empty() { "ε" } else { v.as_str() }).collect::<Vec<_>>().join(", ")
+            }
         };
         let size = text::signed_bytes(change.bytes);
         let name = &change.name;
@@ -250,7 +274,10 @@ pub fn update(app: &App, args: &cli::Update) -> Result<()> {
     let known: Vec<String> = flake.inputs().into_iter().map(|(n, _)| n).collect();
     for input in &args.inputs {
         if !known.contains(input) {
-            let failure = Failure::new(Kind::NotFound, format!("`{name}` has no input `{}`", text::printable_line(input)));
+            let failure = Failure::new(
+                Kind::NotFound,
+                format!("`{name}` has no input `{}`", text::printable_line(input)),
+            );
             return Err(match text::nearest(input, known.iter().map(String::as_str), 1).first() {
                 Some(near) => failure.hint(format!("did you mean `{near}`?")),
                 None => failure.hint(format!("it has `{}`", known.join("`, `"))),
@@ -258,14 +285,16 @@ pub fn update(app: &App, args: &cli::Update) -> Result<()> {
         }
     }
     let update = if args.inputs.is_empty() { Update::All } else { Update::Inputs(args.inputs.clone()) };
-    let mut tools = Tools::open(app, &args.nix)?.ok_or_else(|| Failure::new(Kind::Host, "the store is gone"))?;
+    let mut tools =
+        Tools::open(app, &args.nix)?.ok_or_else(|| Failure::new(Kind::Host, "the store is gone"))?;
     let attachment = app.attachment(&name)?;
     let staging = Scratch::below(&app.dirs.staging(), name.as_str())?;
     let work = staging.path().join("machine");
     copy_tree(&folder, &work)?;
     let old = codchi_fs::read_if_exists(work.join("flake.lock"))?.unwrap_or_default();
     let all = args.inputs.is_empty();
-    let codchi = if all || args.inputs.iter().any(|i| i == "codchi") { Some(tools.codchi(app)?) } else { None };
+    let codchi =
+        if all || args.inputs.iter().any(|i| i == "codchi") { Some(tools.codchi(app)?) } else { None };
     let base = match &attachment.suite {
         Some(suite) if all || args.inputs.iter().any(|i| i == "nixpkgs") => {
             Some(tools.debian(app, suite, Freshness::Check)?)
@@ -325,16 +354,18 @@ fn moved(old: &str, new: &str) -> Vec<String> {
 pub fn rollback(app: &App, args: &cli::Rollback) -> Result<()> {
     let name = app.machine(&args.name)?;
     let generations = app.generations(&name);
-    let current = generations.current()?.ok_or_else(|| Failure::failed(format!("`{name}` has no generation")))?;
+    let current =
+        generations.current()?.ok_or_else(|| Failure::failed(format!("`{name}` has no generation")))?;
     let target = match args.to {
         Some(n) => generations.get(n).map_err(|_| {
             let all: Vec<String> =
                 generations.list().unwrap_or_default().iter().map(|g| g.number.to_string()).collect();
-            Failure::new(Kind::NotFound, format!("`{name}` has no generation {n}")).hint(format!("it has {}", all.join(", ")))
+            Failure::new(Kind::NotFound, format!("`{name}` has no generation {n}"))
+                .hint(format!("it has {}", all.join(", ")))
         })?,
-        None => generations
-            .previous()?
-            .ok_or_else(|| Failure::new(Kind::NotFound, format!("`{name}` has no generation before {}", current.number)))?,
+        None => generations.previous()?.ok_or_else(|| {
+            Failure::new(Kind::NotFound, format!("`{name}` has no generation before {}", current.number))
+        })?,
     };
     if target.number == current.number {
         app.printer.say(&format!("`{name}` is on generation {}", current.number));
@@ -359,7 +390,8 @@ pub fn rollback(app: &App, args: &cli::Rollback) -> Result<()> {
         show_plan(app, &plan);
         return Ok(());
     }
-    let tools = Tools::open(app, &NixFlags::default())?.ok_or_else(|| Failure::new(Kind::Host, "the store is gone"))?;
+    let tools = Tools::open(app, &NixFlags::default())?
+        .ok_or_else(|| Failure::new(Kind::Host, "the store is gone"))?;
     app.printer.report(Event::Phase("comparing"));
     let difference = tools.nix.diff(Some(&current.record.toplevel), &target.record.toplevel)?;
     app.printer.done();
@@ -379,7 +411,11 @@ pub fn rollback(app: &App, args: &cli::Rollback) -> Result<()> {
 pub fn diff(app: &App, args: &cli::Diff) -> Result<()> {
     let name = app.machine(&args.name)?;
     let generations = app.generations(&name);
-    let get = |n: u64| generations.get(n).map_err(|_| Failure::new(Kind::NotFound, format!("`{name}` has no generation {n}")));
+    let get = |n: u64| {
+        generations
+            .get(n)
+            .map_err(|_| Failure::new(Kind::NotFound, format!("`{name}` has no generation {n}")))
+    };
     let (from, to) = match (args.from, args.to) {
         (Some(a), Some(b)) => (Some(get(a)?), get(b)?),
         (Some(a), None) => (
@@ -391,7 +427,8 @@ pub fn diff(app: &App, args: &cli::Diff) -> Result<()> {
             generations.current()?.ok_or_else(|| Failure::failed(format!("`{name}` has no generation")))?,
         ),
     };
-    let tools = Tools::open(app, &NixFlags::default())?.ok_or_else(|| Failure::new(Kind::Host, "the store is gone"))?;
+    let tools = Tools::open(app, &NixFlags::default())?
+        .ok_or_else(|| Failure::new(Kind::Host, "the store is gone"))?;
     let old: Option<StorePath> = from.as_ref().map(|g| g.record.toplevel.clone());
     let difference = tools.nix.diff(old.as_ref(), &to.record.toplevel)?;
     if app.globals.json {

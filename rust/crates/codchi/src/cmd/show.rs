@@ -6,7 +6,6 @@ use codchi_core::name::MachineName;
 use codchi_core::report::Kind;
 use codchi_core::status::{Config, GenerationStatus, Generations, MachineStatus, State, Status};
 use codchi_core::text;
-use codchi_drivers::Exec;
 
 use crate::app::App;
 use crate::cli::{self, NixFlags};
@@ -187,26 +186,31 @@ pub fn logs(app: &App, args: &cli::Logs) -> Result<u8> {
             Some(unit) => argv.push(format!("--unit={unit}")),
             None => argv.push("--boot".into()),
         }
-        let exec = Exec {
-            argv: argv.into_iter().map(Into::into).collect(),
-            user: Some("root".into()),
-            tty: Some(false),
-            ..Exec::default()
-        };
-        return crate::cmd::exec::attach(app, &name, &exec);
+        let argv: Vec<std::ffi::OsString> = argv.into_iter().map(Into::into).collect();
+        return crate::cmd::exec::become_exec(app, &name, &["-T", "-u", "root"], &argv);
     }
     if let Some(unit) = &args.unit {
-        return Err(Failure::failed(format!("`{name}` is not running, so the log of `{unit}` cannot be read"))
-            .hint(format!("start it with `codchi start {name}`")));
+        return Err(Failure::failed(format!(
+            "`{name}` is not running, so the log of `{unit}` cannot be read"
+        ))
+        .hint(format!("start it with `codchi start {name}`")));
     }
     let file = app.dirs.console_log(&name);
     let missing = |e: codchi_fs::FsError| {
-        if e.is_not_found() { Failure::failed(format!("`{name}` has no log yet: it was never started")) } else { e.into() }
+        if e.is_not_found() {
+            Failure::failed(format!("`{name}` has no log yet: it was never started"))
+        } else {
+            e.into()
+        }
     };
     let mut log = codchi_fs::open(&file).map_err(missing)?;
     loop {
         let mut bytes = Vec::new();
-        log.read_to_end(&mut bytes).map_err(|source| codchi_fs::FsError { op: "read", path: file.clone(), source })?;
+        log.read_to_end(&mut bytes).map_err(|source| codchi_fs::FsError {
+            op: "read",
+            path: file.clone(),
+            source,
+        })?;
         app.printer.raw(text::printable(&String::from_utf8_lossy(&bytes).replace('\r', "")).as_bytes());
         if !args.follow {
             return Ok(0);
@@ -225,7 +229,8 @@ pub fn option(app: &App, args: &cli::OptionArgs) -> Result<()> {
     let name = app.machine(&args.name)?;
     let path: codchi_core::attr::AttrPath = args.path.parse().map_err(|e| Failure::usage(format!("{e}")))?;
     let attachment = app.attachment(&name)?;
-    let tools = Tools::open(app, &NixFlags::default())?.ok_or_else(|| Failure::new(Kind::Host, "the store is gone"))?;
+    let tools = Tools::open(app, &NixFlags::default())?
+        .ok_or_else(|| Failure::new(Kind::Host, "the store is gone"))?;
     let installable = format!(
         "{}#nixosConfigurations.{}",
         codchi_core::source::path_reference(&app.dirs.machine(&name)),

@@ -78,11 +78,12 @@ fn shell(app: &App, as_root: bool, cmd: &[OsString]) -> Failure {
             Some((program, args)) => (program.clone(), args.to_vec()),
             None => (std::env::var_os("SHELL").unwrap_or("/bin/sh".into()), Vec::new()),
         };
-        let mut command = if program.to_string_lossy().starts_with("nix") && !Path::new(&program).is_absolute() {
-            tools.store.command(&program.to_string_lossy(), role)
-        } else {
-            tools.store.shell(Path::new(&program), role)
-        };
+        let mut command =
+            if program.to_string_lossy().starts_with("nix") && !Path::new(&program).is_absolute() {
+                tools.store.command(&program.to_string_lossy(), role)
+            } else {
+                tools.store.shell(Path::new(&program), role)
+            };
         command.args(args);
         Ok(command)
     };
