@@ -402,6 +402,59 @@ fn line_of(text: &str, offset: usize) -> usize {
     text.as_bytes()[..offset.min(text.len())].iter().filter(|b| **b == b'\n').count() + 1
 }
 
+/// A syntax error in words, with tokens as a person writes them.
+pub fn describe(error: &rnix::ParseError) -> String {
+    use rnix::ParseError as E;
+    let found = |k: &rnix::SyntaxKind| match token(*k) {
+        Some(t) => format!("`{t}`"),
+        None => "this".into(),
+    };
+    match error {
+        E::UnexpectedWanted(kind, _, wanted) => {
+            match wanted.iter().copied().map(token).collect::<Option<Vec<_>>>() {
+                Some(all) if all.len() <= 2 => {
+                    format!("{} is not expected here, but `{}`", found(kind), all.join("` or `"))
+                }
+                _ => format!("{} is not expected here", found(kind)),
+            }
+        }
+        E::UnexpectedEOFWanted(wanted) => match wanted.iter().copied().map(token).collect::<Option<Vec<_>>>()
+        {
+            Some(all) if !all.is_empty() => {
+                format!("the file ends where `{}` is expected", all.join("` or `"))
+            }
+            _ => "the file ends too early".into(),
+        },
+        E::UnexpectedEOF => "the file ends too early".into(),
+        E::UnexpectedExtra(_) => "there is more after the end of the expression".into(),
+        E::DuplicatedArgs(_, name) => format!("the argument `{name}` is there twice"),
+        E::Unexpected(_) => "this is not expected here".into(),
+        other => other.to_string(),
+    }
+}
+
+/// Punctuation as it is written.
+fn token(kind: rnix::SyntaxKind) -> Option<&'static str> {
+    use rnix::SyntaxKind as K;
+    Some(match kind {
+        K::TOKEN_SEMICOLON => ";",
+        K::TOKEN_L_BRACE => "{",
+        K::TOKEN_R_BRACE => "}",
+        K::TOKEN_L_BRACK => "[",
+        K::TOKEN_R_BRACK => "]",
+        K::TOKEN_L_PAREN => "(",
+        K::TOKEN_R_PAREN => ")",
+        K::TOKEN_ASSIGN => "=",
+        K::TOKEN_COLON => ":",
+        K::TOKEN_COMMA => ",",
+        K::TOKEN_STRING_START | K::TOKEN_STRING_END => "\"",
+        K::TOKEN_IN => "in",
+        K::TOKEN_THEN => "then",
+        K::TOKEN_ELSE => "else",
+        _ => return None,
+    })
+}
+
 fn error_offset(error: &rnix::ParseError, text: &str) -> usize {
     use rnix::ParseError as E;
     let range = match error {

@@ -81,7 +81,7 @@ pub fn read(dir: &Path, shown: &str) -> Result<Flake> {
 pub fn parse(text: &str) -> Result<Flake, (usize, String)> {
     let root = rnix::Root::parse(text);
     if let Some(e) = root.errors().first() {
-        return Err((error_line(text, e), e.to_string()));
+        return Err((error_line(text, e), codchi_core::flake::describe(e)));
     }
     let Some(ast::Expr::AttrSet(top)) = root.tree().expr().map(peel) else {
         return Err((1, "a flake must be an attribute set".into()));

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use codchi_core::attr::AttrPath;
 use codchi_core::manifest::{Base, Manifest, Needs};
 use codchi_core::name::MachineName;
 use codchi_core::progress::{Event, Progress};
@@ -209,7 +210,7 @@ impl Tools {
         let value = self
             .nix
             .eval_json(&installable, Some("c: c.config.codchi.build.evaluation"), &app.printer)
-            .map_err(|e| explain(app, e))?;
+            .map_err(|e| self.explain(app, &installable, e))?;
         let evaluation: Evaluation = serde_json::from_value(value).map_err(|e| {
             Failure::failed(format!("the evaluation of the machine gives something unexpected: {e}")).hint(
                 "its flake.lock may name a Codchi that does not fit this one: `codchi update NAME codchi`",
@@ -228,6 +229,59 @@ impl Tools {
             app.printer.warn(warning);
         }
         Ok(evaluation)
+    }
+
+    /// Adds to errors of the base what only this program knows: what there is that has nearly that name.
+    fn explain(&self, app: &App, installable: &str, error: NixError) -> Failure {
+        let text = error.to_string();
+        let mut failure: Failure = error.into();
+        let between = |marker: &str| {
+            text.split_once(marker).and_then(|(_, r)| r.split_once('\'')).map(|(n, _)| n.to_string())
+        };
+        let package = between("the debian base has no package `")
+            .or_else(|| between("attribute '").filter(|n| text.contains(&format!("pkgs.{n}"))));
+        if let Some(name) = package {
+            let names: BTreeSet<String> =
+                ["names.json", "aliases.json"].iter().flat_map(|file| names_of(app, file)).collect();
+            let near = text::nearest(&name, names.iter().map(String::as_str), 3);
+            if !near.is_empty() {
+                failure.hints.push(format!("the base has `{}`", near.join("`, `")));
+            }
+            failure.hints.push(
+                "every Debian package is there under its own name, `pkgs.NAME`; an overlay gives it another one: \
+                 `nixpkgs.overlays = [ (final: prev: { WANTED = final.DEBIAN-NAME; }) ];`"
+                    .into(),
+            );
+        } else if let Some(path) = between("the debian base has no option `") {
+            if let Some(near) = self.nearest_option(app, installable, &path) {
+                failure.hints.push(format!("did you mean `{near}`?"));
+            }
+            failure.hints.push(
+                "`base.lenient = true` ignores options that the base lacks; `--base nixpkgs` has them all where it can be reached"
+                    .into(),
+            );
+        }
+        failure
+    }
+
+    /// The option that a person may have meant: of those that stand where the path leads nowhere.
+    fn nearest_option(&self, app: &App, installable: &str, path: &str) -> Option<String> {
+        let path: AttrPath = path.parse().ok()?;
+        let names: Vec<String> = path.names().iter().map(|n| codchi_core::attr::string(n)).collect();
+        let apply = format!(
+            "c: let go = o: p: if p == [ ] || (o._type or \"\") == \"option\" then [ ] else if o ? ${{builtins.head p}} \
+             then go o.${{builtins.head p}} (builtins.tail p) else [ (builtins.length p) (builtins.attrNames o) ]; \
+             in go c.options [ {} ]",
+            names.join(" ")
+        );
+        let found = self.nix.eval_json(installable, Some(&apply), &app.printer).ok()?;
+        let depth = path.names().len().checked_sub(found[0].as_u64()? as usize)?;
+        let there: Vec<&str> = found[1].as_array()?.iter().filter_map(|v| v.as_str()).collect();
+        let near = text::nearest(&path.names()[depth], there, 1).first().map(|n| n.to_string())?;
+        let mut names = path.names()[..depth].to_vec();
+        names.push(near);
+        names.extend_from_slice(&path.names()[depth + 1..]);
+        AttrPath::new(names).map(|p| p.to_string())
     }
 
     /// What a build has to download from the mirror.
@@ -342,37 +396,6 @@ pub fn locked_path(lock: &str, input: &[&str]) -> Option<StorePath> {
         at = nodes.get(&at)?["inputs"][name].as_str()?.to_string();
     }
     StorePath::containing(nodes.get(&at)?["locked"]["path"].as_str()?)
-}
-
-/// Adds to the base's own errors what it cannot know: what there is that has nearly that name.
-fn explain(app: &App, error: NixError) -> Failure {
-    let text = error.to_string();
-    let mut failure: Failure = error.into();
-    let between = |marker: &str| {
-        text.split_once(marker).and_then(|(_, r)| r.split_once('\'')).map(|(n, _)| n.to_string())
-    };
-    if let Some(name) = between("the debian base has no package `") {
-        let mut names: BTreeSet<String> = BTreeSet::new();
-        for file in ["names.json", "aliases.json"] {
-            names.extend(names_of(app, file));
-        }
-        let near = text::nearest(&name, names.iter().map(String::as_str), 3);
-        if !near.is_empty() {
-            failure.hints.push(format!("the base has `{}`", near.join("`, `")));
-        }
-        failure.hints.push(
-            "any Debian package is there under its own name: `pkgs.NAME`; to give it the name your module uses, add an overlay: \
-             `nixpkgs.overlays = [ (final: prev: { WANTED = final.DEBIAN-NAME; }) ];`"
-                .into(),
-        );
-    } else if text.contains("the debian base has no option `") {
-        failure.hints.push(
-            "leave it out on this base with `lib.mkIf`, ignore all such options with `base.lenient = true`, or make the machine with \
-             `--base nixpkgs` where that can be reached"
-                .into(),
-        );
-    }
-    failure
 }
 
 /// Names that the last materialised base knows.
