@@ -182,10 +182,21 @@ fn enter_namespaces(host: &Host, machine: &MachineName, exec: &Exec) -> Result<u
         argv: exec.argv.clone(),
         env: exec.env.clone(),
         cwd: exec.cwd.clone(),
-        user: exec.user.clone().unwrap_or_else(|| "root".into()),
+        user: exec.user.clone().or_else(|| user_of(&dir)).unwrap_or_else(|| "root".into()),
         tty: exec.tty.unwrap_or_else(|| std::io::stdin().is_terminal() && std::io::stdout().is_terminal()),
     };
     Ok(enter::enter(&dir, &request)?)
+}
+
+/// The machine's user, as the running system's manifest names it.
+fn user_of(dir: &Path) -> Option<String> {
+    let text = codchi_fs::read_to_string(dir.join("spec.json")).ok()?;
+    let launch: Launch = serde_json::from_str(&text).ok()?;
+    let store = launch.outer.nix.map_or_else(|| launch.store.clone(), |nix| nix.join("store"));
+    let file = store.join(launch.toplevel.file_name()?).join("codchi/manifest.json");
+    let manifest: codchi_core::manifest::Manifest =
+        serde_json::from_str(&codchi_fs::read_to_string(file).ok()?).ok()?;
+    Some(manifest.user.name)
 }
 
 fn failed(machine: &MachineName, error: &AgentError) -> DriverError {

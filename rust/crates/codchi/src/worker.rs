@@ -184,6 +184,8 @@ impl<'a> MachineWorker<'a> {
         // In a process of its own: signals are for the script there.
         let status = std::process::Command::new(&self.app.program)
             .args(["exec", "-T", self.name.as_str(), "--", script.trim()])
+            // What a script says is no data of this program's.
+            .stdout(std::io::stderr())
             .status()
             .map_err(|e| Failure::failed(format!("cannot run the init script: {e}")))?;
         if crate::interrupt::happened() {

@@ -46,7 +46,15 @@ pub fn remove_tree(program: &Path, path: &Path) -> Result<()> {
     Err(DriverError::Helper { what: what(), reason: said.trim().trim_start_matches("error: ").into() })
 }
 
-/// The first id of a range for a new machine of root.
+/// The first id of a range for a new machine of root: not in `taken`, and not used by a machine that runs, whosever it is.
 pub fn choose_ids(name: &MachineName, taken: &[u32]) -> Result<u32> {
-    Ok(ids::choose_base(name.as_str(), taken)?)
+    let mut taken = taken.to_vec();
+    loop {
+        let base = ids::choose_base(name.as_str(), &taken)?;
+        match ids::lock_base(base, "codchi init") {
+            Ok(_free) => return Ok(base),
+            Err(_) if taken.len() < 1000 => taken.push(base),
+            Err(e) => return Err(e.into()),
+        }
+    }
 }

@@ -327,7 +327,7 @@ fn choose(app: &App, there: &[Module], wanted: &Wanted, shown: &str) -> Result<V
                 // A module deeper down, or in another set, is a person's explicit word: the evaluation tells.
                 let deep = attr.names().len() > 2;
                 found.and_then(path).or_else(|| deep.then(|| attr.clone())).ok_or_else(|| {
-                    let failure = Failure::new(Kind::NotFound, format!("`{shown}` has no module `{attr}`"));
+                    let failure = Failure::failed(format!("`{shown}` has no module `{attr}`"));
                     let last = attr.names().last().map(String::as_str).unwrap_or_default();
                     match text::nearest(last, there.iter().map(|m| m.name.as_str()), 1).first() {
                         Some(near) => failure.hint(format!("did you mean `{near}`?")),
