@@ -96,6 +96,8 @@ fn run(args: Vec<OsString>) -> u8 {
         // Signals go to the command inside, and the status is its own.
         Some(Command::Exec(args)) => cmd::exec::exec(&app, args),
         Some(Command::Shell(args)) => cmd::exec::shell(&app, args),
+        // It tries out namespaces, which needs a process with one thread.
+        Some(Command::Doctor(args)) => cmd::doctor::run(&app, args).map(|()| 0),
         command => with_ticker(&app, command.as_ref()),
     };
     app.printer.done();
@@ -142,11 +144,11 @@ fn dispatch(app: &App, command: Option<&Command>) -> Result<u8> {
         Some(Command::Delete(args)) => done(cmd::life::delete(app, &args.names)),
         Some(Command::Option(args)) => done(cmd::show::option(app, args)),
         Some(Command::Store(args)) => done(cmd::store::run(app, &args.command)),
-        Some(Command::Doctor(args)) => done(cmd::doctor::run(app, args)),
         // Handled before there is an App.
         Some(
             Command::Exec(_)
             | Command::Shell(_)
+            | Command::Doctor(_)
             | Command::Completion { .. }
             | Command::Supervise { .. }
             | Command::Plumbing(_),
