@@ -86,7 +86,7 @@ pub enum SourceError {
 impl Diagnose for SourceError {
     fn kind(&self) -> Kind {
         match self {
-            SourceError::NoFolder { .. } => Kind::Failed,
+            SourceError::NoFolder { .. } => Kind::NotFound,
             _ => Kind::Usage,
         }
     }

@@ -132,8 +132,6 @@ pub struct Running {
     pub leader: Option<u32>,
     /// The system it was started with or switched to, where that is known.
     pub toplevel: Option<String>,
-    /// Its addresses.
-    pub addresses: Vec<String>,
     /// Why it is not up, where it failed.
     pub reason: Option<String>,
 }
@@ -141,7 +139,7 @@ pub struct Running {
 impl Running {
     /// Off.
     pub fn stopped() -> Running {
-        Running { state: State::Stopped, leader: None, toplevel: None, addresses: Vec::new(), reason: None }
+        Running { state: State::Stopped, leader: None, toplevel: None, reason: None }
     }
 }
 
@@ -176,6 +174,8 @@ pub trait Driver: Sync {
     fn stop(&self, host: &Host, machine: &MachineName) -> Result<()>;
     /// What it does now. Cheap: no process is started.
     fn state(&self, host: &Host, machine: &MachineName) -> Result<Running>;
+    /// The addresses of a running machine.
+    fn addresses(&self, running: &Running) -> Vec<String>;
     /// Runs a command in a running machine with this process's streams and gives its exit status.
     fn attach(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<u8>;
     /// Runs a command in a running machine and gives its exit status and what it printed.

@@ -116,9 +116,12 @@ impl Driver for Native {
             },
             leader,
             toplevel: None,
-            addresses: leader.map(network::addresses).unwrap_or_default(),
             reason: Some(status.text).filter(|t| !t.is_empty()),
         })
+    }
+
+    fn addresses(&self, running: &Running) -> Vec<String> {
+        running.leader.map(network::addresses).unwrap_or_default()
     }
 
     fn attach(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<u8> {

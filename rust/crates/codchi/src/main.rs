@@ -54,7 +54,7 @@ fn early(args: &[OsString]) -> Option<u8> {
 
 fn run(args: Vec<OsString>) -> u8 {
     let is_exec = args.get(1).is_some_and(|a| a == "exec" || a == "run" || a == "shell");
-    let parsed = match Cli::try_parse_from(&args) {
+    let parsed = match plain_exec(&args).map_or_else(|| Cli::try_parse_from(&args), Ok) {
         Ok(parsed) => parsed,
         Err(error) => return usage(&error, is_exec),
     };
@@ -112,6 +112,34 @@ fn run(args: Vec<OsString>) -> u8 {
             own(failure.kind)
         }
     }
+}
+
+/// `exec NAME [--] CMD...` without flags, which is what scripts and editors call again and again: building the whole command
+/// line's description for it would take longer than the command.
+fn plain_exec(args: &[OsString]) -> Option<Cli> {
+    use std::os::unix::ffi::OsStrExt;
+    let is_flag = |a: &OsString| a.as_bytes().starts_with(b"-");
+    let [_, verb, name, rest @ ..] = args else { return None };
+    if verb != "exec" && verb != "run" || is_flag(name) {
+        return None;
+    }
+    let cmd = match rest {
+        [dashes, cmd @ ..] if dashes == "--" => cmd,
+        cmd => cmd,
+    };
+    if cmd.is_empty() || std::ptr::eq(cmd, rest) && cmd.first().is_some_and(is_flag) {
+        return None;
+    }
+    let exec = cli::Exec {
+        name: name.to_str()?.into(),
+        user: None,
+        cwd: None,
+        env: Vec::new(),
+        tty: false,
+        no_tty: false,
+        cmd: cmd.to_vec(),
+    };
+    Some(Cli { globals: cli::Globals::default(), command: Some(Command::Exec(exec)) })
 }
 
 fn with_ticker(app: &App, command: Option<&Command>) -> Result<u8> {
@@ -215,4 +243,42 @@ fn usage(error: &clap::Error, is_exec: bool) -> u8 {
     };
     printer.failure(&failure);
     if is_exec { cmd::exec::OWN_FAILURE } else { failure.kind.exit_status() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(words: &[&str]) -> Vec<OsString> {
+        words.iter().map(Into::into).collect()
+    }
+
+    #[test]
+    fn the_short_way_to_exec_reads_what_the_parser_reads() {
+        for line in [
+            &["codchi", "exec", "m", "--", "ls", "-la"][..],
+            &["codchi", "exec", "m", "ls", "-la", "--", "x"],
+            &["codchi", "run", "m", "--", "--", "x"],
+            &["codchi", "run", "m", "--", "-x", "--json"],
+            &["codchi", "exec", "m", "a", "-u", "root"],
+        ] {
+            let short = plain_exec(&words(line)).unwrap_or_else(|| panic!("{line:?}"));
+            let long = Cli::try_parse_from(words(line)).unwrap_or_else(|e| panic!("{line:?}: {e}"));
+            assert_eq!(format!("{short:?}"), format!("{long:?}"), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn anything_with_flags_is_for_the_parser() {
+        for line in [
+            &["codchi", "exec", "m"][..],
+            &["codchi", "exec", "m", "--"],
+            &["codchi", "exec", "-u", "root", "m", "id"],
+            &["codchi", "exec", "m", "-u", "root", "id"],
+            &["codchi", "shell", "m"],
+            &["codchi", "--json", "exec", "m", "x"],
+        ] {
+            assert!(plain_exec(&words(line)).is_none(), "{line:?}");
+        }
+    }
 }

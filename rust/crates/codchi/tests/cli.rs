@@ -101,7 +101,7 @@ fn bad_input_gets_a_clear_error_and_changes_nothing() {
         (&["init", "-x"], 2),
         (&["init", "../x"], 2),
         (&["init", "hello"], 1),
-        (&["init", "x", "./nowhere"], 1),
+        (&["init", "x", "./nowhere"], 5),
         (&["init", "x", "./plain"], 1),
         (&["init", "x", "team/repo"], 2),
         (&["init", "x", "svn+https://example.org/x"], 2),

@@ -36,7 +36,7 @@ fn machine_status(app: &App, name: &MachineName, measure: bool) -> Result<Machin
         leader: running.leader,
         generation: current.as_ref().map(|g| g.number as u32),
         config,
-        addresses: running.addresses,
+        addresses: driver.addresses(&running),
         toplevel: current.map(|g| g.record.toplevel.to_string()),
         disk_bytes,
     })
