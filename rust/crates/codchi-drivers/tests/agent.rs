@@ -793,3 +793,57 @@ fn the_resident_memory_of_the_listener_is_small() {
     assert!(anonymous < 1024, "{anonymous} kB");
     assert!(m.program.exists());
 }
+
+/// A machine's idea of an agent: answers one connection with these bytes and descriptors, and waits for its end.
+fn with_impostor<T>(bytes: &[u8], fds: &[OwnedFd], call: impl FnOnce(&Path) -> T) -> T {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
+    std::thread::scope(|s| {
+        s.spawn(move || {
+            let (socket, _) = listener.accept().unwrap();
+            let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+            let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+            let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            if !fds.is_empty() {
+                assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&fds)));
+            }
+            let slices = [std::io::IoSlice::new(bytes)];
+            let _ = rustix::net::sendmsg(&socket, &slices, &mut control, rustix::net::SendFlags::NOSIGNAL);
+            let _ = (&socket).read_to_end(&mut Vec::new());
+        });
+        call(dir.path())
+    })
+}
+
+#[test]
+fn a_machine_that_lies_as_an_agent_gets_an_error_and_nothing_else() {
+    let limits = CaptureLimits { bytes: 1000, timeout: Duration::from_millis(500) };
+    let call = |dir: &Path| agent::capture(dir, ExecRequest::command(["true"]), b"", limits).unwrap_err();
+    let frames = |list: &[(FrameType, &str)]| {
+        let mut out = Vec::new();
+        for (kind, payload) in list {
+            protocol::put(&mut out, *kind, payload.as_bytes());
+        }
+        out
+    };
+    let hello = (FrameType::Hello, r#"{"proto":1}"#);
+    let started = frames(&[hello, (FrameType::Started, r#"{"pid":1}"#)]);
+    let files = |n: usize| (0..n).map(|_| codchi_fs::open("/etc/passwd").unwrap().into()).collect::<Vec<OwnedFd>>();
+    let pipes = || {
+        let ends: Vec<_> = (0..3).map(|_| rustix::pipe::pipe().unwrap()).collect();
+        ends.into_iter().flat_map(|(r, w)| [r, w]).collect::<Vec<OwnedFd>>()
+    };
+    let protocol = |e: AgentError| matches!(e, AgentError::Protocol(_));
+    assert!(protocol(with_impostor(&started, &[], call)), "no streams");
+    assert!(protocol(with_impostor(&started, &files(3), call)), "files of its own choice");
+    assert!(protocol(with_impostor(&started, &pipes()[..4], call)), "too many descriptors");
+    assert!(protocol(with_impostor(&[0xff; 9], &[], call)), "rubbish");
+    assert!(protocol(with_impostor(&frames(&[hello, hello]), &[], call)), "a second greeting");
+    assert!(matches!(with_impostor(b"", &[], call), AgentError::Limit(_)), "silence");
+    let said = frames(&[hello, (FrameType::Failure, r#"{"code":200,"message":"a\u001b[2Jb\nc"}"#)]);
+    let error = with_impostor(&said, &[], call);
+    assert_eq!(error.to_string(), "a\u{fffd}[2Jb\u{fffd}c");
+    assert_eq!(error.exit_status(), 125, "only 126 and 127 are a machine's to choose");
+    // Streams that stay open and say nothing end with the caller's patience.
+    assert!(matches!(with_impostor(&started, &pipes()[..3], call), AgentError::Limit(_)));
+}
