@@ -216,11 +216,16 @@ impl Command {
                 e = again;
             }
             match e.kind() {
-                io::ErrorKind::NotFound if rustix::fs::stat(path).is_ok() => return (Step::Interpreter, e),
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {}
                 io::ErrorKind::PermissionDenied => worst.1 = e,
                 _ => return (Step::Program, e),
             }
+        }
+        // A file that is there and was not found is one whose interpreter is missing.
+        if worst.1.kind() == io::ErrorKind::NotFound
+            && self.candidates.iter().any(|p| rustix::fs::stat(p).is_ok())
+        {
+            worst.0 = Step::Interpreter;
         }
         worst
     }

@@ -1,7 +1,7 @@
 //! One connection: one command, from its request to its exit.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use codchi_core::protocol::{
     self, Exec, Exit, Frame, FrameType, Hello, ProtocolError, Signal, Started, WindowSize,
@@ -13,13 +13,15 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use crate::cgroup::Cgroup;
 use crate::command::{self, Command, Starting, Streams};
-use crate::connection::{Connection, PATIENCE};
+use crate::connection::{Connection, PATIENCE, wait};
 use crate::environment;
 use crate::error::Error;
 use crate::server::Settings;
 use crate::stream::Relay;
 use crate::user::User;
 
+/// A command that ends so soon is told of at once: the host wakes up once instead of twice.
+const SHORT: Duration = Duration::from_millis(2);
 const SIGHUP: i32 = 1;
 const SIGCONT: i32 = 18;
 
@@ -46,6 +48,8 @@ struct Running {
     terminal: Option<OwnedFd>,
     /// Carries its data where descriptors cannot be handed out.
     relay: Option<Relay>,
+    /// It has ended already, and the host knows.
+    exit: Option<Exit>,
 }
 
 /// Reads the request and starts the command. None: the host only wanted to know that someone is here.
@@ -96,8 +100,19 @@ fn begin(
     let started = Started { pid: command.child.pid.as_raw_nonzero().get() as u32, warning };
     conn.greet()?;
     conn.queue_json(FrameType::Started, "started", &started)?;
+    let mut exit = None;
+    if exec.tty.is_none()
+        && !hello.streams
+        && wait(command.child.pidfd.as_fd(), PollFlags::IN, Instant::now() + SHORT)
+    {
+        let status = reap(&command.child);
+        end(conn, &command, status)?;
+        exit = Some(status);
+    }
     let lost = |e| {
-        hang_up(&command.child, cgroup.as_ref());
+        if exit.is_none() {
+            hang_up(&command.child, cgroup.as_ref());
+        }
         e
     };
     let relay = if hello.streams {
@@ -108,11 +123,14 @@ fn begin(
         None
     };
     let terminal = if exec.tty.is_some() { host.into_iter().next() } else { None };
-    Ok(Some(Running { command, terminal, relay }))
+    Ok(Some(Running { command, terminal, relay, exit }))
 }
 
 /// Passes signals and sizes on until the command ends, and tells how it did.
 fn attend(mut conn: Connection, mut running: Running, cgroup: Option<&Cgroup>) {
+    if running.exit.is_some() {
+        return;
+    }
     let mut exit: Option<Exit> = None;
     loop {
         loop {
@@ -125,10 +143,7 @@ fn attend(mut conn: Connection, mut running: Running, cgroup: Option<&Cgroup>) {
         if let Some(status) = exit
             && running.relay.as_ref().is_none_or(Relay::finished)
         {
-            let _ = match running.command.failure() {
-                Some(error) => conn.queue_json(FrameType::Failure, "failure", &error.failure()),
-                None => conn.queue_json(FrameType::Exit, "exit", &status),
-            };
+            let _ = end(&mut conn, &running.command, status);
             conn.flush_all();
             return;
         }
@@ -171,6 +186,14 @@ fn attend(mut conn: Connection, mut running: Running, cgroup: Option<&Cgroup>) {
     lose(running, cgroup, exit.is_some());
 }
 
+/// Queues how the command ended.
+fn end(conn: &mut Connection, command: &Starting, status: Exit) -> Result<(), Error> {
+    match command.failure() {
+        Some(error) => conn.queue_json(FrameType::Failure, "failure", &error.failure()),
+        None => conn.queue_json(FrameType::Exit, "exit", &status),
+    }
+}
+
 fn obey(frame: &Frame, running: &mut Running, conn: &mut Connection) -> Result<(), Error> {
     match frame.kind {
         FrameType::Signal => {
@@ -204,7 +227,7 @@ fn reap(child: &Child) -> Exit {
 
 /// The host has gone: hangs up on the command's session, and waits for the command, so that its control group can go.
 fn lose(running: Running, cgroup: Option<&Cgroup>, ended: bool) {
-    let Running { command: Starting { child, .. }, terminal, relay } = running;
+    let Running { command: Starting { child, .. }, terminal, relay, .. } = running;
     if ended {
         return;
     }
