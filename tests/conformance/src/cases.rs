@@ -62,14 +62,21 @@ macro_rules! require {
 }
 
 fn same<T: PartialEq + std::fmt::Debug>(what: &str, got: T, wanted: T) -> Result<(), Failed> {
-    if got == wanted { Ok(()) } else { Err(format!("{what}: got {got:?}, wanted {wanted:?}").into()) }
+    if got == wanted {
+        Ok(())
+    } else {
+        Err(format!("{what}: got {got:?}, wanted {wanted:?}").into())
+    }
 }
 
 /// Waits for something another process does, for at most a minute.
 fn eventually(what: &str, mut check: impl FnMut() -> Result<bool, Failed>) -> Result<(), Failed> {
     let end = Instant::now() + Duration::from_secs(60);
     while !check()? {
-        require!(Instant::now() < end, "did not happen within a minute: {what}");
+        require!(
+            Instant::now() < end,
+            "did not happen within a minute: {what}"
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
@@ -78,24 +85,47 @@ fn eventually(what: &str, mut check: impl FnMut() -> Result<bool, Failed>) -> Re
 fn create(h: &Host) -> Result<(), Failed> {
     let repo = h.checkout("tests/fixtures/conformance", "project")?;
     let done = h.codchi(&["init", "conf", &repo.to_string_lossy()])?.ok()?;
-    require!(done.err.contains("init script runs as codchi"), "the init script was not streamed: {}", done.err);
+    require!(
+        done.err.contains("init script runs as codchi"),
+        "the init script was not streamed: {}",
+        done.err
+    );
     same("hello", h.sh("conf", "hello")?, "Hello, world!".to_string())?;
-    same("own command", h.sh("conf", "fixture-command a 'b  c'")?, "from the module: a b  c".into())
+    same(
+        "own command",
+        h.sh("conf", "fixture-command a 'b  c'")?,
+        "from the module: a b  c".into(),
+    )
 }
 
 fn init_taken(h: &Host) -> Result<(), Failed> {
     h.sh("conf", "echo precious > ~/keep")?;
     let before = h.status("conf")?["generation"].clone();
     let done = h.codchi(&["init", "conf"])?;
-    require!(done.status != 0 && done.err.contains("conf"), "a taken name was accepted: {done:?}");
+    require!(
+        done.status != 0 && done.err.contains("conf"),
+        "a taken name was accepted: {done:?}"
+    );
     same("file", h.sh("conf", "cat ~/keep")?, "precious".to_string())?;
-    same("generation", h.status("conf")?["generation"].clone(), before)
+    same(
+        "generation",
+        h.status("conf")?["generation"].clone(),
+        before,
+    )
 }
 
 fn init_script(h: &Host) -> Result<(), Failed> {
-    same("runs", h.sh("conf", "wc -l < ~/init-script-runs")?, "1".to_string())?;
+    same(
+        "runs",
+        h.sh("conf", "wc -l < ~/init-script-runs")?,
+        "1".to_string(),
+    )?;
     h.sh("conf", "codchi-init")?;
-    same("runs after codchi-init", h.sh("conf", "wc -l < ~/init-script-runs")?, "2".to_string())
+    same(
+        "runs after codchi-init",
+        h.sh("conf", "wc -l < ~/init-script-runs")?,
+        "2".to_string(),
+    )
 }
 
 fn status(h: &Host) -> Result<(), Failed> {
@@ -105,11 +135,21 @@ fn status(h: &Host) -> Result<(), Failed> {
     same("base", s["base"].as_str(), Some("debian"))?;
     same("generation", s["generation"].as_u64(), Some(1))?;
     same("config", s["config"].as_str(), Some("up-to-date"))?;
-    require!(s["leader"].as_u64().is_some_and(|p| p > 1), "no leader: {s}");
+    require!(
+        s["leader"].as_u64().is_some_and(|p| p > 1),
+        "no leader: {s}"
+    );
     let table = h.codchi(&["status"])?.ok()?.text();
-    require!(table.contains("conf") && table.contains("running"), "the table lacks the machine: {table}");
+    require!(
+        table.contains("conf") && table.contains("running"),
+        "the table lacks the machine: {table}"
+    );
     let list = h.codchi(&["list"])?.ok()?.text();
-    require!(list.lines().any(|l| l.split_whitespace().next() == Some("conf")), "the list lacks the machine: {list}");
+    require!(
+        list.lines()
+            .any(|l| l.split_whitespace().next() == Some("conf")),
+        "the list lacks the machine: {list}"
+    );
     h.codchi(&["status", "nosuch"])?.exits(5)?;
     Ok(())
 }
@@ -117,18 +157,55 @@ fn status(h: &Host) -> Result<(), Failed> {
 fn systemd_running(h: &Host) -> Result<(), Failed> {
     let failed = h.root_sh("conf", "systemctl --failed --no-legend --plain --no-pager")?;
     same("failed units", failed, String::new())?;
-    same("state", h.root_sh("conf", "systemctl is-system-running")?, "running".to_string())?;
-    same("PID 1", h.root_sh("conf", "cat /proc/1/comm")?, "systemd".into())?;
-    same("user manager", h.sh("conf", "systemctl --user is-system-running")?, "running".to_string())
+    same(
+        "state",
+        h.root_sh("conf", "systemctl is-system-running")?,
+        "running".to_string(),
+    )?;
+    same(
+        "PID 1",
+        h.root_sh("conf", "cat /proc/1/comm")?,
+        "systemd".into(),
+    )?;
+    same(
+        "user manager",
+        h.sh("conf", "systemctl --user is-system-running")?,
+        "running".to_string(),
+    )
 }
 
 fn exec_arguments(h: &Host) -> Result<(), Failed> {
-    let awkward = ["", " ", "a b", "'", "\"", "$HOME", "\\", "*", "new\nline", "ünï", "--", "-x", ";true"];
-    let mut args = vec!["exec", "conf", "--", "python3", "-c", "import sys,json;print(json.dumps(sys.argv[1:]))"];
+    let awkward = [
+        "",
+        " ",
+        "a b",
+        "'",
+        "\"",
+        "$HOME",
+        "\\",
+        "*",
+        "new\nline",
+        "ünï",
+        "--",
+        "-x",
+        ";true",
+    ];
+    let mut args = vec![
+        "exec",
+        "conf",
+        "--",
+        "python3",
+        "-c",
+        "import sys,json;print(json.dumps(sys.argv[1:]))",
+    ];
     args.extend(awkward);
     let out = h.codchi(&args)?.ok()?.text();
     let got: Vec<String> = serde_json::from_str(&out)?;
-    same("arguments", got, awkward.iter().map(|s| s.to_string()).collect())?;
+    same(
+        "arguments",
+        got,
+        awkward.iter().map(|s| s.to_string()).collect(),
+    )?;
     use std::os::unix::ffi::OsStrExt;
     let raw = std::ffi::OsStr::from_bytes(b"\xff\xfe");
     let mut c = h.codchi_command(&["exec", "conf", "--", "printf", "%s"]);
@@ -139,62 +216,206 @@ fn exec_arguments(h: &Host) -> Result<(), Failed> {
 fn exec_status(h: &Host) -> Result<(), Failed> {
     for code in ["0", "1", "2", "42", "125", "255"] {
         let wanted = code.parse()?;
-        same("status", h.codchi(&["exec", "conf", "--", "sh", "-c", &format!("exit {code}")])?.status, wanted)?;
+        same(
+            "status",
+            h.codchi(&["exec", "conf", "--", "sh", "-c", &format!("exit {code}")])?
+                .status,
+            wanted,
+        )?;
     }
-    same("signal", h.codchi(&["exec", "conf", "--", "sh", "-c", "kill -TERM $$"])?.status, 143)?;
-    same("not found", h.codchi(&["exec", "conf", "--", "no-such-command"])?.status, 127)?;
-    same("not executable", h.codchi(&["exec", "conf", "--", "/etc/passwd"])?.status, 126)?;
-    same("no such machine", h.codchi(&["exec", "nosuch", "--", "true"])?.status, 125)
+    same(
+        "signal",
+        h.codchi(&["exec", "conf", "--", "sh", "-c", "kill -TERM $$"])?
+            .status,
+        143,
+    )?;
+    same(
+        "not found",
+        h.codchi(&["exec", "conf", "--", "no-such-command"])?.status,
+        127,
+    )?;
+    same(
+        "not executable",
+        h.codchi(&["exec", "conf", "--", "/etc/passwd"])?.status,
+        126,
+    )?;
+    same(
+        "no such machine",
+        h.codchi(&["exec", "nosuch", "--", "true"])?.status,
+        125,
+    )
 }
 
 fn exec_streams(h: &Host) -> Result<(), Failed> {
-    let done = h.codchi_with(&["exec", "conf", "--", "sh", "-c", "cat; echo to-err >&2"], b"in\0put\n")?.ok()?;
+    let done = h
+        .codchi_with(
+            &["exec", "conf", "--", "sh", "-c", "cat; echo to-err >&2"],
+            b"in\0put\n",
+        )?
+        .ok()?;
     same("stdout", done.out, b"in\0put\n".to_vec())?;
     same("stderr", done.err, "to-err\n".into())?;
     // A command that closes its input early is no failure, nor is one that never reads it.
-    h.codchi_with(&["exec", "conf", "--", "true"], &vec![b'x'; 1 << 20])?.ok()?;
-    same("no terminal", h.codchi(&["exec", "conf", "--", "sh", "-c", "test -t 0 || test -t 1 || test -t 2"])?.status, 1)
+    h.codchi_with(&["exec", "conf", "--", "true"], &vec![b'x'; 1 << 20])?
+        .ok()?;
+    same(
+        "no terminal",
+        h.codchi(&[
+            "exec",
+            "conf",
+            "--",
+            "sh",
+            "-c",
+            "test -t 0 || test -t 1 || test -t 2",
+        ])?
+        .status,
+        1,
+    )
 }
 
 fn exec_large(h: &Host) -> Result<(), Failed> {
-    let data: Vec<u8> = (0..32u32 << 20).map(|i| (i.wrapping_mul(2654435761) >> 24) as u8).collect();
+    let data: Vec<u8> = (0..32u32 << 20)
+        .map(|i| (i.wrapping_mul(2654435761) >> 24) as u8)
+        .collect();
     let done = h.codchi_with(&["exec", "conf", "--", "cat"], &data)?.ok()?;
-    require!(done.out == data, "32 MiB came back as {} bytes, or changed", done.out.len());
+    require!(
+        done.out == data,
+        "32 MiB came back as {} bytes, or changed",
+        done.out.len()
+    );
     Ok(())
 }
 
 fn exec_environment(h: &Host) -> Result<(), Failed> {
-    same("module variable", h.sh("conf", "printf %s \"$FIXTURE_VARIABLE\"")?, "with 'quotes' and $dollar".to_string())?;
-    same("user", h.sh("conf", "id -un; echo $USER $HOME; pwd")?, "codchi\ncodchi /home/codchi\n/home/codchi".into())?;
-    same("runtime directory", h.sh("conf", "echo $XDG_RUNTIME_DIR")?, "/run/user/1000".into())?;
-    require!(h.sh("conf", "echo $PATH")?.contains("/run/current-system/sw/bin"), "no system path");
-    same("given", h.codchi(&["exec", "-e", "A=b c", "conf", "--", "sh", "-c", "printf %s \"$A\""])?.ok()?.text(), "b c".into())?;
+    same(
+        "module variable",
+        h.sh("conf", "printf %s \"$FIXTURE_VARIABLE\"")?,
+        "with 'quotes' and $dollar".to_string(),
+    )?;
+    same(
+        "user",
+        h.sh("conf", "id -un; echo $USER $HOME; pwd")?,
+        "codchi\ncodchi /home/codchi\n/home/codchi".into(),
+    )?;
+    same(
+        "runtime directory",
+        h.sh("conf", "echo $XDG_RUNTIME_DIR")?,
+        "/run/user/1000".into(),
+    )?;
+    require!(
+        h.sh("conf", "echo $PATH")?
+            .contains("/run/current-system/sw/bin"),
+        "no system path"
+    );
+    same(
+        "given",
+        h.codchi(&[
+            "exec",
+            "-e",
+            "A=b c",
+            "conf",
+            "--",
+            "sh",
+            "-c",
+            "printf %s \"$A\"",
+        ])?
+        .ok()?
+        .text(),
+        "b c".into(),
+    )?;
     let leaked = h.sh("conf", "env | grep -c CODCHI_BASE || true")?;
     same("the host's variables", leaked, "0".to_string())
 }
 
 fn exec_user(h: &Host) -> Result<(), Failed> {
-    same("user", h.codchi(&["exec", "-u", "second", "conf", "--", "sh", "-c", "id -un; id -Gn; pwd"])?.ok()?.text(), "second\nusers fixture\n/home/second".to_string())?;
+    same(
+        "user",
+        h.codchi(&[
+            "exec",
+            "-u",
+            "second",
+            "conf",
+            "--",
+            "sh",
+            "-c",
+            "id -un; id -Gn; pwd",
+        ])?
+        .ok()?
+        .text(),
+        "second\nusers fixture\n/home/second".to_string(),
+    )?;
     same("root", h.root_sh("conf", "id -u; pwd")?, "0\n/root".into())?;
-    same("directory", h.codchi(&["exec", "-C", "/etc", "conf", "--", "pwd"])?.ok()?.text(), "/etc".into())?;
-    same("no such user", h.codchi(&["exec", "-u", "nobody-here", "conf", "--", "true"])?.status, 125)?;
-    same("no such directory", h.codchi(&["exec", "-C", "/no/such", "conf", "--", "true"])?.status, 125)
+    same(
+        "directory",
+        h.codchi(&["exec", "-C", "/etc", "conf", "--", "pwd"])?
+            .ok()?
+            .text(),
+        "/etc".into(),
+    )?;
+    same(
+        "no such user",
+        h.codchi(&["exec", "-u", "nobody-here", "conf", "--", "true"])?
+            .status,
+        125,
+    )?;
+    same(
+        "no such directory",
+        h.codchi(&["exec", "-C", "/no/such", "conf", "--", "true"])?
+            .status,
+        125,
+    )
 }
 
 fn exec_terminal(h: &Host) -> Result<(), Failed> {
     // `script` gives codchi a terminal, as a person's would.
     let program = h.codchi_command(&[] as &[&str]).get_program().to_owned();
     let mut words: Vec<String> = vec![program.to_string_lossy().into()];
-    words.extend(h.codchi_command(&["exec", "conf", "--", "sh", "-c", "test -t 0 && test -t 1 && stty size && exit 7"]).get_args().map(|a| quote(&a.to_string_lossy())));
+    words.extend(
+        h.codchi_command(&[
+            "exec",
+            "conf",
+            "--",
+            "sh",
+            "-c",
+            "test -t 0 && test -t 1 && stty size && exit 7",
+        ])
+        .get_args()
+        .map(|a| quote(&a.to_string_lossy())),
+    );
     let line = format!("stty rows 33 cols 77; {}", words.join(" "));
-    let env: Vec<_> = h.codchi_command(&[] as &[&str]).get_envs().filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned()))).collect();
+    let env: Vec<_> = h
+        .codchi_command(&[] as &[&str])
+        .get_envs()
+        .filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned())))
+        .collect();
     let mut c = std::process::Command::new("script");
-    c.args(["-qefc", &line, "/dev/null"]).env_clear().envs(env).env("TERM", "xterm").current_dir(&h.home);
+    c.args(["-qefc", &line, "/dev/null"])
+        .env_clear()
+        .envs(env)
+        .env("TERM", "xterm")
+        .current_dir(&h.home);
     let done = run(&mut c, b"")?;
     same("status", done.status, 7)?;
-    require!(done.text().contains("33 77"), "no terminal of the caller's size: {:?}", done.text());
-    let forced = h.codchi(&["exec", "-t", "conf", "--", "sh", "-c", "test -t 1 && echo yes"])?.ok()?;
-    require!(forced.text().contains("yes"), "-t gave no terminal: {forced:?}");
+    require!(
+        done.text().contains("33 77"),
+        "no terminal of the caller's size: {:?}",
+        done.text()
+    );
+    let forced = h
+        .codchi(&[
+            "exec",
+            "-t",
+            "conf",
+            "--",
+            "sh",
+            "-c",
+            "test -t 1 && echo yes",
+        ])?
+        .ok()?;
+    require!(
+        forced.text().contains("yes"),
+        "-t gave no terminal: {forced:?}"
+    );
     Ok(())
 }
 
@@ -204,7 +425,11 @@ fn quote(s: &str) -> String {
 
 fn exec_signals(h: &Host) -> Result<(), Failed> {
     let script = "trap 'echo got-term; exit 9' TERM; echo ready; while :; do sleep 0.1; done";
-    let mut child = h.codchi_command(&["exec", "conf", "--", "sh", "-c", script]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut child = h
+        .codchi_command(&["exec", "conf", "--", "sh", "-c", script])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
     let mut out = child.stdout.take().ok_or("no stdout")?;
     let mut seen = [0u8; 6];
     out.read_exact(&mut seen)?;
@@ -218,56 +443,135 @@ fn exec_signals(h: &Host) -> Result<(), Failed> {
 
 fn exec_parallel(h: &Host) -> Result<(), Failed> {
     let children: Vec<_> = (0..30)
-        .map(|i| h.codchi_command(&["exec", "conf", "--", "sh", "-c", &format!("echo {i}; exit {i}")]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn())
+        .map(|i| {
+            h.codchi_command(&[
+                "exec",
+                "conf",
+                "--",
+                "sh",
+                "-c",
+                &format!("echo {i}; exit {i}"),
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+        })
         .collect::<Result<_, _>>()?;
     for (i, child) in children.into_iter().enumerate() {
         let out = child.wait_with_output()?;
         same("status", out.status.code(), Some(i as i32))?;
-        same("output", String::from_utf8_lossy(&out.stdout).trim().to_string(), i.to_string())?;
+        same(
+            "output",
+            String::from_utf8_lossy(&out.stdout).trim().to_string(),
+            i.to_string(),
+        )?;
     }
     Ok(())
 }
 
 fn exec_lost(h: &Host) -> Result<(), Failed> {
     let script = "trap 'echo hangup > /tmp/lost; exit' HUP; echo $$ > /tmp/lost-pid; echo ready; while :; do sleep 0.1; done";
-    let mut child = h.codchi_command(&["exec", "-t", "conf", "--", "sh", "-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut child = h
+        .codchi_command(&["exec", "-t", "conf", "--", "sh", "-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
     let mut out = child.stdout.take().ok_or("no stdout")?;
     out.read_exact(&mut [0u8; 5])?;
     child.kill()?;
     child.wait()?;
-    eventually("the command hears of its lost client", || Ok(h.sh("conf", "cat /tmp/lost 2>/dev/null || true")? == "hangup"))
+    eventually("the command hears of its lost client", || {
+        Ok(h.sh("conf", "cat /tmp/lost 2>/dev/null || true")? == "hangup")
+    })
 }
 
 fn exec_fallback(h: &Host) -> Result<(), Failed> {
-    h.root_sh("conf", "systemd-run --quiet --collect systemctl stop codchi-agent.service")?;
+    h.root_sh(
+        "conf",
+        "systemd-run --quiet --collect systemctl stop codchi-agent.service",
+    )?;
     eventually("the agent stops", || {
-        let done = h.codchi(&["exec", "-u", "root", "conf", "--", "systemctl", "is-active", "codchi-agent.service"])?;
+        let done = h.codchi(&[
+            "exec",
+            "-u",
+            "root",
+            "conf",
+            "--",
+            "systemctl",
+            "is-active",
+            "codchi-agent.service",
+        ])?;
         Ok(done.text() == "inactive")
     })?;
-    same("status", h.codchi(&["exec", "conf", "--", "sh", "-c", "exit 33"])?.status, 33)?;
+    same(
+        "status",
+        h.codchi(&["exec", "conf", "--", "sh", "-c", "exit 33"])?
+            .status,
+        33,
+    )?;
     same("user", h.sh("conf", "id -un")?, "codchi".to_string())?;
     h.root_sh("conf", "systemctl start codchi-agent.service")?;
     same("again", h.sh("conf", "echo fine")?, "fine".to_string())
 }
 
 fn services(h: &Host) -> Result<(), Failed> {
-    same("service", h.root_sh("conf", "systemctl is-active fixture.service")?, "active".to_string())?;
+    same(
+        "service",
+        h.root_sh("conf", "systemctl is-active fixture.service")?,
+        "active".to_string(),
+    )?;
     let journal = h.root_sh("conf", "journalctl -u fixture.service -o cat --no-pager")?;
-    require!(journal.contains("hello from the unit") && journal.contains("git version"), "the unit's output: {journal}");
-    same("User= and StateDirectory=", h.root_sh("conf", "cat /var/lib/as-second/who; stat -c %U /var/lib/as-second")?, "second\nsecond".into())?;
-    same("tmpfiles", h.root_sh("conf", "stat -c '%U %G %a' /var/lib/from-tmpfiles")?, "second fixture 751".into())?;
-    eventually("the timer fires", || Ok(h.root_sh("conf", "test -s /var/tmp/ticked && echo yes || true")? == "yes"))?;
-    same("etc", h.sh("conf", "cat /etc/fixture/file")?, "generation one".into())
+    require!(
+        journal.contains("hello from the unit") && journal.contains("git version"),
+        "the unit's output: {journal}"
+    );
+    same(
+        "User= and StateDirectory=",
+        h.root_sh(
+            "conf",
+            "cat /var/lib/as-second/who; stat -c %U /var/lib/as-second",
+        )?,
+        "second\nsecond".into(),
+    )?;
+    same(
+        "tmpfiles",
+        h.root_sh("conf", "stat -c '%U %G %a' /var/lib/from-tmpfiles")?,
+        "second fixture 751".into(),
+    )?;
+    eventually("the timer fires", || {
+        Ok(h.root_sh("conf", "test -s /var/tmp/ticked && echo yes || true")? == "yes")
+    })?;
+    same(
+        "etc",
+        h.sh("conf", "cat /etc/fixture/file")?,
+        "generation one".into(),
+    )
 }
 
 fn users(h: &Host) -> Result<(), Failed> {
-    same("ids", h.sh("conf", "id -u codchi; id -u second; getent group fixture | cut -d: -f3")?, "1000\n1001\n2000".to_string())?;
-    same("homes", h.root_sh("conf", "stat -c '%U %a' /home/codchi /home/second")?, "codchi 700\nsecond 700".into())
+    same(
+        "ids",
+        h.sh(
+            "conf",
+            "id -u codchi; id -u second; getent group fixture | cut -d: -f3",
+        )?,
+        "1000\n1001\n2000".to_string(),
+    )?;
+    same(
+        "homes",
+        h.root_sh("conf", "stat -c '%U %a' /home/codchi /home/second")?,
+        "codchi 700\nsecond 700".into(),
+    )
 }
 
 fn sudo(h: &Host) -> Result<(), Failed> {
     same("sudo", h.sh("conf", "sudo -n id -u")?, "0".to_string())?;
-    same("no sudo for others", h.codchi(&["exec", "-u", "second", "conf", "--", "sudo", "-n", "true"])?.status, 1)
+    same(
+        "no sudo for others",
+        h.codchi(&["exec", "-u", "second", "conf", "--", "sudo", "-n", "true"])?
+            .status,
+        1,
+    )
 }
 
 fn files(h: &Host) -> Result<(), Failed> {
@@ -278,42 +582,100 @@ fn files(h: &Host) -> Result<(), Failed> {
 }
 
 fn store_read_only(h: &Host) -> Result<(), Failed> {
-    for attempt in ["touch /nix/store/x", "mount -o remount,rw /nix/store && touch /nix/store/x", "umount /nix/store && touch /nix/store/x", "mount -o remount,bind,rw /nix/store && touch /nix/store/x"] {
+    for attempt in [
+        "touch /nix/store/x",
+        "mount -o remount,rw /nix/store && touch /nix/store/x",
+        "umount /nix/store && touch /nix/store/x",
+        "mount -o remount,bind,rw /nix/store && touch /nix/store/x",
+    ] {
         let done = h.codchi(&["exec", "-u", "root", "conf", "--", "sh", "-c", attempt])?;
         require!(done.status != 0, "succeeded: {attempt}");
     }
-    same("owner", h.root_sh("conf", "stat -c %U /nix/store/.")?, "root".to_string())
+    same(
+        "owner",
+        h.root_sh("conf", "stat -c %U /nix/store/.")?,
+        "root".to_string(),
+    )
 }
 
 const BUILD: &str = r#"derivation { name = "inside"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "echo built > $out; echo uid $(echo $UID)" ]; }"#;
 
 fn daemon_builds(h: &Host) -> Result<(), Failed> {
-    let out = h.sh("conf", &format!("nix build --impure --no-link --print-out-paths --expr {}", quote(BUILD)))?;
+    let out = h.sh(
+        "conf",
+        &format!(
+            "nix build --impure --no-link --print-out-paths --expr {}",
+            quote(BUILD)
+        ),
+    )?;
     require!(out.starts_with("/nix/store/"), "no store path: {out}");
-    same("content", h.sh("conf", &format!("cat {out}"))?, "built".to_string())?;
+    same(
+        "content",
+        h.sh("conf", &format!("cat {out}"))?,
+        "built".to_string(),
+    )?;
     // Whoever connects is untrusted, the machine's root too.
-    let trust = h.root_sh("conf", "nix store info --json 2>/dev/null || nix store ping --json")?;
+    let trust = h.root_sh(
+        "conf",
+        "nix store info --json 2>/dev/null || nix store ping --json",
+    )?;
     let trust: serde_json::Value = serde_json::from_str(&trust)?;
-    require!(trust["trusted"] != 1 && trust["trusted"] != true, "root in the machine is trusted: {trust}");
-    same("nixpkgs", h.sh("conf", "nix eval --raw nixpkgs#hello.pname")?, "hello".into())
+    require!(
+        trust["trusted"] != 1 && trust["trusted"] != true,
+        "root in the machine is trusted: {trust}"
+    );
+    same(
+        "nixpkgs",
+        h.sh("conf", "nix eval --raw nixpkgs#hello.pname")?,
+        "hello".into(),
+    )
 }
 
 fn roots_hold(h: &Host) -> Result<(), Failed> {
     let expr = BUILD.replace("inside", "kept");
-    h.sh("conf", &format!("nix build --impure -o ~/result --expr {}", quote(&expr)))?;
+    h.sh(
+        "conf",
+        &format!("nix build --impure -o ~/result --expr {}", quote(&expr)),
+    )?;
     let kept = h.sh("conf", "readlink ~/result")?;
-    let loose = h.sh("conf", &format!("nix build --impure --no-link --print-out-paths --expr {}", quote(&BUILD.replace("inside", "loose"))))?;
-    let toplevel = h.status("conf")?["toplevel"].as_str().unwrap_or_default().to_string();
-    h.codchi(&["store", "shell", "--as-root", "--", "nix-store", "--gc"])?.ok()?;
-    same("the linked result", h.sh("conf", &format!("test -e {kept} && echo there"))?, "there".to_string())?;
-    same("the loose result", h.codchi(&["exec", "conf", "--", "test", "-e", &loose])?.status, 1)?;
+    let loose = h.sh(
+        "conf",
+        &format!(
+            "nix build --impure --no-link --print-out-paths --expr {}",
+            quote(&BUILD.replace("inside", "loose"))
+        ),
+    )?;
+    let toplevel = h.status("conf")?["toplevel"]
+        .as_str()
+        .unwrap_or_default()
+        .to_string();
+    h.codchi(&["store", "shell", "--as-root", "--", "nix-store", "--gc"])?
+        .ok()?;
+    same(
+        "the linked result",
+        h.sh("conf", &format!("test -e {kept} && echo there"))?,
+        "there".to_string(),
+    )?;
+    same(
+        "the loose result",
+        h.codchi(&["exec", "conf", "--", "test", "-e", &loose])?
+            .status,
+        1,
+    )?;
     // A collection by the machine itself keeps what the host holds.
     h.sh("conf", "nix-store --gc >/dev/null 2>&1 || nix store gc")?;
-    same("the system", h.sh("conf", &format!("test -e {toplevel} && hello"))?, "Hello, world!".into())?;
+    same(
+        "the system",
+        h.sh("conf", &format!("test -e {toplevel} && hello"))?,
+        "Hello, world!".into(),
+    )?;
     h.sh("conf", "rm ~/result")?;
     eventually("a root goes with its link", || {
-        h.codchi(&["store", "shell", "--as-root", "--", "nix-store", "--gc"])?.ok()?;
-        Ok(h.codchi(&["exec", "conf", "--", "test", "-e", &kept])?.status == 1)
+        h.codchi(&["store", "shell", "--as-root", "--", "nix-store", "--gc"])?
+            .ok()?;
+        Ok(h.codchi(&["exec", "conf", "--", "test", "-e", &kept])?
+            .status
+            == 1)
     })
 }
 
@@ -322,39 +684,107 @@ fn network(h: &Host) -> Result<(), Failed> {
     let port = listener.local_addr()?.port();
     let connect = "import socket,sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 3)";
     for address in ["127.0.0.1", "10.0.2.2"] {
-        let done = h.codchi(&["exec", "conf", "--", "python3", "-c", connect, address, &port.to_string()])?;
+        let done = h.codchi(&[
+            "exec",
+            "conf",
+            "--",
+            "python3",
+            "-c",
+            connect,
+            address,
+            &port.to_string(),
+        ])?;
         require!(done.status != 0, "the host's loopback answers at {address}");
     }
     listener.set_nonblocking(true)?;
-    require!(listener.accept().is_err(), "a connection from the machine reached the host's loopback");
+    require!(
+        listener.accept().is_err(),
+        "a connection from the machine reached the host's loopback"
+    );
     same("loopback inside", h.sh("conf", "python3 -c 'import socket; s=socket.create_server((\"127.0.0.1\",0)); socket.create_connection(s.getsockname()); print(\"ok\")'")?, "ok".to_string())?;
     let mirror = std::env::var("CODCHI_TEST_REACH").unwrap_or_else(|_| "deb.debian.org:80".into());
-    let (name, port) = mirror.split_once(':').ok_or("CODCHI_TEST_REACH is HOST:PORT")?;
-    h.codchi(&["exec", "conf", "--", "python3", "-c", connect, name, port])?.ok()?;
+    let (name, port) = mirror
+        .split_once(':')
+        .ok_or("CODCHI_TEST_REACH is HOST:PORT")?;
+    h.codchi(&["exec", "conf", "--", "python3", "-c", connect, name, port])?
+        .ok()?;
     same("host name", h.sh("conf", "uname -n")?, "conf".into())
 }
 
 fn seccomp(h: &Host) -> Result<(), Failed> {
     // name, number on x86_64, number on aarch64
-    let table = [("kexec_load", 246, 104), ("init_module", 175, 105), ("open_by_handle_at", 304, 265), ("bpf", 321, 280), ("perf_event_open", 298, 241), ("userfaultfd", 323, 282), ("keyctl", 250, 219), ("add_key", 248, 217), ("request_key", 249, 218), ("swapon", 167, 224), ("swapoff", 168, 225), ("acct", 163, 89), ("quotactl", 179, 60)];
-    let numbers: Vec<String> = table.iter().map(|(_, x, a)| if cfg!(target_arch = "x86_64") { x.to_string() } else { a.to_string() }).collect();
-    let script = format!("import ctypes; c=ctypes.CDLL(None,use_errno=True)\nfor n in [{}]:\n  r=c.syscall(n,0,0,0,0,0); print(n, r, ctypes.get_errno())", numbers.join(","));
-    let out = h.codchi(&["exec", "-u", "root", "conf", "--", "python3", "-c", &script])?.ok()?.text();
+    let table = [
+        ("kexec_load", 246, 104),
+        ("init_module", 175, 105),
+        ("open_by_handle_at", 304, 265),
+        ("bpf", 321, 280),
+        ("perf_event_open", 298, 241),
+        ("userfaultfd", 323, 282),
+        ("keyctl", 250, 219),
+        ("add_key", 248, 217),
+        ("request_key", 249, 218),
+        ("swapon", 167, 224),
+        ("swapoff", 168, 225),
+        ("acct", 163, 89),
+        ("quotactl", 179, 60),
+    ];
+    let numbers: Vec<String> = table
+        .iter()
+        .map(|(_, x, a)| {
+            if cfg!(target_arch = "x86_64") {
+                x.to_string()
+            } else {
+                a.to_string()
+            }
+        })
+        .collect();
+    let script = format!(
+        "import ctypes; c=ctypes.CDLL(None,use_errno=True)\nfor n in [{}]:\n  r=c.syscall(n,0,0,0,0,0); print(n, r, ctypes.get_errno())",
+        numbers.join(",")
+    );
+    let out = h
+        .codchi(&["exec", "-u", "root", "conf", "--", "python3", "-c", &script])?
+        .ok()?
+        .text();
     for (line, (name, ..)) in out.lines().zip(table) {
-        require!(line.ends_with(" -1 1"), "{name} was not refused with EPERM: {line}");
+        require!(
+            line.ends_with(" -1 1"),
+            "{name} was not refused with EPERM: {line}"
+        );
     }
     same("lines", out.lines().count(), table.len())
 }
 
 fn two_machines(h: &Host) -> Result<(), Failed> {
     h.codchi(&["init", "other"])?.ok()?;
-    same("name", h.sh("other", "uname -n; cat /etc/hostname 2>/dev/null || true")?.lines().next().unwrap_or_default().to_string(), "other".to_string())?;
+    same(
+        "name",
+        h.sh("other", "uname -n; cat /etc/hostname 2>/dev/null || true")?
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .to_string(),
+        "other".to_string(),
+    )?;
     h.sh("other", "echo mine > ~/mine")?;
-    same("files are apart", h.codchi(&["exec", "conf", "--", "test", "-e", "/home/codchi/mine"])?.status, 1)?;
-    same("machine ids differ", h.sh("conf", "cat /etc/machine-id")? != h.sh("other", "cat /etc/machine-id")?, true)?;
+    same(
+        "files are apart",
+        h.codchi(&["exec", "conf", "--", "test", "-e", "/home/codchi/mine"])?
+            .status,
+        1,
+    )?;
+    same(
+        "machine ids differ",
+        h.sh("conf", "cat /etc/machine-id")? != h.sh("other", "cat /etc/machine-id")?,
+        true,
+    )?;
     h.codchi(&["delete", "--yes", "other"])?.ok()?;
     h.codchi(&["status", "other"])?.exits(5)?;
-    same("the first still runs", h.sh("conf", "echo yes")?, "yes".to_string())
+    same(
+        "the first still runs",
+        h.sh("conf", "echo yes")?,
+        "yes".to_string(),
+    )
 }
 
 fn reboot(h: &Host) -> Result<(), Failed> {
@@ -364,7 +794,9 @@ fn reboot(h: &Host) -> Result<(), Failed> {
     h.codchi(&["exec", "-u", "root", "conf", "--", "systemctl", "reboot"])?;
     eventually("the machine is back", || {
         let s = h.status("conf")?;
-        Ok(s["state"] == "running" && s["leader"].as_u64() != leader && s["leader"].as_u64().is_some())
+        Ok(s["state"] == "running"
+            && s["leader"].as_u64() != leader
+            && s["leader"].as_u64().is_some())
     })?;
     require!(boot != h.sh("conf", "cat /proc/sys/kernel/random/boot_id; systemctl show -p UserspaceTimestampMonotonic --value")?, "it did not boot anew");
     same("machine id", h.sh("conf", "cat /etc/machine-id")?, id)?;
@@ -373,15 +805,24 @@ fn reboot(h: &Host) -> Result<(), Failed> {
 
 fn stop_start(h: &Host) -> Result<(), Failed> {
     h.codchi(&["stop", "conf"])?.ok()?;
-    same("state", h.status("conf")?["state"].as_str(), Some("stopped"))?;
+    same(
+        "state",
+        h.status("conf")?["state"].as_str(),
+        Some("stopped"),
+    )?;
     same("leader", h.status("conf")?["leader"].as_u64(), None)?;
     h.codchi(&["stop", "conf"])?.ok()?;
     // exec starts a stopped machine.
     same("files", h.sh("conf", "cat ~/keep")?, "precious".to_string())?;
-    files(h).or_else(|_| -> Result<(), Failed> { Err("files of the earlier case changed".into()) })?;
+    files(h)
+        .or_else(|_| -> Result<(), Failed> { Err("files of the earlier case changed".into()) })?;
     h.codchi(&["start", "conf"])?.ok()?;
     h.codchi(&["restart", "conf"])?.ok()?;
-    same("state", h.status("conf")?["state"].as_str(), Some("running"))
+    same(
+        "state",
+        h.status("conf")?["state"].as_str(),
+        Some("running"),
+    )
 }
 
 fn rebuild_noop(h: &Host) -> Result<(), Failed> {
@@ -398,24 +839,89 @@ fn rebuild(h: &Host) -> Result<(), Failed> {
     let two = codchi_fs::read(h.repo.join("tests/fixtures/conformance/generation-two.nix"))?;
     codchi_fs::write(project.join("module.nix"), two)?;
     if h.kind == Kind::Rootless {
-        run(std::process::Command::new("chown").args(["-R", "--reference"]).arg(&h.home).arg(&project), b"")?.ok()?;
+        run(
+            std::process::Command::new("chown")
+                .args(["-R", "--reference"])
+                .arg(&h.home)
+                .arg(&project),
+            b"",
+        )?
+        .ok()?;
     }
     h.commit(&project)?;
-    same("status", h.status("conf")?["config"].as_str(), Some("modified"))?;
+    same(
+        "status",
+        h.status("conf")?["config"].as_str(),
+        Some("modified"),
+    )?;
     let steady = h.root_sh("conf", "systemctl show -p MainPID --value steady.service")?;
-    let agent = h.root_sh("conf", "systemctl show -p MainPID --value codchi-agent.service")?;
+    let agent = h.root_sh(
+        "conf",
+        "systemctl show -p MainPID --value codchi-agent.service",
+    )?;
     let done = h.codchi(&["rebuild", "conf"])?.ok()?;
     let said = format!("{}{}", done.text(), done.err);
-    require!(said.contains("tree"), "the difference does not name the package added: {said}");
-    require!(said.contains("fixture.service"), "the restarted unit is not named: {said}");
-    same("generation", h.status("conf")?["generation"].as_u64(), Some(2))?;
-    same("config", h.status("conf")?["config"].as_str(), Some("up-to-date"))?;
-    same("etc", h.sh("conf", "cat /etc/fixture/file; command -v tree >/dev/null && echo tree")?, "generation two\ntree".to_string())?;
-    same("added", h.root_sh("conf", "systemctl is-active added.service")?, "active".into())?;
-    eventually("the changed unit was restarted", || Ok(h.root_sh("conf", "journalctl -u fixture.service -o cat --no-pager")?.contains("hello again")))?;
-    same("steady", h.root_sh("conf", "systemctl show -p MainPID --value steady.service")?, steady)?;
-    same("agent", h.root_sh("conf", "systemctl show -p MainPID --value codchi-agent.service")?, agent)?;
-    let removed = h.codchi(&["exec", "-u", "root", "conf", "--", "systemctl", "is-active", "--quiet", "as-second.service"])?;
+    require!(
+        said.contains("tree"),
+        "the difference does not name the package added: {said}"
+    );
+    require!(
+        said.contains("fixture.service"),
+        "the restarted unit is not named: {said}"
+    );
+    same(
+        "generation",
+        h.status("conf")?["generation"].as_u64(),
+        Some(2),
+    )?;
+    same(
+        "config",
+        h.status("conf")?["config"].as_str(),
+        Some("up-to-date"),
+    )?;
+    same(
+        "etc",
+        h.sh(
+            "conf",
+            "cat /etc/fixture/file; command -v tree >/dev/null && echo tree",
+        )?,
+        "generation two\ntree".to_string(),
+    )?;
+    same(
+        "added",
+        h.root_sh("conf", "systemctl is-active added.service")?,
+        "active".into(),
+    )?;
+    eventually("the changed unit was restarted", || {
+        Ok(
+            h.root_sh("conf", "journalctl -u fixture.service -o cat --no-pager")?
+                .contains("hello again"),
+        )
+    })?;
+    same(
+        "steady",
+        h.root_sh("conf", "systemctl show -p MainPID --value steady.service")?,
+        steady,
+    )?;
+    same(
+        "agent",
+        h.root_sh(
+            "conf",
+            "systemctl show -p MainPID --value codchi-agent.service",
+        )?,
+        agent,
+    )?;
+    let removed = h.codchi(&[
+        "exec",
+        "-u",
+        "root",
+        "conf",
+        "--",
+        "systemctl",
+        "is-active",
+        "--quiet",
+        "as-second.service",
+    ])?;
     require!(removed.status != 0, "a disabled unit still runs");
     let gens = h.codchi(&["generations", "conf"])?.ok()?.text();
     require!(gens.lines().count() >= 2, "generations: {gens}");
@@ -426,15 +932,34 @@ fn rebuild(h: &Host) -> Result<(), Failed> {
 
 fn rollback(h: &Host) -> Result<(), Failed> {
     h.codchi(&["rollback", "conf"])?.ok()?;
-    same("etc", h.sh("conf", "cat /etc/fixture/file; command -v tree >/dev/null || echo no tree")?, "generation one\nno tree".to_string())?;
-    same("config", h.status("conf")?["config"].as_str(), Some("rolled-back"))?;
+    same(
+        "etc",
+        h.sh(
+            "conf",
+            "cat /etc/fixture/file; command -v tree >/dev/null || echo no tree",
+        )?,
+        "generation one\nno tree".to_string(),
+    )?;
+    same(
+        "config",
+        h.status("conf")?["config"].as_str(),
+        Some("rolled-back"),
+    )?;
     systemd_running(h)?;
     h.codchi(&["rollback", "conf", "--to", "2"])?.ok()?;
-    same("forth", h.sh("conf", "cat /etc/fixture/file")?, "generation two".into())?;
+    same(
+        "forth",
+        h.sh("conf", "cat /etc/fixture/file")?,
+        "generation two".into(),
+    )?;
     h.codchi(&["rollback", "conf", "--to", "99"])?.exits(5)?;
     // It boots into the generation it was switched to.
     h.codchi(&["restart", "conf"])?.ok()?;
-    same("after a restart", h.sh("conf", "cat /etc/fixture/file")?, "generation two".into())
+    same(
+        "after a restart",
+        h.sh("conf", "cat /etc/fixture/file")?,
+        "generation two".into(),
+    )
 }
 
 fn rebuild_broken(h: &Host) -> Result<(), Failed> {
@@ -442,17 +967,44 @@ fn rebuild_broken(h: &Host) -> Result<(), Failed> {
     let good = codchi_fs::read_to_string(&module)?;
     let before = h.status("conf")?;
     for (text, wanted) in [
-        ("{ pkgs, ... }: {\n  environment.systemPackages = [ pkgs.no-such-package ];\n}\n", "no-such-package"),
-        ("{ ... }: {\n  services.noSuchService.enable = true;\n}\n", "noSuchService"),
+        (
+            "{ pkgs, ... }: {\n  environment.systemPackages = [ pkgs.no-such-package ];\n}\n",
+            "no-such-package",
+        ),
+        (
+            "{ ... }: {\n  services.noSuchService.enable = true;\n}\n",
+            "noSuchService",
+        ),
         ("{ ... }: {\n  environment.etc.x = \n}\n", "module.nix"),
-        ("{ ... }: {\n  environment.variables.X = throw \"the reason\";\n}\n", "the reason"),
+        (
+            "{ ... }: {\n  environment.variables.X = throw \"the reason\";\n}\n",
+            "the reason",
+        ),
     ] {
         codchi_fs::write(&module, text)?;
         let done = h.codchi(&["rebuild", "conf"])?;
-        require!(done.status == 1, "status {} for {text}: {}", done.status, done.err);
-        require!(done.err.contains(wanted), "`{wanted}` is not named: {}", done.err);
-        require!(done.err.contains("module.nix"), "the person's file is not named: {}", done.err);
-        require!(done.err.lines().count() < 40, "the error is {} lines long:\n{}", done.err.lines().count(), done.err);
+        require!(
+            done.status == 1,
+            "status {} for {text}: {}",
+            done.status,
+            done.err
+        );
+        require!(
+            done.err.contains(wanted),
+            "`{wanted}` is not named: {}",
+            done.err
+        );
+        require!(
+            done.err.contains("module.nix"),
+            "the person's file is not named: {}",
+            done.err
+        );
+        require!(
+            done.err.lines().count() < 40,
+            "the error is {} lines long:\n{}",
+            done.err.lines().count(),
+            done.err
+        );
     }
     codchi_fs::write(&module, good)?;
     let after = h.status("conf")?;
@@ -462,7 +1014,10 @@ fn rebuild_broken(h: &Host) -> Result<(), Failed> {
 }
 
 fn logs(h: &Host) -> Result<(), Failed> {
-    let unit = h.codchi(&["logs", "conf", "--unit", "fixture.service"])?.ok()?.text();
+    let unit = h
+        .codchi(&["logs", "conf", "--unit", "fixture.service"])?
+        .ok()?
+        .text();
     require!(unit.contains("git version"), "unit log: {unit}");
     h.codchi(&["logs", "conf"])?.ok()?;
     Ok(())
@@ -474,11 +1029,19 @@ fn dry_run(h: &Host) -> Result<(), Failed> {
     let url = format!("git+file://{}#nixosModules.default", project.display());
     let done = h.codchi(&["init", "dry", &url, "--dry-run"])?.ok()?;
     require!(!done.text().is_empty(), "no plan on standard output");
-    let json = h.codchi(&["init", "dry", &url, "--dry-run", "--json"])?.ok()?.text();
+    let json = h
+        .codchi(&["init", "dry", &url, "--dry-run", "--json"])?
+        .ok()?
+        .text();
     let plan: serde_json::Value = serde_json::from_str(&json)?;
     same("command", plan["command"].as_str(), Some("init"))?;
     same("machine", plan["machine"].as_str(), Some("dry"))?;
-    require!(plan["steps"].as_array().is_some_and(|s| s.len() > 2 && s.iter().all(|s| s["kind"].is_string() && s["summary"].is_string())), "steps: {plan}");
+    require!(
+        plan["steps"].as_array().is_some_and(|s| s.len() > 2
+            && s.iter()
+                .all(|s| s["kind"].is_string() && s["summary"].is_string())),
+        "steps: {plan}"
+    );
     h.codchi(&["status", "dry"])?.exits(5)?;
     same("files", tree(h)?, before)
 }
@@ -486,7 +1049,14 @@ fn dry_run(h: &Host) -> Result<(), Failed> {
 /// Codchi's files outside the caches, the store and the machines' own root file systems.
 fn tree(h: &Host) -> Result<String, Failed> {
     let script = "cd \"$0\" && find .config/codchi .local/state/codchi .local/share/codchi run -path '*/store/*' -prune -o -path '*/root/*' -prune -o -path '*/logs/*' -prune -o -printf '%p %y\\n' 2>/dev/null | sort";
-    Ok(run(std::process::Command::new("sh").arg("-c").arg(script).arg(&h.home), b"")?.text())
+    Ok(run(
+        std::process::Command::new("sh")
+            .arg("-c")
+            .arg(script)
+            .arg(&h.home),
+        b"",
+    )?
+    .text())
 }
 
 fn bad_input(h: &Host) -> Result<(), Failed> {
@@ -495,7 +1065,10 @@ fn bad_input(h: &Host) -> Result<(), Failed> {
     codchi_fs::create_dir_all(&empty)?;
     let several = h.home.join("several");
     codchi_fs::create_dir_all(&several)?;
-    codchi_fs::write(several.join("flake.nix"), "{ outputs = _: { nixosModules.one = { }; nixosModules.two = { }; }; }\n")?;
+    codchi_fs::write(
+        several.join("flake.nix"),
+        "{ outputs = _: { nixosModules.one = { }; nixosModules.two = { }; }; }\n",
+    )?;
     let none = h.home.join("none");
     codchi_fs::create_dir_all(&none)?;
     codchi_fs::write(none.join("flake.nix"), "{ outputs = _: { }; }\n")?;
@@ -503,12 +1076,25 @@ fn bad_input(h: &Host) -> Result<(), Failed> {
     let table: &[(&[&str], i32, &[&str])] = &[
         (&["init", "Bad_Name"], 2, &["Bad_Name"]),
         (&["init", "-x"], 2, &["-x"]),
-        (&["init", "a", "/no/such/path"], 1, &["/no/such/path"]),
+        (&["init", "a", "/no/such/path"], 5, &["/no/such/path"]),
         (&["init", "a", &p(&empty)], 1, &["flake.nix"]),
         (&["init", "a", &p(&none)], 1, &["nixosModules"]),
         (&["init", "a", &p(&several)], 4, &["one", "two"]),
-        (&["init", "a", &p(&several), "three"], 1, &["three", "one", "two"]),
-        (&["init", "a", &format!("{}#nixosModules.one", p(&several)), "two"], 2, &["one"]),
+        (
+            &["init", "a", &p(&several), "three"],
+            1,
+            &["three", "one", "two"],
+        ),
+        (
+            &[
+                "init",
+                "a",
+                &format!("{}#nixosModules.one", p(&several)),
+                "two",
+            ],
+            2,
+            &["one"],
+        ),
         (&["frobnicate"], 2, &["frobnicate"]),
         (&["start", "nosuch"], 5, &["nosuch"]),
         (&["rebuild", "nosuch"], 5, &["nosuch"]),
@@ -516,34 +1102,66 @@ fn bad_input(h: &Host) -> Result<(), Failed> {
     ];
     for (args, status, wanted) in table {
         let done = h.codchi(args)?;
-        require!(done.status == *status, "`codchi {}`: status {} instead of {status}\n{}", args.join(" "), done.status, done.err);
+        require!(
+            done.status == *status,
+            "`codchi {}`: status {} instead of {status}\n{}",
+            args.join(" "),
+            done.status,
+            done.err
+        );
         for w in *wanted {
-            require!(done.err.contains(w), "`codchi {}`: `{w}` is not named in\n{}", args.join(" "), done.err);
+            require!(
+                done.err.contains(w),
+                "`codchi {}`: `{w}` is not named in\n{}",
+                args.join(" "),
+                done.err
+            );
         }
     }
     same("files", tree(h)?, before)
 }
 
 fn busy(h: &Host) -> Result<(), Failed> {
-    let mut first = h.codchi_command(&["restart", "conf"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let mut first = h
+        .codchi_command(&["restart", "conf"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
     let mut refused = None;
     while first.try_wait()?.is_none() {
         let done = h.codchi(&["delete", "--yes", "conf", "--dry-run"])?;
-        let done = if done.status == 6 { done } else { h.codchi(&["stop", "conf"])? };
+        let done = if done.status == 6 {
+            done
+        } else {
+            h.codchi(&["stop", "conf"])?
+        };
         if done.status == 6 {
             refused = Some(done);
             break;
         }
     }
     first.wait()?;
-    let refused = refused.ok_or("two commands held the lock at once, or the first was too quick to be seen")?;
-    require!(refused.err.contains("restart"), "the holder is not named: {}", refused.err);
+    let refused = refused
+        .ok_or("two commands held the lock at once, or the first was too quick to be seen")?;
+    require!(
+        refused.err.contains("restart"),
+        "the holder is not named: {}",
+        refused.err
+    );
     h.codchi(&["start", "conf"])?.ok()?;
     Ok(())
 }
 
 fn init_command(h: &Host) -> Result<(), Failed> {
-    let done = h.codchi(&["init", "once", "--", "sh", "-c", "echo from-inside; exit 19"])?;
+    let done = h.codchi(&[
+        "init",
+        "once",
+        "--",
+        "sh",
+        "-c",
+        "echo from-inside; exit 19",
+    ])?;
     same("status", done.status, 19)?;
     require!(done.text().contains("from-inside"), "output: {done:?}");
     h.codchi(&["delete", "--yes", "once"])?.ok()?;
@@ -554,13 +1172,27 @@ fn delete(h: &Host) -> Result<(), Failed> {
     h.codchi(&["delete", "--yes", "conf"])?.ok()?;
     h.codchi(&["status", "conf"])?.exits(5)?;
     let left = tree(h)?;
-    require!(!left.contains("conf\u{20}") && !left.contains("/conf/"), "left behind:\n{left}");
-    eventually("every process of the machine is gone", || Ok(h.processes().is_empty()))?;
+    require!(
+        !left.contains("conf\u{20}") && !left.contains("/conf/"),
+        "left behind:\n{left}"
+    );
+    eventually("every process of the machine is gone", || {
+        Ok(h.processes().is_empty())
+    })?;
     let mounts = codchi_fs::read_to_string("/proc/self/mountinfo")?;
     let home = h.home.to_string_lossy().into_owned();
     require!(!mounts.contains(&home), "mounts are left under {home}");
     for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
-        let found = run(std::process::Command::new("find").arg(root).args(["-type", "d", "-name", "*codchi-conf*"]), b"")?.text();
+        let found = run(
+            std::process::Command::new("find").arg(root).args([
+                "-type",
+                "d",
+                "-name",
+                "*codchi-conf*",
+            ]),
+            b"",
+        )?
+        .text();
         same("control groups", found, String::new())?;
     }
     h.codchi(&["store", "remove", "--yes"])?.ok()?;

@@ -9,8 +9,14 @@ use crate::host::{Done, Host};
 
 /// Every case, in order. The first creates the machine `f` that the later ones use.
 pub const ALL: &[Case] = &[
-    ("init_killed_at_every_step_leaves_nothing_or_is_finished", init),
-    ("rebuild_killed_at_every_step_leaves_a_running_generation", rebuild),
+    (
+        "init_killed_at_every_step_leaves_nothing_or_is_finished",
+        init,
+    ),
+    (
+        "rebuild_killed_at_every_step_leaves_a_running_generation",
+        rebuild,
+    ),
     ("stop_and_start_killed_at_every_step", stop_start),
     ("delete_killed_at_every_step_is_finished", delete),
 ];
@@ -19,7 +25,12 @@ pub const ALL: &[Case] = &[
 const MOST: usize = 60;
 
 /// Runs a command killed at every point in turn; `check` sees the machine after each kill. Ends with the run that lives.
-fn at_every_point(h: &Host, args: &[&str], mut prepare: impl FnMut() -> Result<(), Failed>, mut check: impl FnMut(&str) -> Result<(), Failed>) -> Result<(), Failed> {
+fn at_every_point(
+    h: &Host,
+    args: &[&str],
+    mut prepare: impl FnMut() -> Result<(), Failed>,
+    mut check: impl FnMut(&str) -> Result<(), Failed>,
+) -> Result<(), Failed> {
     let mut killed = 0;
     for n in 0..MOST {
         for when in ["before", "after"] {
@@ -31,11 +42,25 @@ fn at_every_point(h: &Host, args: &[&str], mut prepare: impl FnMut() -> Result<(
             match done.status {
                 137 => killed += 1,
                 0 if when == "before" => {
-                    return if killed > 2 { Ok(()) } else { Err(format!("only {killed} points were reached: is the program built with fault-injection?").into()) };
+                    return if killed > 2 {
+                        Ok(())
+                    } else {
+                        Err(format!("only {killed} points were reached: is the program built with fault-injection?").into())
+                    };
                 }
-                _ => return Err(format!("`codchi {}` with a kill {point}: status {}\n{}", args.join(" "), done.status, done.err).into()),
+                _ => {
+                    return Err(format!(
+                        "`codchi {}` with a kill {point}: status {}\n{}",
+                        args.join(" "),
+                        done.status,
+                        done.err
+                    )
+                    .into());
+                }
             }
-            check(&point).map_err(|e| format!("after a kill {point}: {}", e.message().unwrap_or_default()))?;
+            check(&point).map_err(|e| {
+                format!("after a kill {point}: {}", e.message().unwrap_or_default())
+            })?;
         }
     }
     Err(format!("no end after {MOST} steps").into())
@@ -106,16 +131,31 @@ fn rebuild(h: &Host) -> Result<(), Failed> {
     let got = h.sh("f", "cat /etc/fixture/file")?;
     codchi_fs::write(&module, original)?;
     result?;
-    if got == wanted { Ok(()) } else { Err(format!("after the last rebuild: `{got}`, not `{wanted}`").into()) }
+    if got == wanted {
+        Ok(())
+    } else {
+        Err(format!("after the last rebuild: `{got}`, not `{wanted}`").into())
+    }
 }
 
 fn stop_start(h: &Host) -> Result<(), Failed> {
-    at_every_point(h, &["stop", "f"], || Ok(h.codchi(&["start", "f"]).and_then(Done::ok).map(|_| ())?), |_| Ok(()))?;
+    at_every_point(
+        h,
+        &["stop", "f"],
+        || Ok(h.codchi(&["start", "f"]).and_then(Done::ok).map(|_| ())?),
+        |_| Ok(()),
+    )?;
     at_every_point(
         h,
         &["start", "f"],
         || Ok(h.codchi(&["stop", "f"]).and_then(Done::ok).map(|_| ())?),
-        |_| if h.sh("f", "hello")? == "Hello, world!" { Ok(()) } else { Err("it does not come up".into()) },
+        |_| {
+            if h.sh("f", "hello")? == "Hello, world!" {
+                Ok(())
+            } else {
+                Err("it does not come up".into())
+            }
+        },
     )
 }
 
@@ -133,7 +173,11 @@ fn delete(h: &Host) -> Result<(), Failed> {
         |_| {
             // Deletion that has begun is finished by the next command.
             let again = h.codchi(&["delete", "--yes", "f"])?;
-            if (again.status == 0 || again.status == 5) && !exists(h, "f")? { Ok(()) } else { Err(format!("status {}: {}", again.status, again.err).into()) }
+            if (again.status == 0 || again.status == 5) && !exists(h, "f")? {
+                Ok(())
+            } else {
+                Err(format!("status {}: {}", again.status, again.err).into())
+            }
         },
     )?;
     h.codchi(&["delete", "--yes", "bystander"])?.ok()?;

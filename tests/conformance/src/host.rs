@@ -21,7 +21,9 @@ pub struct Done {
 impl Done {
     /// Standard output as text, without the last newline.
     pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.out).trim_end_matches('\n').to_string()
+        String::from_utf8_lossy(&self.out)
+            .trim_end_matches('\n')
+            .to_string()
     }
 
     /// Requires exit status 0.
@@ -34,7 +36,13 @@ impl Done {
         if self.status == status {
             Ok(self)
         } else {
-            Err(format!("exit status {} where {status} was expected\nstdout: {}\nstderr: {}", self.status, self.text(), self.err).into())
+            Err(format!(
+                "exit status {} where {status} was expected\nstdout: {}\nstderr: {}",
+                self.status,
+                self.text(),
+                self.err
+            )
+            .into())
         }
     }
 }
@@ -64,7 +72,12 @@ pub struct Host {
 
 impl Host {
     /// A host in `home`, which is created; `kind-suite` is for example `rootless-trixie`.
-    pub fn new(which: &str, home: PathBuf, repo: PathBuf, program: PathBuf) -> Result<Host, Failed> {
+    pub fn new(
+        which: &str,
+        home: PathBuf,
+        repo: PathBuf,
+        program: PathBuf,
+    ) -> Result<Host, Failed> {
         let (kind, suite) = which.split_once('-').ok_or("expected KIND-SUITE")?;
         let kind = match kind {
             "root" => Kind::Root,
@@ -73,7 +86,14 @@ impl Host {
         };
         codchi_fs::create_dir_all(&home)?;
         let user = std::env::var("CODCHI_TEST_USER").unwrap_or_else(|_| "codchi-test".into());
-        let host = Host { kind, suite: suite.into(), home, repo, program, user };
+        let host = Host {
+            kind,
+            suite: suite.into(),
+            home,
+            repo,
+            program,
+            user,
+        };
         if kind == Kind::Rootless {
             run(Command::new("chown").arg(&host.user).arg(&host.home), b"")?.ok()?;
         }
@@ -91,7 +111,10 @@ impl Host {
             }
         };
         c.env_clear()
-            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env(
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            )
             .env("HOME", &self.home)
             .env("XDG_RUNTIME_DIR", self.home.join("run"))
             .env("LANG", "C.UTF-8")
@@ -101,7 +124,11 @@ impl Host {
             .current_dir(&self.home);
         for (k, v) in std::env::vars_os() {
             let k = k.to_string_lossy().into_owned();
-            if k.ends_with("_proxy") || k.ends_with("_PROXY") || k == "SSL_CERT_FILE" || k.starts_with("CODCHI_TEST_") {
+            if k.ends_with("_proxy")
+                || k.ends_with("_PROXY")
+                || k == "SSL_CERT_FILE"
+                || k.starts_with("CODCHI_TEST_")
+            {
                 c.env(k, v);
             }
         }
@@ -127,12 +154,18 @@ impl Host {
 
     /// Runs a shell script in a machine and returns its standard output; anything but success fails the case.
     pub fn sh(&self, machine: &str, script: &str) -> Result<String, Failed> {
-        Ok(self.codchi(&["exec", machine, "--", "sh", "-c", script])?.ok()?.text())
+        Ok(self
+            .codchi(&["exec", machine, "--", "sh", "-c", script])?
+            .ok()?
+            .text())
     }
 
     /// The same as the machine's root.
     pub fn root_sh(&self, machine: &str, script: &str) -> Result<String, Failed> {
-        Ok(self.codchi(&["exec", "-u", "root", machine, "--", "sh", "-c", script])?.ok()?.text())
+        Ok(self
+            .codchi(&["exec", "-u", "root", machine, "--", "sh", "-c", script])?
+            .ok()?
+            .text())
     }
 
     /// `codchi status --json` of one machine.
@@ -152,7 +185,11 @@ impl Host {
         let target = self.home.join(to);
         run(Command::new("cp").arg("-rT").arg(&source).arg(&target), b"")?.ok()?;
         if self.kind == Kind::Rootless {
-            run(Command::new("chown").arg("-R").arg(&self.user).arg(&target), b"")?.ok()?;
+            run(
+                Command::new("chown").arg("-R").arg(&self.user).arg(&target),
+                b"",
+            )?
+            .ok()?;
         }
         self.commit(&target)?;
         Ok(target)
@@ -178,7 +215,10 @@ impl Host {
             let cmd = codchi_fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let marker = format!("HOME={home}\0");
             if String::from_utf8_lossy(&env).contains(&marker) {
-                found.push(format!("{pid} {}", String::from_utf8_lossy(&cmd).replace('\0', " ")));
+                found.push(format!(
+                    "{pid} {}",
+                    String::from_utf8_lossy(&cmd).replace('\0', " ")
+                ));
             }
         }
         found
@@ -188,7 +228,11 @@ impl Host {
 /// Runs a command to its end with `input` on standard input.
 pub fn run(command: &mut Command, input: &[u8]) -> Result<Done, Failed> {
     use std::os::unix::process::ExitStatusExt;
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
     let mut stdin = child.stdin.take().ok_or("no stdin")?;
     let input = input.to_vec();
     let writer = std::thread::spawn(move || {
@@ -197,6 +241,13 @@ pub fn run(command: &mut Command, input: &[u8]) -> Result<Done, Failed> {
     });
     let out = child.wait_with_output()?;
     let _ = writer.join();
-    let status = out.status.code().unwrap_or_else(|| 128 + out.status.signal().unwrap_or(0));
-    Ok(Done { status, out: out.stdout, err: String::from_utf8_lossy(&out.stderr).into_owned() })
+    let status = out
+        .status
+        .code()
+        .unwrap_or_else(|| 128 + out.status.signal().unwrap_or(0));
+    Ok(Done {
+        status,
+        out: out.stdout,
+        err: String::from_utf8_lossy(&out.stderr).into_owned(),
+    })
 }

@@ -23,7 +23,8 @@ fn main() -> ExitCode {
     let which = std::env::var("CODCHI_CONFORMANCE").unwrap_or_else(|_| "root-bookworm".into());
     let repo = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
     let repo = repo.canonicalize().unwrap_or(repo);
-    let program = std::env::var_os("CODCHI_PROGRAM").map_or_else(|| repo.join("rust/target/release/codchi"), PathBuf::from);
+    let program = std::env::var_os("CODCHI_PROGRAM")
+        .map_or_else(|| repo.join("rust/target/release/codchi"), PathBuf::from);
     let home = std::env::var_os("CODCHI_TEST_HOME").map_or_else(
         || std::env::temp_dir().join(format!("codchi-conformance-{}-{which}", std::process::id())),
         PathBuf::from,
@@ -31,7 +32,11 @@ fn main() -> ExitCode {
     let host = match host::Host::new(&which, home.clone(), repo, program) {
         Ok(h) => Arc::new(h),
         Err(e) => {
-            eprintln!("cannot prepare `{}`: {}", home.display(), e.message().unwrap_or("no reason given"));
+            eprintln!(
+                "cannot prepare `{}`: {}",
+                home.display(),
+                e.message().unwrap_or("no reason given")
+            );
             return ExitCode::FAILURE;
         }
     };

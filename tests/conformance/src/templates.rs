@@ -13,7 +13,10 @@ pub fn all(which: &str, host: &Arc<Host>) -> Vec<Trial> {
         if entry.path().join("flake.nix").exists() {
             let name = entry.file_name().to_string_lossy().into_owned();
             let host = host.clone();
-            trials.push(Trial::test(format!("{which}::template_{name}"), move || boot(&host, &name)));
+            trials.push(Trial::test(
+                format!("{which}::template_{name}"),
+                move || boot(&host, &name),
+            ));
         }
     }
     let host = host.clone();
@@ -26,15 +29,34 @@ pub fn all(which: &str, host: &Arc<Host>) -> Vec<Trial> {
 
 fn boot(h: &Host, name: &str) -> Result<(), Failed> {
     let check = codchi_fs::read(h.repo.join("tests/templates.d").join(format!("{name}.sh")))?;
-    let repo = h.checkout(&format!("docs/templates/{name}"), &format!("template-{name}"))?;
+    let repo = h.checkout(
+        &format!("docs/templates/{name}"),
+        &format!("template-{name}"),
+    )?;
     let machine = format!("t-{name}");
-    h.codchi(&["init", &machine, &repo.to_string_lossy()])?.ok()?;
-    let state = h.codchi(&["exec", "-u", "root", &machine, "--", "systemctl", "is-system-running"])?;
+    h.codchi(&["init", &machine, &repo.to_string_lossy()])?
+        .ok()?;
+    let state = h.codchi(&[
+        "exec",
+        "-u",
+        "root",
+        &machine,
+        "--",
+        "systemctl",
+        "is-system-running",
+    ])?;
     if state.text() != "running" {
-        let failed = h.root_sh(&machine, "systemctl --failed --no-pager; journalctl -p err -b --no-pager | tail -n 20")?;
+        let failed = h.root_sh(
+            &machine,
+            "systemctl --failed --no-pager; journalctl -p err -b --no-pager | tail -n 20",
+        )?;
         return Err(format!("the machine is {}:\n{failed}", state.text()).into());
     }
-    h.codchi_with(&["exec", &machine, "--", "bash", "-euo", "pipefail", "-s"], &check)?.ok()?;
+    h.codchi_with(
+        &["exec", &machine, "--", "bash", "-euo", "pipefail", "-s"],
+        &check,
+    )?
+    .ok()?;
     h.codchi(&["delete", "--yes", &machine])?.ok()?;
     Ok(())
 }

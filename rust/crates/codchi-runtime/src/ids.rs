@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::{Doing, Error, Result};
 
 /// Ids that every machine has: 0 to 65535.
 pub const COUNT: u32 = 65536;
@@ -108,7 +108,7 @@ pub fn is_free(base: u32, lent: &[(u32, u32)], accounts: &[u32]) -> bool {
 /// Chooses a range for a new machine of root: not in `taken` (the bases of the other machines), not lent to anyone.
 ///
 /// The supervisor takes the lock of the range when the machine starts.
-pub fn choose_base(name: &str, taken: &[u32]) -> Result<u32> {
+pub fn choose_base(taken: &[u32]) -> Result<u32> {
     let mut lent = Vec::new();
     for file in ["/etc/subuid", "/etc/subgid"] {
         for line in codchi_fs::read_if_exists(file)?.unwrap_or_default().lines() {
@@ -120,10 +120,13 @@ pub fn choose_base(name: &str, taken: &[u32]) -> Result<u32> {
     }
     let accounts: Vec<u32> = accounts()?;
     let slots = (LAST - FIRST) / COUNT;
-    // The name decides where to begin, so that a machine made again is likely to get the same ids.
-    let hash = name.bytes().fold(2_166_136_261u32, |h, b| (h ^ u32::from(b)).wrapping_mul(16_777_619));
+    // Begins anywhere: machines of another home, which are not among `taken`, are then unlikely to have the same ids.
+    let mut bytes = [0; 4];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .doing("draw a random number")?;
+    let start = u32::from_ne_bytes(bytes) % slots;
     for i in 0..slots {
-        let base = FIRST + ((hash % slots + i) % slots) * COUNT;
+        let base = FIRST + ((start + i) % slots) * COUNT;
         if !taken.contains(&base) && is_free(base, &lent, &accounts) {
             return Ok(base);
         }

@@ -49,9 +49,25 @@ pub struct Outer {
 /// A directory of the outer root that belongs to the runtime.
 pub const OWN_DIR: &str = "/.codchi";
 
-/// First and number of the build users of an own store.
-const BUILD_USERS: (u32, u32) = (30001, 32);
-const BUILD_GROUP: u32 = 30000;
+/// How many build users an own store has.
+const BUILD_USERS: u32 = 32;
+
+/// The first build user of an own store; the id before it is their group's.
+///
+/// Each store has ids of its own: Nix ends every process of a build user before and after a build, so two stores with the
+/// same build users, or a store and a Nix of the host's, would end each other's builds. As root they are ids of the host, above
+/// what machines get; rootless they are ids of the caller's range.
+fn first_build_user(nix: &Path, privileged: bool) -> u32 {
+    let hash = nix
+        .as_os_str()
+        .as_bytes()
+        .iter()
+        .fold(2_166_136_261u32, |h, b| (h ^ u32::from(*b)).wrapping_mul(16_777_619));
+    match privileged {
+        true => 0x7000_0001 + (hash % 0x40_0000) * BUILD_USERS,
+        false => 30_001 + (hash % 900) * BUILD_USERS,
+    }
+}
 
 /// Whether this process is root.
 pub fn is_root() -> bool {
@@ -76,9 +92,9 @@ pub fn enter(config: &OuterConfig) -> Result<Outer> {
     let follow = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", follow).map_err(|e| mounts_refused(e.into(), privileged))?;
     build_root(config)?;
-    let own = config.nix.is_some();
-    if caller.is_some() || own {
-        name_ids(caller.as_ref(), own)?;
+    let build_users = config.nix.as_deref().map(|nix| first_build_user(nix, privileged));
+    if caller.is_some() || build_users.is_some() {
+        name_ids(caller.as_ref(), build_users)?;
     }
     Ok(Outer { ids, privileged })
 }
@@ -459,7 +475,7 @@ pub(crate) fn change_root(root: OwnedFd) -> Result<()> {
 }
 
 /// Private account files: the caller under the id the namespace shows, and the build users of an own store.
-fn name_ids(caller: Option<&Caller>, build_users: bool) -> Result<()> {
+fn name_ids(caller: Option<&Caller>, build_users: Option<u32>) -> Result<()> {
     let read = |p| codchi_fs::read_if_exists(p).map(Option::unwrap_or_default);
     let (passwd, group) = account_files(&read("/etc/passwd")?, &read("/etc/group")?, caller, build_users);
     for (name, text) in [("passwd", passwd), ("group", group)] {
@@ -474,17 +490,22 @@ fn name_ids(caller: Option<&Caller>, build_users: bool) -> Result<()> {
     Ok(())
 }
 
-fn account_files(passwd: &str, group: &str, caller: Option<&Caller>, build_users: bool) -> (String, String) {
+fn account_files(
+    passwd: &str,
+    group: &str,
+    caller: Option<&Caller>,
+    build_users: Option<u32>,
+) -> (String, String) {
     let (mut p, mut g) = (String::new(), String::new());
     let mine = |l: &str| l.starts_with("nixbld");
-    for l in passwd.lines().filter(|l| !(build_users && mine(l))) {
+    for l in passwd.lines().filter(|l| build_users.is_none() || !mine(l)) {
         let name = l.split(':').next().unwrap_or_default();
         if caller.is_none_or(|c| c.name != name) {
             p.push_str(l);
             p.push('\n');
         }
     }
-    for l in group.lines().filter(|l| !(build_users && mine(l))) {
+    for l in group.lines().filter(|l| build_users.is_none() || !mine(l)) {
         let mut f: Vec<&str> = l.split(':').collect();
         let shown = ids::CALLER.to_string();
         if let (Some(c), [_, _, gid, ..]) = (caller, &mut f[..])
@@ -502,11 +523,12 @@ fn account_files(passwd: &str, group: &str, caller: Option<&Caller>, build_users
             g.push_str(&format!("{}:x:{id}:\n", c.name));
         }
     }
-    if build_users {
-        let names: Vec<String> = (1..=BUILD_USERS.1).map(|n| format!("nixbld{n}")).collect();
-        g.push_str(&format!("nixbld:x:{BUILD_GROUP}:{}\n", names.join(",")));
-        for (uid, name) in (BUILD_USERS.0..).zip(&names) {
-            p.push_str(&format!("{name}:x:{uid}:{BUILD_GROUP}:Nix build user:/var/empty:/bin/false\n"));
+    if let Some(first) = build_users {
+        let group = first - 1;
+        let names: Vec<String> = (1..=BUILD_USERS).map(|n| format!("nixbld{n}")).collect();
+        g.push_str(&format!("nixbld:x:{group}:{}\n", names.join(",")));
+        for (uid, name) in (first..).zip(&names) {
+            p.push_str(&format!("{name}:x:{uid}:{group}:Nix build user:/var/empty:/bin/false\n"));
         }
     }
     (p, g)
@@ -535,11 +557,22 @@ mod tests {
         };
         let passwd =
             "root:x:0:0::/root:/bin/sh\nann:x:1001:100::/home/ann:/bin/zsh\nnixbld1:x:7:7::/:/bin/false\n";
-        let (p, g) = account_files(passwd, "root:x:0:\nusers:x:100:bob\n", Some(&c), true);
+        let (p, g) = account_files(passwd, "root:x:0:\nusers:x:100:bob\n", Some(&c), Some(30001));
         assert!(p.contains("ann:x:65536:65536::/home/ann:/bin/sh\n"), "{p}");
         assert!(!p.contains("1001"), "{p}");
         assert_eq!(p.matches("nixbld1:").count(), 1);
         assert!(g.contains("users:x:65536:bob\n") && g.contains("nixbld:x:30000:nixbld1,"), "{g}");
+    }
+
+    #[test]
+    fn two_stores_have_build_users_of_their_own() {
+        let (a, b) = (Path::new("/a/store/nix"), Path::new("/b/store/nix"));
+        for privileged in [true, false] {
+            let (x, y) = (first_build_user(a, privileged), first_build_user(b, privileged));
+            assert!(x.abs_diff(y) >= BUILD_USERS);
+            assert_eq!(x, first_build_user(a, privileged));
+        }
+        assert!(first_build_user(a, false) + BUILD_USERS < ids::COUNT);
     }
 
     #[test]

@@ -156,7 +156,7 @@ impl Machine {
             name: name.into(),
             engine: engine(),
             root,
-            uid_base: outer::is_root().then(|| ids::choose_base(name, &[]).unwrap()),
+            uid_base: outer::is_root().then(|| ids::choose_base(&[]).unwrap()),
             caller_is: None,
             outer: Default::default(),
             store: at("store"),

@@ -47,10 +47,10 @@ pub fn remove_tree(program: &Path, path: &Path) -> Result<()> {
 }
 
 /// The first id of a range for a new machine of root: not in `taken`, and not used by a machine that runs, whosever it is.
-pub fn choose_ids(name: &MachineName, taken: &[u32]) -> Result<u32> {
+pub fn choose_ids(taken: &[u32]) -> Result<u32> {
     let mut taken = taken.to_vec();
     loop {
-        let base = ids::choose_base(name.as_str(), &taken)?;
+        let base = ids::choose_base(&taken)?;
         match ids::lock_base(base, "codchi init") {
             Ok(_free) => return Ok(base),
             Err(_) if taken.len() < 1000 => taken.push(base),

@@ -122,7 +122,7 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
     let granted =
         crate::needs::check(app, &evaluation.needs, !flake.inputs.is_empty(), nix_config, &secrets)?;
     let missing = tools.missing(&evaluation)?;
-    let ids = if app.dirs.is_root() { Some(choose_ids(app, &name)?) } else { None };
+    let ids = if app.dirs.is_root() { Some(choose_ids(app)?) } else { None };
     let mut plan = plan(app, &name, args, &evaluation, &folder, ids, missing.len() as u64);
     if app.globals.dry_run {
         app.printer.done();
@@ -460,12 +460,12 @@ pub fn show_plan(app: &App, plan: &Plan) {
 }
 
 /// A range of ids for a machine of root.
-fn choose_ids(app: &App, name: &MachineName) -> Result<IdRange> {
+fn choose_ids(app: &App) -> Result<IdRange> {
     let mut taken = Vec::new();
     for other in app.names()? {
         taken.extend(app.attachment(&other)?.ids.map(|r| r.base));
     }
-    let base = codchi_drivers::native::choose_ids(name, &taken)?;
+    let base = codchi_drivers::native::choose_ids(&taken)?;
     Ok(IdRange { base, count: IDS })
 }
 
