@@ -91,7 +91,8 @@ impl Driver for Native {
     fn stop(&self, host: &Host, machine: &MachineName) -> Result<()> {
         let dir = host.dirs.machine_runtime(machine);
         if state::status(&dir)?.supervisor.is_none() {
-            return Ok(());
+            // What is left of one that went down by itself: a person who says stop has seen that.
+            return Ok(codchi_fs::remove_if_exists(dir.join("supervisor.json"))?);
         }
         match start::stop(&dir, false, PATIENCE) {
             Ok(()) => Ok(()),

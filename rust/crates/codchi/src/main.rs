@@ -96,7 +96,8 @@ fn run(args: Vec<OsString>) -> u8 {
         // Signals go to the command inside, and the status is its own.
         Some(Command::Exec(args)) => cmd::exec::exec(&app, args),
         Some(Command::Shell(args)) => cmd::exec::shell(&app, args),
-        // It tries out namespaces, which needs a process with one thread.
+        // These enter namespaces, which needs a process with one thread.
+        Some(Command::Store(args)) => cmd::store::run(&app, &args.command).map(|()| 0),
         Some(Command::Doctor(args)) => cmd::doctor::run(&app, args).map(|()| 0),
         command => with_ticker(&app, command.as_ref()),
     };
@@ -171,11 +172,11 @@ fn dispatch(app: &App, command: Option<&Command>) -> Result<u8> {
         Some(Command::Diff(args)) => done(cmd::rebuild::diff(app, args)),
         Some(Command::Delete(args)) => done(cmd::life::delete(app, &args.names)),
         Some(Command::Option(args)) => done(cmd::show::option(app, args)),
-        Some(Command::Store(args)) => done(cmd::store::run(app, &args.command)),
         // Handled before there is an App.
         Some(
             Command::Exec(_)
             | Command::Shell(_)
+            | Command::Store(_)
             | Command::Doctor(_)
             | Command::Completion { .. }
             | Command::Supervise { .. }

@@ -136,6 +136,7 @@ fn remove(app: &App, all: bool) -> Result<()> {
         codchi_drivers::native::remove_tree(&crate::app::program(), dir)?;
     }
     codchi_fs::remove_dir_all(app.dirs.staging())?;
+    codchi_fs::remove_if_exists(app.dirs.config.join(".store.lock"))?;
     app.printer.say("the store and everything Codchi made is removed; the settings are kept");
     Ok(())
 }
