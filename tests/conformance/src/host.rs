@@ -95,7 +95,13 @@ impl Host {
             user,
         };
         if kind == Kind::Rootless {
-            run(Command::new("chown").arg(&host.user).arg(&host.home), b"")?.ok()?;
+            run(
+                Command::new("chown")
+                    .arg(format!("{}:", host.user))
+                    .arg(&host.home),
+                b"",
+            )?
+            .ok()?;
         }
         Ok(host)
     }

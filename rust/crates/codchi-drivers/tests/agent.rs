@@ -828,7 +828,8 @@ fn a_machine_that_lies_as_an_agent_gets_an_error_and_nothing_else() {
     };
     let hello = (FrameType::Hello, r#"{"proto":1}"#);
     let started = frames(&[hello, (FrameType::Started, r#"{"pid":1}"#)]);
-    let files = |n: usize| (0..n).map(|_| codchi_fs::open("/etc/passwd").unwrap().into()).collect::<Vec<OwnedFd>>();
+    let files =
+        |n: usize| (0..n).map(|_| codchi_fs::open("/etc/passwd").unwrap().into()).collect::<Vec<OwnedFd>>();
     let pipes = || {
         let ends: Vec<_> = (0..3).map(|_| rustix::pipe::pipe().unwrap()).collect();
         ends.into_iter().flat_map(|(r, w)| [r, w]).collect::<Vec<OwnedFd>>()

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use codchi_core::name::MachineName;
 use codchi_runtime::{ids, outer};
 
 use crate::{DriverError, Result};
