@@ -6,6 +6,7 @@ mod host;
 mod measure;
 mod peers;
 
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -122,8 +123,33 @@ fn run() -> Result<bool, Error> {
     Ok(good)
 }
 
+/// Engines know pure cgroup2 hosts. Where v1 is beside it, all of this runs with cgroup2 alone in sight, as on a host of today.
+fn enter_cgroup2() -> Result<(), Error> {
+    const INSIDE: &str = "CODCHI_BENCH_INSIDE";
+    if std::env::var_os(INSIDE).is_some()
+        || !std::path::Path::new("/sys/fs/cgroup/unified").exists()
+    {
+        return Ok(());
+    }
+    let own = std::env::current_exe().map_err(|source| Error::Run {
+        program: "this program".into(),
+        source,
+    })?;
+    let script = "mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec \"$0\" \"$@\"";
+    let source = std::process::Command::new("unshare")
+        .args(["--mount", "--propagation", "slave", "sh", "-c", script])
+        .arg(own)
+        .args(std::env::args_os().skip(1))
+        .env(INSIDE, "1")
+        .exec();
+    Err(Error::Run {
+        program: "unshare".into(),
+        source,
+    })
+}
+
 fn main() -> ExitCode {
-    match run() {
+    match enter_cgroup2().and_then(|()| run()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(e) => {

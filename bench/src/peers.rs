@@ -224,6 +224,15 @@ pub fn fetch_again(host: &Host) -> Result<Fetched, Error> {
         }
         _ => mirror.clone(),
     };
+    let here = match std::env::consts::ARCH {
+        "x86_64" => "/binary-amd64/",
+        "aarch64" => "/binary-arm64/",
+        other => {
+            return Err(Error::Not(format!(
+                "Debian's name for {other} is not known here"
+            )));
+        }
+    };
     // What the mirror calls each file: packages by the beginning of their hash and by their name.
     let mut known: HashMap<String, String> = HashMap::new();
     let mut urls = Vec::new();
@@ -244,7 +253,7 @@ pub fn fetch_again(host: &Host) -> Result<Fetched, Error> {
                 continue;
             };
             let file = lists.join("by-hash").join(hash);
-            if hash.len() != 64 || !file.exists() {
+            if hash.len() != 64 || !path.contains(here) || !file.exists() {
                 continue;
             }
             let folder = Path::new(path)
@@ -279,6 +288,32 @@ pub fn fetch_again(host: &Host) -> Result<Fetched, Error> {
                 .clone(),
             &entry.path(),
         );
+    }
+    // Those of the machine itself are in the store, and their derivations know where they come from.
+    let store = host.data().join("store/nix/store");
+    for entry in if store.exists() {
+        codchi_fs::read_dir(&store)?
+    } else {
+        Vec::new()
+    } {
+        if !entry.file_name().to_string_lossy().ends_with(".deb.drv") {
+            continue;
+        }
+        let text = codchi_fs::read_to_string(entry.path())?;
+        let field = |before: &str| {
+            text.split_once(before)
+                .and_then(|(_, rest)| rest.split('"').next())
+        };
+        let (Some(out), Some(url)) = (
+            field("(\"out\",\"/nix/store/"),
+            field("(\"url\",\"mirror://"),
+        ) else {
+            continue;
+        };
+        let file = store.join(out);
+        if let (Some((name, path)), true) = (url.split_once('/'), file.exists()) {
+            add(format!("{}/{path}", archive(name)), &file);
+        }
     }
     let config = host.scratch("urls");
     let text: String = urls
