@@ -160,6 +160,8 @@ in
       ];
       trusted-users = [ "root" ];
       allowed-users = lib.mkDefault [ "*" ];
+      # The base is for places from which the list on the web cannot be reached; every use of `nixpkgs#` would wait for it.
+      flake-registry = lib.mkDefault "";
     };
     environment.etc = {
       "nix/nix.conf".text =

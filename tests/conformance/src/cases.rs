@@ -1092,7 +1092,7 @@ fn bad_input(h: &Host) -> Result<(), Failed> {
     let table: &[(&[&str], i32, &[&str])] = &[
         (&["init", "Bad_Name"], 2, &["Bad_Name"]),
         (&["init", "-x"], 2, &["-x"]),
-        (&["init", "a", "/no/such/path"], 1, &["/no/such/path"]),
+        (&["init", "a", "/no/such/path"], 5, &["/no/such/path"]),
         (&["init", "a", &p(&empty)], 1, &["flake.nix"]),
         (&["init", "a", &p(&none)], 1, &["nixosModules"]),
         (&["init", "a", &p(&several)], 4, &["one", "two"]),

@@ -372,6 +372,7 @@ fn conf(shell: bool, more: Option<&str>) -> String {
          build-dir = /nix/var/nix/builds\n\
          build-users-group = nixbld\n\
          connect-timeout = 5\n\
+         download-attempts = 2\n\
          experimental-features = nix-command flakes\n\
          fsync-metadata = true\n\
          max-jobs = auto\n\
