@@ -192,6 +192,7 @@ impl Decoder {
 }
 
 /// First frame of each side.
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// [`VERSION`] of the sender.
@@ -202,6 +203,7 @@ pub struct Hello {
 }
 
 /// Columns and rows of a terminal.
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WindowSize {
     /// Columns.
@@ -211,6 +213,7 @@ pub struct WindowSize {
 }
 
 /// Run a command.
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exec {
     /// The command and its arguments, byte for byte (each a list of bytes where it is not UTF-8). Empty: the user's login shell.
@@ -233,6 +236,7 @@ pub struct Exec {
 }
 
 /// Text where it is UTF-8, a list of bytes where it is not.
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Bytes {
@@ -262,6 +266,7 @@ impl From<&[u8]> for Bytes {
 }
 
 /// The command runs, or is about to. On a unix socket the descriptors come with it: stdin, stdout, stderr; or the pty, and stderr where it is apart.
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
     /// Process id in the machine.
@@ -272,6 +277,7 @@ pub struct Started {
 }
 
 /// The command ended: by exit code, or by signal.
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Exit {
@@ -292,6 +298,7 @@ impl Exit {
 }
 
 /// Send a signal to the command's process group.
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signal {
     /// Signal number.
@@ -299,12 +306,34 @@ pub struct Signal {
 }
 
 /// Why a command was not started.
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// What a shell would exit with: 126 not executable, 127 not found, 125 anything else.
     pub code: u8,
     /// For the person.
     pub message: String,
+}
+
+/// The JSON payloads by the name of their frame: what the published schema describes. On the wire a payload stands alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+pub enum Control {
+    /// Type 1.
+    Hello(Hello),
+    /// Type 2.
+    Exec(Exec),
+    /// Type 3.
+    Started(Started),
+    /// Type 4.
+    Exit(Exit),
+    /// Type 5.
+    WindowSize(WindowSize),
+    /// Type 6.
+    Signal(Signal),
+    /// Type 7.
+    Failure(Failure),
 }
 
 /// Bytes of a stream that its receiver has dealt with. Not JSON: the stream's frame type (u8), then the count (u32, little endian).

@@ -53,6 +53,7 @@ fn schemas(dir: &std::path::Path) -> Result<()> {
         ("status", schemars::schema_for!(Status)),
         ("generations", schemars::schema_for!(Generations)),
         ("doctor", schemars::schema_for!(Doctor)),
+        ("agent", schemars::schema_for!(codchi_core::protocol::Control)),
     ];
     for (name, schema) in all {
         let mut text = serde_json::to_string_pretty(&schema).unwrap_or_default();
