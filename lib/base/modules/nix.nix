@@ -161,7 +161,8 @@ in
       trusted-users = [ "root" ];
       allowed-users = lib.mkDefault [ "*" ];
       # The base is for places from which the list on the web cannot be reached; every use of `nixpkgs#` would wait for it.
-      flake-registry = lib.mkDefault "";
+      # A file, because older versions of Nix take an empty value for an address.
+      flake-registry = lib.mkDefault "/etc/nix/registry.json";
     };
     environment.etc = {
       "nix/nix.conf".text =
