@@ -714,13 +714,34 @@ fn network(h: &Host) -> Result<(), Failed> {
         "a connection from the machine reached the host's loopback"
     );
     same("loopback inside", h.sh("conf", "python3 -c 'import socket; s=socket.create_server((\"127.0.0.1\",0)); socket.create_connection(s.getsockname()); print(\"ok\")'")?, "ok".to_string())?;
-    let mirror = std::env::var("CODCHI_TEST_REACH").unwrap_or_else(|_| "deb.debian.org:80".into());
-    let (name, port) = mirror
-        .split_once(':')
-        .ok_or("CODCHI_TEST_REACH is HOST:PORT")?;
-    h.codchi(&["exec", "conf", "--", "python3", "-c", connect, name, port])?
+    let (name, port) = mirror()?;
+    h.codchi(&["exec", "conf", "--", "python3", "-c", connect, &name, &port])?
         .ok()?;
     same("host name", h.sh("conf", "uname -n")?, "conf".into())
+}
+
+/// Host and port of the Debian mirror that this host's apt uses.
+fn mirror() -> Result<(String, String), Failed> {
+    let mut texts = vec![codchi_fs::read_if_exists("/etc/apt/sources.list")?.unwrap_or_default()];
+    for entry in codchi_fs::read_dir("/etc/apt/sources.list.d")? {
+        texts.push(codchi_fs::read_to_string(entry.path())?);
+    }
+    for word in texts
+        .iter()
+        .flat_map(|t| t.lines())
+        .filter(|l| !l.starts_with('#'))
+        .flat_map(str::split_whitespace)
+    {
+        for (scheme, port) in [("http://", "80"), ("https://", "443")] {
+            if let Some((host, path)) = word.strip_prefix(scheme).and_then(|r| r.split_once('/'))
+                && path.trim_end_matches('/').ends_with("debian")
+            {
+                let (host, port) = host.split_once(':').unwrap_or((host, port));
+                return Ok((host.into(), port.into()));
+            }
+        }
+    }
+    Err("apt's configuration names no Debian mirror".into())
 }
 
 fn seccomp(h: &Host) -> Result<(), Failed> {
