@@ -1,5 +1,7 @@
 //! The structure of the workspace is what its README says.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
