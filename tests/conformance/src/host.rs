@@ -95,6 +95,9 @@ impl Host {
             user,
         };
         if kind == Kind::Rootless {
+            // Creates the person on a host that has none.
+            let script = host.repo.join("tests/rootless-host");
+            run(Command::new(script).args([&host.user, "true"]), b"")?.ok()?;
             run(
                 Command::new("chown")
                     .arg(format!("{}:", host.user))
