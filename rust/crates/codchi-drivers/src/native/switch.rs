@@ -47,7 +47,7 @@ pub fn switch(agent_dir: &Path, machine: &MachineName, toplevel: &str) -> Result
 fn units(output: &str) -> Vec<UnitChange> {
     let mut found: Vec<UnitChange> = Vec::new();
     for line in output.lines() {
-        let Some((before, list)) = line.split_once(": ") else { continue };
+        let Some((before, list)) = line.trim_start_matches("warning: ").split_once(": ") else { continue };
         if !before.contains("following") || !before.contains("units") {
             continue;
         }
@@ -57,7 +57,7 @@ fn units(output: &str) -> Vec<UnitChange> {
             Some("restarting") => "restarted",
             Some("reloading") => "reloaded",
             Some("the") if before.contains("started") => "started",
-            Some("the") | Some("warning") if before.contains("failed") => "failed",
+            Some("the") if before.contains("failed") => "failed",
             _ => continue,
         };
         for unit in list.split(", ").map(str::trim).filter(|u| !u.is_empty()) {
