@@ -49,6 +49,9 @@ pub struct Outer {
 /// A directory of the outer root that belongs to the runtime.
 pub const OWN_DIR: &str = "/.codchi";
 
+/// Where the host's own /etc shows, when /etc is a private one.
+pub(crate) const HOST_ETC: &str = "/.codchi-etc";
+
 /// How many build users an own store has.
 const BUILD_USERS: u32 = 32;
 
@@ -91,9 +94,10 @@ pub fn enter(config: &OuterConfig) -> Result<Outer> {
     // What the host mounts and unmounts later shows here, nothing made here shows on the host.
     let follow = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", follow).map_err(|e| mounts_refused(e.into(), privileged))?;
-    build_root(config)?;
     let build_users = config.nix.as_deref().map(|nix| first_build_user(nix, privileged));
-    if caller.is_some() || build_users.is_some() {
+    let private_etc = caller.is_some() || build_users.is_some();
+    build_root(config, private_etc)?;
+    if private_etc {
         name_ids(caller.as_ref(), build_users)?;
     }
     Ok(Outer { ids, privileged })
@@ -398,13 +402,14 @@ enum Entry {
     Tree { fd: OwnedFd, dir: bool },
 }
 
-/// A root of our own that shows what the host's shows, except for /nix.
-fn build_root(config: &OuterConfig) -> Result<()> {
+/// A root of our own that shows what the host's shows, except for /nix and, where wanted, the files of accounts.
+fn build_root(config: &OuterConfig, private_etc: bool) -> Result<()> {
     let cwd = std::env::current_dir().ok();
-    let mut entries: Vec<(OsString, Entry)> = Vec::new();
+    let (mut entries, mut etc): (Vec<(OsString, Entry)>, Vec<(OsString, Entry)>) = Default::default();
     for e in codchi_fs::read_dir("/")? {
         let name = e.file_name();
-        if (name == "nix" && config.nix.is_some()) || name.as_bytes() == &OWN_DIR.as_bytes()[1..] {
+        let own = [OWN_DIR, HOST_ETC].iter().any(|d| name.as_bytes() == &d.as_bytes()[1..]);
+        if own || (name == "nix" && config.nix.is_some()) {
             continue;
         }
         let path = e.path();
@@ -422,6 +427,32 @@ fn build_root(config: &OuterConfig) -> Result<()> {
             }
         }
     }
+    if private_etc {
+        // A private file over one of the host's would be gone as soon as the host replaces its own, as `useradd` does. So
+        // /etc is a folder of ours with links to what the host has there, which may be replaced.
+        for (name, _) in entries.iter_mut().filter(|(n, e)| n == "etc" && matches!(e, Entry::Tree { .. })) {
+            *name = HOST_ETC.trim_start_matches('/').into();
+        }
+        for e in codchi_fs::read_dir("/etc")? {
+            let (name, path) = (e.file_name(), e.path());
+            let kind = e.file_type().at("examine", &path)?;
+            let entry = if ["passwd", "group"].iter().any(|own| name == *own) {
+                continue;
+            } else if kind.is_dir() && path.join("flake.nix").exists() {
+                // Nix takes no link for a flake's folder.
+                match clone_tree(&path, true) {
+                    Ok(fd) => Entry::Tree { fd, dir: true },
+                    Err(_) => continue,
+                }
+            } else if kind.is_symlink() {
+                let to = rustix::fs::readlink(&path, Vec::new()).at("read link", &path)?;
+                Entry::Link(PathBuf::from(OsStr::from_bytes(to.as_bytes())))
+            } else {
+                Entry::Link(Path::new("..").join(HOST_ETC.trim_start_matches('/')).join(&name))
+            };
+            etc.push((name, entry));
+        }
+    }
     if let Some(nix) = &config.nix {
         let fd = clone_tree(nix, true).doing(format!("show `{}` as `/nix`", nix.display()))?;
         entries.push(("nix".into(), Entry::Tree { fd, dir: true }));
@@ -435,21 +466,29 @@ fn build_root(config: &OuterConfig) -> Result<()> {
     let root = rustix::fs::open(place, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .at("open", place)?;
     rustix::mount::mount_change(place, MountPropagationFlags::PRIVATE).doing("make the root private")?;
-    for (name, e) in &entries {
-        let shown = || format!("show `/{}` in the namespace", name.display());
-        match e {
-            Entry::Link(to) => rustix::fs::symlinkat(to, &root, name).doing(shown())?,
-            Entry::Tree { fd, dir } => {
-                let target = make_at(&root, name, *dir).doing(shown())?;
-                attach(fd, &target).doing(shown())?;
-            }
-        }
+    show_entries(&root, &entries)?;
+    if private_etc {
+        show_entries(&make_at(&root, OsStr::new("etc"), true).doing("make `/etc` in the namespace")?, &etc)?;
     }
     rustix::fs::mkdirat(&root, OWN_DIR.trim_start_matches('/'), Mode::from_raw_mode(0o755))
         .doing("make a directory in the namespace")?;
     change_root(root)?;
     if cwd.is_none_or(|d| rustix::process::chdir(&d).is_err()) {
         rustix::process::chdir("/").doing("change directory")?;
+    }
+    Ok(())
+}
+
+fn show_entries(folder: &OwnedFd, entries: &[(OsString, Entry)]) -> Result<()> {
+    for (name, e) in entries {
+        let shown = || format!("show `{}` in the namespace", name.display());
+        match e {
+            Entry::Link(to) => rustix::fs::symlinkat(to, folder, name).doing(shown())?,
+            Entry::Tree { fd, dir } => {
+                let target = make_at(folder, name, *dir).doing(shown())?;
+                attach(fd, &target).doing(shown())?;
+            }
+        }
     }
     Ok(())
 }
@@ -476,16 +515,17 @@ pub(crate) fn change_root(root: OwnedFd) -> Result<()> {
 
 /// Private account files: the caller under the id the namespace shows, and the build users of an own store.
 fn name_ids(caller: Option<&Caller>, build_users: Option<u32>) -> Result<()> {
-    let read = |p| codchi_fs::read_if_exists(p).map(Option::unwrap_or_default);
-    let (passwd, group) = account_files(&read("/etc/passwd")?, &read("/etc/group")?, caller, build_users);
+    let read =
+        |name| codchi_fs::read_if_exists(Path::new(HOST_ETC).join(name)).map(Option::unwrap_or_default);
+    let (passwd, group) = account_files(&read("passwd")?, &read("group")?, caller, build_users);
+    // Readable whatever the caller's umask.
+    let readable =
+        |p: &Path, mode| rustix::fs::chmod(p, Mode::from_raw_mode(mode)).at("change the mode of", p);
+    let etc = Path::new("/etc");
+    readable(etc, 0o755)?;
     for (name, text) in [("passwd", passwd), ("group", group)] {
-        let own = Path::new(OWN_DIR).join(name);
-        codchi_fs::write(&own, text)?;
-        let there = Path::new("/etc").join(name);
-        let target =
-            rustix::fs::open(&there, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).at("open", &there)?;
-        let tree = clone_tree(&own, false).doing(format!("show `{}`", own.display()))?;
-        attach(&tree, &target).doing(format!("put a private file over `{}`", there.display()))?;
+        codchi_fs::write(etc.join(name), text)?;
+        readable(&etc.join(name), 0o644)?;
     }
     Ok(())
 }

@@ -387,7 +387,9 @@ impl Supervision {
             .doing("watch a directory")?;
         let flags = WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::CREATE;
         let real = std::fs::canonicalize(host).ok();
-        for dir in [Some(host), real.as_deref()].into_iter().flatten().filter_map(Path::parent) {
+        // In the outer namespace /etc may be a private folder with a link to the host's file.
+        let dirs = [Some(host), real.as_deref()].into_iter().flatten().filter_map(Path::parent);
+        for dir in dirs.chain([Path::new(crate::outer::HOST_ETC)]) {
             let _ = rustix::fs::inotify::add_watch(&watch, dir, flags);
         }
         self.resolver = Some(watch);
