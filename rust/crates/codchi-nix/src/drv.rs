@@ -1,7 +1,7 @@
 //! What a build will need from outside the store.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::{NixError, Result, StorePath, aterm};
 
@@ -18,12 +18,35 @@ pub struct Source {
     pub out: StorePath,
 }
 
-/// Walks the derivations that `drv` needs and collects the fetches of `mirror://` addresses not yet in the store, in
-/// the order of their names. What has been built already is not looked into.
+/// Collects the fetches of `mirror://` addresses that `drv` needs and that are not yet in the store, in the order of their
+/// names. What has been built already is not looked into.
 ///
-/// `store_dir` is where this host reads `/nix/store`.
-pub fn missing_sources(store_dir: &Path, drv: &StorePath) -> Result<Vec<Source>> {
-    let mut found = Vec::new();
+/// `store_dir` is where this host reads `/nix/store`. `invalid` tells which paths, though there are files of theirs, the store
+/// does not hold: those that a build or an addition left when it was killed.
+pub fn missing_sources(
+    store_dir: &Path,
+    drv: &StorePath,
+    invalid: &mut dyn FnMut(&[StorePath]) -> Result<Vec<StorePath>>,
+) -> Result<Vec<Source>> {
+    let (mut asked, mut broken) = (HashSet::new(), HashSet::new());
+    loop {
+        let (found, there) = walk(store_dir, drv, &broken)?;
+        let new: Vec<StorePath> = there.into_iter().filter(|p| asked.insert(p.clone())).collect();
+        let told = if new.is_empty() { Vec::new() } else { invalid(&new)? };
+        if told.is_empty() {
+            return Ok(found);
+        }
+        broken.extend(told);
+    }
+}
+
+/// The missing sources, and the outputs at which the walk stopped because they are there.
+fn walk(
+    store_dir: &Path,
+    drv: &StorePath,
+    broken: &HashSet<StorePath>,
+) -> Result<(Vec<Source>, Vec<StorePath>)> {
+    let (mut found, mut there) = (Vec::new(), Vec::new());
     let mut seen = HashSet::from([drv.clone()]);
     let mut queue = vec![drv.clone()];
     while let Some(path) = queue.pop() {
@@ -34,7 +57,11 @@ pub fn missing_sources(store_dir: &Path, drv: &StorePath) -> Result<Vec<Source>>
             line: 1,
             reason: format!("not a derivation: {e}"),
         })?;
-        if d.outputs.values().all(|o| !o.is_empty() && exists(&host(store_dir, o))) {
+        let outputs: Option<Vec<StorePath>> = d.outputs.values().map(|o| o.parse().ok()).collect();
+        if let Some(outputs) = outputs
+            && outputs.iter().all(|o| !broken.contains(o) && exists(&store_dir.join(o.base_name())))
+        {
+            there.extend(outputs);
             continue;
         }
         let url = d.env.get("url").map(String::as_str).unwrap_or_default();
@@ -58,11 +85,7 @@ pub fn missing_sources(store_dir: &Path, drv: &StorePath) -> Result<Vec<Source>>
     }
     found.sort_by(|a, b| (&a.name, &a.url).cmp(&(&b.name, &b.url)));
     found.dedup_by(|a, b| a.out == b.out);
-    Ok(found)
-}
-
-fn host(store_dir: &Path, path: &str) -> PathBuf {
-    store_dir.join(path.rsplit('/').next().unwrap_or(path))
+    Ok((found, there))
 }
 
 fn exists(path: &Path) -> bool {
@@ -176,6 +199,10 @@ mod tests {
         }
     }
 
+    fn host(store_dir: &Path, path: &str) -> std::path::PathBuf {
+        store_dir.join(path.rsplit('/').next().unwrap_or(path))
+    }
+
     fn derive(out: &str, builder: &str, inputs: &[&str], env: &[(&str, &str)]) -> String {
         let inputs: Vec<_> = inputs.iter().map(|i| format!("(\"{i}\",[\"out\"])")).collect();
         let env: Vec<_> = env.iter().map(|(k, v)| format!("(\"{k}\",\"{v}\")")).collect();
@@ -215,9 +242,18 @@ mod tests {
         put(&p("6", "there.drv"), &fetch(&p("7", "there"), "there"));
         put(&p("7", "there"), "");
         let top = p("0", "top.drv").parse().unwrap();
-        let missing = missing_sources(dir.path(), &top).unwrap();
+        let missing = missing_sources(dir.path(), &top, &mut |_| Ok(Vec::new())).unwrap();
         assert_eq!(missing.len(), 1);
         assert_eq!((missing[0].name.as_str(), missing[0].sha256.as_str()), ("a", sha));
         assert_eq!(missing[0].out.as_str(), p("3", "a"));
+
+        // Files that a killed build and a killed addition left do not count, nor does the walk stop at them.
+        put(&p("9", "not-even-present.drv"), &fetch(&p("8", "below"), "below"));
+        let left: [StorePath; 2] = [p("5", "built").parse().unwrap(), p("7", "there").parse().unwrap()];
+        let mut invalid =
+            |asked: &[StorePath]| Ok(asked.iter().filter(|p| left.contains(p)).cloned().collect());
+        let missing = missing_sources(dir.path(), &top, &mut invalid).unwrap();
+        let names: Vec<&str> = missing.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(names, ["a", "below", "there"]);
     }
 }

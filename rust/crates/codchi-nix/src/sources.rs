@@ -119,6 +119,20 @@ impl Nix {
         self.tool("nix-store", Role::Caller, args, "registering a root").map(drop)
     }
 
+    /// Those of these paths that the store does not hold, though there may be files of theirs.
+    pub fn invalid(&self, paths: &[StorePath]) -> Result<Vec<StorePath>> {
+        let mut found = Vec::new();
+        for some in paths.chunks(1000) {
+            let args =
+                ["--check-validity", "--print-invalid"].into_iter().chain(some.iter().map(StorePath::as_str));
+            let said = self.tool("nix-store", Role::Caller, args, "checking paths")?;
+            for line in said.lines() {
+                found.push(line.parse()?);
+            }
+        }
+        Ok(found)
+    }
+
     /// Whether a path is in the store and whole.
     pub fn is_valid(&self, path: &StorePath) -> bool {
         self.tool("nix-store", Role::Caller, ["--check-validity", path.as_str()], "checking a path").is_ok()

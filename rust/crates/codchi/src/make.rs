@@ -286,7 +286,8 @@ impl Tools {
 
     /// What a build has to download from the mirror.
     pub fn missing(&self, evaluation: &Evaluation) -> Result<Vec<Source>> {
-        Ok(codchi_nix::drv::missing_sources(&self.store_dir(), &evaluation.drv_path)?)
+        let mut invalid = |paths: &[StorePath]| self.nix.invalid(paths);
+        Ok(codchi_nix::drv::missing_sources(&self.store_dir(), &evaluation.drv_path, &mut invalid)?)
     }
 
     /// Downloads what a build needs and adds it to the store.
