@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// A file operation that failed.
@@ -201,7 +201,22 @@ impl Lock {
     /// Takes the lock without waiting. `who` is shown to others, such as `codchi rebuild (process 4711)`.
     pub fn try_take(path: impl AsRef<Path>, who: &str) -> Result<Lock, LockError> {
         let path = path.as_ref();
-        let mut file = OpenOptions::new()
+        let mut file = loop {
+            let file = Lock::open(path)?;
+            // Who held it may have removed the file with what it locked: then this is a lock on nothing.
+            let here = std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+            let ours = file.metadata().at("examine", path)?;
+            if here == Some((ours.dev(), ours.ino())) {
+                break file;
+            }
+        };
+        file.set_len(0).at("write", path)?;
+        file.write_all(who.as_bytes()).at("write", path)?;
+        Ok(Lock { _file: file })
+    }
+
+    fn open(path: &Path) -> Result<File, LockError> {
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -219,9 +234,7 @@ impl Lock {
             }
             Err(e) => Err(e).at("lock", path)?,
         }
-        file.set_len(0).at("write", path)?;
-        file.write_all(who.as_bytes()).at("write", path)?;
-        Ok(Lock { _file: file })
+        Ok(file)
     }
 }
 
