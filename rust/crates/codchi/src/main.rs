@@ -105,7 +105,9 @@ fn run(args: Vec<OsString>) -> u8 {
     match done {
         Ok(status) => status,
         Err(_) if interrupt::happened() => {
-            app.printer.failure(&Failure::new(Kind::Interrupted, "interrupted"));
+            app.printer.failure(
+                &Failure::new(Kind::Interrupted, "interrupted").hint("run the same command again to go on"),
+            );
             own(Kind::Interrupted)
         }
         Err(failure) => {

@@ -291,6 +291,10 @@ impl Worker for MachineWorker<'_> {
                 self.driver()?.remove(&parts.host(app, self.store), &self.name)?;
                 codchi_fs::remove_if_exists(pending_script(app, &self.name))?;
                 remove_empty(&app.dirs.machine_data(&self.name));
+                // Of a machine that is taken back nobody can ask for the log.
+                if !app.exists(&self.name) {
+                    codchi_fs::remove_dir_all(app.dirs.logs(&self.name))?;
+                }
                 Ok(())
             }
             Step::RemoveGenerations { path } => {

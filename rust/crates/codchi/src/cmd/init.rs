@@ -156,7 +156,11 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
     worker.record = Some(record);
     worker.script = script;
     plan.steps.retain(|s| !s.step.prepares() && !matches!(s.step, Step::Run { .. }));
-    journal::execute(app, &lock, &plan, &worker)?;
+    let done = journal::execute(app, &lock, &plan, &worker);
+    if done.is_err() && !app.exists(&name) && !journal::is_open(app, &name) {
+        codchi_fs::remove_if_exists(app.dirs.lock(&name))?;
+    }
+    done?;
     drop(lock);
     drop(staging);
     crate::worker::remember_fingerprint(app, &name, &tools)?;

@@ -127,7 +127,8 @@ pub fn delete(app: &App, names: &[String]) -> Result<()> {
     for given in names {
         let name: MachineName = given.parse()?;
         if !journal::is_open(app, &name) {
-            app.machine(given)?;
+            // How it is attached decides what goes with it: where that cannot be read, nothing goes.
+            app.attachment(&app.machine(given)?)?;
         }
         there.push(name);
     }

@@ -64,21 +64,30 @@ pub fn status(app: &App, args: &cli::Status) -> Result<()> {
             Some(name) => vec![name.clone()],
             None => app.names()?,
         };
-        let mut machines = Vec::new();
+        let (mut machines, mut broken) = (Vec::new(), None);
         for name in &names {
             match machine_status(app, name, app.globals.json || given.is_some()) {
                 Ok(status) => machines.push(status),
                 // One that cannot be read must not hide the others.
-                Err(failure) if given.is_none() && !app.globals.json => app.printer.failure(&failure),
+                Err(failure) if given.is_none() && !app.globals.json => {
+                    if let Some(earlier) = broken.replace(failure) {
+                        app.printer.failure(&earlier);
+                    }
+                }
                 Err(failure) => return Err(failure),
             }
         }
         if args.watch && !app.globals.json {
             app.printer.raw(b"\x1b[H\x1b[2J");
         }
-        print_status(app, machines, given.is_some())?;
-        if !args.watch {
-            return Ok(());
+        if !machines.is_empty() || broken.is_none() {
+            print_status(app, machines, given.is_some())?;
+        }
+        match broken {
+            Some(failure) if args.watch => app.printer.failure(&failure),
+            Some(failure) => return Err(failure),
+            None if !args.watch => return Ok(()),
+            None => {}
         }
         std::thread::sleep(std::time::Duration::from_secs(1));
     }
