@@ -24,10 +24,12 @@ pub const ALL: &[Case] = &[
 /// More points than any plan has; a plan that reaches this is a defect of the suite.
 const MOST: usize = 60;
 
-/// Runs a command killed at every point in turn; `check` sees the machine after each kill. Ends with the run that lives.
+/// Runs a command killed at every point in turn; `check` sees the machine after each kill. Ends with the run that lives,
+/// which must not be before `steps` steps.
 fn at_every_point(
     h: &Host,
     args: &[&str],
+    steps: usize,
     mut prepare: impl FnMut() -> Result<(), Failed>,
     mut check: impl FnMut(&str) -> Result<(), Failed>,
 ) -> Result<(), Failed> {
@@ -42,7 +44,7 @@ fn at_every_point(
             match done.status {
                 137 => killed += 1,
                 0 if when == "before" => {
-                    return if killed > 2 {
+                    return if killed >= 2 * steps {
                         Ok(())
                     } else {
                         Err(format!("only {killed} points were reached: is the program built with fault-injection?").into())
@@ -75,6 +77,27 @@ fn exists(h: &Host, name: &str) -> Result<bool, Failed> {
     }
 }
 
+/// Whether a supervisor of the machine runs.
+fn runs(h: &Host, name: &str) -> bool {
+    let verb = format!(" supervise {name} ");
+    h.processes().iter().any(|p| p.contains(&verb))
+}
+
+/// Everything of a machine that there is: files of Codchi's outside the store, processes, control groups.
+fn left(h: &Host, name: &str) -> Result<String, Failed> {
+    let script = r#"
+        find "$HOME" -path "$HOME/*/codchi/store" -prune -o \
+            -path '*/codchi/*' \( -name "$0" -o -name "$0.*" -o -name "$0-[0-9]*" \) -print
+        find /sys/fs/cgroup -name "*codchi-$0""#;
+    let mut found = crate::host::run(h.command("sh").args(["-c", script, name]), b"")?
+        .ok()?
+        .text();
+    if runs(h, name) {
+        found.push_str(&h.processes().join("\n"));
+    }
+    Ok(found)
+}
+
 fn init(h: &Host) -> Result<(), Failed> {
     let repo = h.checkout("tests/fixtures/conformance", "project")?;
     let source = repo.to_string_lossy().into_owned();
@@ -85,7 +108,7 @@ fn init(h: &Host) -> Result<(), Failed> {
         }
         Ok(())
     };
-    at_every_point(h, &["init", "f", &source], clean, |_| {
+    at_every_point(h, &["init", "f", &source], 6, clean, |_| {
         // The next command, whatever it is, finishes or undoes, and says so.
         let next = h.codchi(&["init", "f", &source])?;
         if next.status == 0 {
@@ -114,6 +137,7 @@ fn rebuild(h: &Host) -> Result<(), Failed> {
     let result = at_every_point(
         h,
         &["rebuild", "f"],
+        2,
         || {
             n += 1;
             let text = original.replace("generation one", &format!("generation {n}"));
@@ -142,12 +166,22 @@ fn stop_start(h: &Host) -> Result<(), Failed> {
     at_every_point(
         h,
         &["stop", "f"],
+        1,
         || h.codchi(&["start", "f"]).and_then(Done::ok).map(|_| ()),
-        |_| Ok(()),
+        |_| {
+            h.codchi(&["stop", "f"])?.ok()?;
+            let state = h.status("f")?["state"].clone();
+            if state == "stopped" && !runs(h, "f") {
+                Ok(())
+            } else {
+                Err(format!("`{state}` after a stop; processes: {:?}", h.processes()).into())
+            }
+        },
     )?;
     at_every_point(
         h,
         &["start", "f"],
+        1,
         || h.codchi(&["stop", "f"]).and_then(Done::ok).map(|_| ()),
         |_| {
             if h.sh("f", "hello")? == "Hello, world!" {
@@ -164,6 +198,7 @@ fn delete(h: &Host) -> Result<(), Failed> {
     at_every_point(
         h,
         &["delete", "--yes", "f"],
+        5,
         || {
             if !exists(h, "f")? {
                 h.codchi(&["init", "f", &source])?.ok()?;
@@ -173,10 +208,12 @@ fn delete(h: &Host) -> Result<(), Failed> {
         |_| {
             // Deletion that has begun is finished by the next command.
             let again = h.codchi(&["delete", "--yes", "f"])?;
-            if (again.status == 0 || again.status == 5) && !exists(h, "f")? {
-                Ok(())
-            } else {
-                Err(format!("status {}: {}", again.status, again.err).into())
+            if (again.status != 0 && again.status != 5) || exists(h, "f")? {
+                return Err(format!("status {}: {}", again.status, again.err).into());
+            }
+            match left(h, "f")?.as_str() {
+                "" => Ok(()),
+                left => Err(format!("left behind:\n{left}").into()),
             }
         },
     )?;
