@@ -223,6 +223,12 @@ impl Store {
             }
         };
         self.set_environment(&mut c);
+        // Nix itself is at hand there, before any other the person has.
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let all = std::iter::once(self.bin()).chain(std::env::split_paths(&path));
+        if let Ok(all) = std::env::join_paths(all) {
+            c.env("PATH", all);
+        }
         c
     }
 
