@@ -1,3 +1,4 @@
+# accept: port:8080
 curl -sf http://localhost/ | grep -q 'It works'
 [ "$(psql -Atc 'select current_user')" = "$(id -un)" ]
 [ "$(redis-cli ping)" = PONG ]

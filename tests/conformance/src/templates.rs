@@ -34,8 +34,20 @@ fn boot(h: &Host, name: &str) -> Result<(), Failed> {
         &format!("template-{name}"),
     )?;
     let machine = format!("t-{name}");
-    h.codchi(&["init", &machine, &repo.to_string_lossy()])?
-        .ok()?;
+    let source = repo.to_string_lossy();
+    let mut init = vec!["init", machine.as_str(), &source];
+    // What a person would be asked, on the check's first line: `# accept: port:8080`.
+    let script = String::from_utf8_lossy(&check).into_owned();
+    for what in script
+        .lines()
+        .next()
+        .and_then(|l| l.strip_prefix("# accept:"))
+        .unwrap_or_default()
+        .split_whitespace()
+    {
+        init.extend(["--accept", what]);
+    }
+    h.codchi(&init)?.ok()?;
     let state = h.codchi(&[
         "exec",
         "-u",
