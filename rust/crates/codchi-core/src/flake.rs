@@ -121,7 +121,7 @@ impl Flake {
         if let Some(error) = parsed.errors().first() {
             return Err(FlakeError::Syntax {
                 line: line_of(text, error_offset(error, text)),
-                message: error.to_string(),
+                message: describe(error),
             });
         }
         match parsed.tree().expr() {

@@ -98,6 +98,7 @@ impl Diagnose for NixError {
             NixError::Command { message, .. } if crate::trace::is_network(message) => vec![
                 "the source could not be reached: check the network, or use `--offline` with what is already there".into(),
             ],
+            NixError::Parse { .. } => vec!["nothing was changed; mend that line and try again".into()],
             NixError::NoModule(_) => {
                 vec!["add `nixosModules.default` to its outputs; the templates of Codchi show how".into()]
             }

@@ -111,7 +111,7 @@ impl Generations {
         let record: Record = serde_json::from_str(&text).map_err(|e| NixError::Parse {
             path: file,
             line: e.line(),
-            reason: e.to_string(),
+            reason: e.to_string().split(" at line ").next().unwrap_or_default().into(),
         })?;
         Ok(Generation { number, record, current: current == Some(number) })
     }

@@ -38,6 +38,15 @@ impl Failure {
     pub fn of(error: &dyn Diagnose) -> Failure {
         Failure { kind: error.kind(), message: error.to_string(), hints: error.hints() }
     }
+    /// What to do next: the hints, and where the disk is full, that. Other programs tell it in the middle of something else.
+    pub fn advice(&self) -> impl Iterator<Item = &str> {
+        const SIGNS: [&str; 3] = ["No space left on device", "disk is full", "Disk quota exceeded"];
+        let told = |t: &String| SIGNS.iter().any(|s| t.contains(s));
+        let known = self.hints.iter().any(|h| h.contains("free some space"));
+        let full = !known && (told(&self.message) || self.hints.iter().any(told));
+        let space = full.then_some("the disk is full: free some space and run the command again");
+        self.hints.iter().map(String::as_str).chain(space)
+    }
 }
 
 macro_rules! from_diagnose {
@@ -69,8 +78,6 @@ impl From<codchi_core::name::NameError> for Failure {
 
 impl From<codchi_fs::FsError> for Failure {
     fn from(e: codchi_fs::FsError) -> Failure {
-        let full = e.source.kind() == std::io::ErrorKind::StorageFull;
-        let failure = Failure::failed(e.to_string());
-        if full { failure.hint("free some space on that disk and try again") } else { failure }
+        Failure::failed(e.to_string())
     }
 }

@@ -156,7 +156,7 @@ impl Printer {
         self.done();
         let head = if failure.kind == Kind::Interrupted { "" } else { "error: " };
         self.line(&format!("{}{}", self.paint("31;1", head), text::printable(&failure.message)));
-        for hint in &failure.hints {
+        for hint in failure.advice() {
             self.line(&format!("  {} {}", self.paint("36", "hint:"), text::printable(hint)));
         }
     }

@@ -1,5 +1,6 @@
 //! `codchi rebuild`, `update`, `rollback`.
 
+use codchi_core::flake::Flake;
 use codchi_core::name::MachineName;
 use codchi_core::plan::{Activation, Plan, Step};
 use codchi_core::progress::{Event, Progress};
@@ -97,7 +98,7 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
         codchi_fs::write_atomic(folder.join("flake.nix"), &current.record.flake_nix, 0o644)?;
         codchi_fs::write_atomic(folder.join("flake.lock"), &current.record.flake_lock, 0o644)?;
     }
-    check_flake(&folder)?;
+    let flake = read_flake(app, name, &folder)?;
     let old_lock = codchi_fs::read_if_exists(folder.join("flake.lock"))?.unwrap_or_default();
     let updating = |input: &str| match &how.update {
         Update::All => true,
@@ -124,7 +125,6 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
     let locked = tools.lock(app, &folder, &request)?;
     tools.only_local(&attachment.base);
     let evaluation = tools.evaluate(app, &folder, attachment.driver.as_str())?;
-    let flake = codchi_core::flake::Flake::parse(&codchi_fs::read_to_string(folder.join("flake.nix"))?)?;
     let foreign = flake.inputs().iter().any(|(n, _)| n != "codchi" && n != "nixpkgs");
     let granted = crate::needs::check_again(
         app,
@@ -207,10 +207,16 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
     Ok(())
 }
 
-/// A flake.nix that a person edited into nonsense is an error of ours, with its line, before Nix sees it.
-fn check_flake(folder: &std::path::Path) -> Result<()> {
-    codchi_core::flake::Flake::parse(&codchi_fs::read_to_string(folder.join("flake.nix"))?)?;
-    Ok(())
+/// Reads the flake.nix in a folder. One that a person edited into nonsense is an error of ours, with its line, before Nix sees
+/// it; `machine` is whose it is.
+fn read_flake(app: &App, machine: &MachineName, folder: &std::path::Path) -> Result<Flake> {
+    let text = codchi_fs::read_to_string(folder.join("flake.nix"))?;
+    Flake::parse(&text).map_err(|e| {
+        let mut failure: Failure = e.into();
+        let shown = app.shown(&app.dirs.machine(machine).join("flake.nix"));
+        failure.message = failure.message.replacen("`flake.nix`", &format!("`{shown}`"), 1);
+        failure
+    })
 }
 
 fn change_steps(
@@ -270,7 +276,7 @@ pub fn show_difference(app: &App, difference: &Difference, as_data: bool) {
 pub fn update(app: &App, args: &cli::Update) -> Result<()> {
     let name = app.machine(&args.name)?;
     let folder = app.dirs.machine(&name);
-    let flake = codchi_core::flake::Flake::parse(&codchi_fs::read_to_string(folder.join("flake.nix"))?)?;
+    let flake = read_flake(app, &name, &folder)?;
     let known: Vec<String> = flake.inputs().into_iter().map(|(n, _)| n).collect();
     for input in &args.inputs {
         if !known.contains(input) {
