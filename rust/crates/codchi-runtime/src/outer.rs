@@ -397,6 +397,8 @@ pub(crate) fn attach(tree: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
     Ok(rustix::mount::move_mount(tree, "", target, "", flags)?)
 }
 
+type Entries = Vec<(OsString, Entry)>;
+
 enum Entry {
     Link(PathBuf),
     Tree { fd: OwnedFd, dir: bool },
@@ -405,7 +407,7 @@ enum Entry {
 /// A root of our own that shows what the host's shows, except for /nix and, where wanted, the files of accounts.
 fn build_root(config: &OuterConfig, private_etc: bool) -> Result<()> {
     let cwd = std::env::current_dir().ok();
-    let (mut entries, mut etc): (Vec<(OsString, Entry)>, Vec<(OsString, Entry)>) = Default::default();
+    let (mut entries, mut etc) = (Entries::new(), Entries::new());
     for e in codchi_fs::read_dir("/")? {
         let name = e.file_name();
         let own = [OWN_DIR, HOST_ETC].iter().any(|d| name.as_bytes() == &d.as_bytes()[1..]);
