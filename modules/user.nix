@@ -46,6 +46,19 @@ in
       extraGroups = [ "wheel" ] ++ cfg.user.groups;
       # Its user units run whether or not someone is logged in: the host enters without a log-in.
       linger = lib.mkDefault true;
+      # A machine has the ids 0 to 65535 only, so those that containers within it use cannot lie where a host has them.
+      subUidRanges = lib.mkDefault [
+        {
+          startUid = 10000;
+          count = 50000;
+        }
+      ];
+      subGidRanges = lib.mkDefault [
+        {
+          startGid = 10000;
+          count = 50000;
+        }
+      ];
     };
     # The host opens every door of a machine; a password inside would protect nothing.
     security.sudo.wheelNeedsPassword = lib.mkDefault false;

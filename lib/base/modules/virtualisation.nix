@@ -239,6 +239,8 @@ in
         pkgs.uidmap
         pkgs.slirp4netns
         pkgs.fuse-overlayfs
+        pkgs.passt
+        pkgs.nftables
         pkgs.netavark
         pkgs.aardvark-dns
       ]

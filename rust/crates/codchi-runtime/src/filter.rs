@@ -3,6 +3,7 @@
 //! One program serves all the instruction sets a process of this host can use: the kernel says with each call by which
 //! one it was made. A list that looked at its own only would be walked round with a 32-bit call.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use codchi_sys::seccomp::Instruction;
@@ -22,6 +23,8 @@ const X32: u32 = 0x4000_0000;
 const ALLOW: u32 = 0x7fff_0000;
 const ERRNO: u32 = 0x0005_0000;
 const KILL: u32 = 0x8000_0000;
+/// ENOSYS.
+const NO_SUCH_CALL: u32 = 38;
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 
@@ -52,27 +55,29 @@ fn tables() -> &'static [Table] {
 /// # Errors
 /// A name that no instruction set has.
 pub fn program(list: &Seccomp) -> Result<Vec<Instruction>> {
-    if let Some(n) = list.deny.iter().find(|n| TABLES.iter().all(|(_, lookup)| lookup(n).is_none())) {
+    let mut named = list.deny.iter().chain(&list.absent);
+    if let Some(n) = named.find(|n| TABLES.iter().all(|(_, lookup)| lookup(n).is_none())) {
         return Err(Error::Settings(format!("`{n}` is not a system call")));
     }
-    if list.deny.is_empty() {
+    if list.deny.is_empty() && list.absent.is_empty() {
         return Ok(Vec::new());
     }
     let refuse = ERRNO | u32::from(list.errno);
     let op = |code, k| Instruction { code, jt: 0, jf: 0, k };
     let mut all = vec![op(LOAD, ARCHITECTURE)];
     for (arch, lookup) in tables() {
-        let mut numbers: Vec<u32> = list.deny.iter().filter_map(|n| lookup(n)).collect();
-        numbers.sort_unstable();
-        numbers.dedup();
+        // A call that is in both lists is refused.
+        let absent = list.absent.iter().filter_map(|n| Some((lookup(n)?, ERRNO | NO_SUCH_CALL)));
+        let mut answers: BTreeMap<u32, u32> = absent.collect();
+        answers.extend(list.deny.iter().filter_map(|n| Some((lookup(n)?, refuse))));
         let mut block = vec![op(LOAD, NUMBER)];
         if *arch == X86_64 {
             block.push(Instruction { code: JUMP_AT_LEAST, jt: 0, jf: 1, k: X32 });
             block.push(op(RETURN, refuse));
         }
-        for n in numbers {
-            block.push(Instruction { code: JUMP_EQUAL, jt: 0, jf: 1, k: n });
-            block.push(op(RETURN, refuse));
+        for (number, answer) in answers {
+            block.push(Instruction { code: JUMP_EQUAL, jt: 0, jf: 1, k: number });
+            block.push(op(RETURN, answer));
         }
         block.push(op(RETURN, ALLOW));
         let over = u8::try_from(block.len())
@@ -105,7 +110,19 @@ mod tests {
     }
 
     fn list(names: &[&str]) -> Seccomp {
-        Seccomp { deny: names.iter().map(|n| (*n).into()).collect(), errno: 1 }
+        Seccomp { deny: names.iter().map(|n| (*n).into()).collect(), ..Seccomp::default() }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn what_is_absent_looks_as_if_the_kernel_lacked_it() {
+        let absent = vec!["keyctl".into(), "bpf".into()];
+        let p = program(&Seccomp { absent, ..list(&["bpf"]) }).unwrap();
+        assert_eq!([run(&p, X86_64, 250), run(&p, I386, 288)], [ERRNO | 38; 2]);
+        assert_eq!(run(&p, X86_64, 321), ERRNO | 1);
+        assert_eq!(run(&p, X86_64, 39), ALLOW);
+        let wrong = Seccomp { absent: vec!["nonsense".into()], ..Seccomp::default() };
+        assert!(program(&wrong).is_err());
     }
 
     #[test]

@@ -135,6 +135,9 @@ pub struct Seccomp {
     /// The error they end with.
     #[serde(default = "Seccomp::errno")]
     pub errno: u16,
+    /// Names of calls that answer ENOSYS, as a kernel without them would: programs that can do without ask no further.
+    #[serde(default)]
+    pub absent: Vec<String>,
 }
 
 impl Seccomp {
@@ -145,7 +148,7 @@ impl Seccomp {
 
 impl Default for Seccomp {
     fn default() -> Self {
-        Seccomp { deny: Vec::new(), errno: 1 }
+        Seccomp { deny: Vec::new(), errno: 1, absent: Vec::new() }
     }
 }
 

@@ -42,6 +42,8 @@ const SERVICE_PATIENCE: Duration = Duration::from_secs(30);
 const LOG_SIZE: u64 = 1 << 20;
 /// How long a machine that is not ready yet is given to hear that it shall stop.
 const STARTING_PATIENCE: Duration = Duration::from_secs(15);
+/// Notifications that are heard before everything else has its turn.
+const NOTIFICATIONS: usize = 64;
 /// Lines of the console that go with the message of a failed start.
 const TAIL: usize = 20;
 
@@ -574,7 +576,9 @@ impl Supervision {
     /// Drains NOTIFY_SOCKET; only PID 1's own words count. Answers whether it said that it is ready.
     fn hear_notifications(&mut self, leader: i32, teller: &mut Teller) -> Result<bool> {
         let (mut text, mut ready, mut stopping) = (None, false, false);
-        while let Some((message, pid)) = crate::start::receive_notification(&self.notify) {
+        // Everyone in the machine can write there, endlessly: what is left is heard the next time.
+        for _ in 0..NOTIFICATIONS {
+            let Some((message, pid)) = crate::start::receive_notification(&self.notify) else { break };
             if pid != leader {
                 continue;
             }

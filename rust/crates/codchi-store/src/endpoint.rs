@@ -8,11 +8,17 @@
 //! a link there names a path inside the machine, which would mean something else, or nothing, on the host. The real
 //! folder stays visible to it as `gcroots/codchi/host`, so that a collection started in the machine keeps what the
 //! host holds.
+//!
+//! A derivation with a fixed output sees its daemon's network and may read its environment. So the daemon of each
+//! connection lives in the machine's network, where the host's loopback and its abstract sockets are out of reach, and
+//! has none of the variables of the person who started the machine. What a daemon of the host's own builds has that
+//! daemon's.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -39,6 +45,25 @@ const GCROOTS: &str = "/nix/var/nix/gcroots";
 const CONNECTIONS: usize = 128;
 /// Roots one machine may hold at a time.
 const ROOTS: usize = 4096;
+/// Variables of this process that a daemon needs: none of them is a secret.
+const VARIABLES: [&str; 14] = [
+    "HOME",
+    "USER",
+    "PATH",
+    "XDG_RUNTIME_DIR",
+    "NIX_BIN_DIR",
+    "NIX_CONF_DIR",
+    "NIX_DAEMON_SOCKET_PATH",
+    "NIX_LOG_DIR",
+    "NIX_REMOTE",
+    "NIX_SSL_CERT_FILE",
+    "NIX_STATE_DIR",
+    "NIX_STORE_DIR",
+    "SSL_CERT_FILE",
+    "TZ",
+];
+/// The same, unless they hold a password.
+const PROXIES: [&str; 5] = ["http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"];
 /// How often all links are looked at again, for changes nothing told of (a folder above was renamed or unmounted).
 const AGAIN: Duration = Duration::from_secs(60);
 
@@ -253,13 +278,13 @@ impl Server<'_> {
             }
             self.daemons.retain(|c| !matches!(c.try_wait(), Ok(Some(_))));
             if !full && ready[1 + count] {
-                self.accept()?;
+                self.accept(roots)?;
             }
             roots.check_if_due();
         }
     }
 
-    fn accept(&mut self) -> Result<()> {
+    fn accept(&mut self, roots: &mut Roots) -> Result<()> {
         let stream = match self.listener.accept() {
             Ok((s, _)) => s,
             // The caller is gone again, or there is nothing to take.
@@ -280,15 +305,57 @@ impl Server<'_> {
             RootsAt::Indirect(_) => &["--extra-experimental-features", "mounted-ssh-store", "--process-ops"],
         };
         let mut c = daemon_command(&self.config.daemon, Trust::None, more);
-        for (name, value) in &self.config.environment {
-            match value {
-                Some(v) => c.env(name, v),
-                None => c.env_remove(name),
-            };
+        let own = matches!(self.config.roots, RootsAt::Store(_));
+        let kept: Vec<_> = environment(std::env::vars_os(), c.get_envs(), &self.config.environment);
+        c.env_clear().envs(kept);
+        if own {
+            // What was learnt of caches by way of a machine's network is not for others.
+            c.env("XDG_CACHE_HOME", self.config.state.join("cache"));
         }
         c.stderr(Stdio::null());
-        self.daemons.push(shell::start_daemon(c, &stream)?);
+        // It may call before its supervisor has told who it is.
+        roots.ask_supervisor();
+        let network = roots.network.as_ref();
+        let resolver = self.config.machine.join("host/resolv.conf");
+        let before = || if own { move_into_machine(network, &resolver) } else { Ok(()) };
+        self.daemons.push(shell::start_daemon(c, &stream, before)?);
         Ok(())
+    }
+}
+
+/// The environment of a daemon: what of this process's is known to be harmless, then the changes.
+fn environment<'a>(
+    ours: impl Iterator<Item = (OsString, OsString)>,
+    set: impl Iterator<Item = (&'a OsStr, Option<&'a OsStr>)>,
+    more: &[(OsString, Option<OsString>)],
+) -> Vec<(OsString, OsString)> {
+    let harmless = |name: &OsStr, value: &OsStr| {
+        let proxy = |n: &str| PROXIES.iter().any(|p| p.eq_ignore_ascii_case(n));
+        VARIABLES.iter().any(|v| name == *v)
+            || (name.to_str().is_some_and(proxy) && !value.as_bytes().contains(&b'@'))
+    };
+    let mut all: BTreeMap<OsString, OsString> = ours.filter(|(n, v)| harmless(n, v)).collect();
+    let set = set.map(|(n, v)| (n.to_owned(), v.map(OsStr::to_owned)));
+    for (name, value) in set.chain(more.iter().cloned()) {
+        match value {
+            Some(v) => all.insert(name, v),
+            None => all.remove(&name),
+        };
+    }
+    all.into_iter().collect()
+}
+
+/// Takes this process to where the machine is: its network, or none while there is none, and its resolver.
+fn move_into_machine(network: Option<&OwnedFd>, resolver: &Path) -> Result<()> {
+    process::unshare(Namespaces::MOUNT).tried("make a mount namespace")?;
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+        .tried("keep mounts private")?;
+    if resolver.is_file() && Path::new("/etc/resolv.conf").is_file() {
+        mount_bind(resolver, "/etc/resolv.conf").tried("show the machine's resolver")?;
+    }
+    match network {
+        Some(n) => process::setns(n.as_fd(), Namespaces::NET).tried("enter the machine's network"),
+        None => process::unshare(Namespaces::NET).tried("leave the host's network"),
     }
 }
 
@@ -313,6 +380,7 @@ struct Roots {
     supervisor_watch: i32,
     leader: Option<i32>,
     machine: Option<OwnedFd>,
+    network: Option<OwnedFd>,
     due: Option<Instant>,
 }
 
@@ -359,6 +427,7 @@ impl Roots {
             supervisor_watch,
             leader: None,
             machine: None,
+            network: None,
             due: None,
         };
         for (name, root) in &mut roots.all {
@@ -381,6 +450,9 @@ impl Roots {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         self.machine =
             leader.and_then(|pid| rustix::fs::open(format!("/proc/{pid}/root"), flags, Mode::empty()).ok());
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        self.network =
+            leader.and_then(|pid| rustix::fs::open(format!("/proc/{pid}/ns/net"), flags, Mode::empty()).ok());
         for root in self.all.values_mut() {
             root.watch = None;
         }

@@ -179,21 +179,28 @@ fn serve_trusted(listener: &UnixListener, daemon: &Path) -> Result<std::convert:
     let mut running = Vec::new();
     loop {
         let (stream, _) = listener.accept().tried("take a call")?;
-        running.push(start_daemon(daemon_command(daemon, Trust::Full, &[]), &stream)?);
+        running.push(start_daemon(daemon_command(daemon, Trust::Full, &[]), &stream, || Ok(()))?);
         running.retain(|c| !matches!(c.try_wait(), Ok(Some(_))));
     }
 }
 
-/// Starts a daemon for a connection; it ends with this process.
-pub(crate) fn start_daemon(mut c: Command, stream: &UnixStream) -> Result<process::Child> {
+/// Starts a daemon for a connection; it ends with this process. `before` is done in the new process.
+pub(crate) fn start_daemon(
+    mut c: Command,
+    stream: &UnixStream,
+    before: impl FnOnce() -> Result<()>,
+) -> Result<process::Child> {
     let dup = || -> Result<Stdio> {
         Ok(Stdio::from(OwnedFd::from(stream.try_clone().tried("copy a descriptor")?)))
     };
     c.stdin(dup()?).stdout(dup()?);
     process::fork(|| {
-        if die_with_parent().is_ok() {
-            let e = c.exec();
-            complain(&StoreError::System { what: format!("run `{}`", c.get_program().display()), source: e });
+        match die_with_parent().and_then(|()| before()) {
+            Ok(()) => {
+                let what = format!("run `{}`", c.get_program().display());
+                complain(&StoreError::System { what, source: c.exec() });
+            }
+            Err(e) => complain(&e),
         }
         127
     })

@@ -56,6 +56,8 @@ fn machines_and_host_keep_each_others_roots(who: Who) {
     c.env("NAME", &name).env("SYSTEM", system()).env("DIST", dist).env("CONF", home.store_dir().join("etc"));
     c.env("ROOTS", format!("/nix/var/nix/gcroots/codchi/machines/{name}")).env("REMOTE", "");
     c.env("INBOX", format!("/nix/var/nix/codchi/endpoints/{name}/auto"));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    c.env("SECRET", "a token").env("PORT", listener.local_addr().unwrap().port().to_string());
     let out = feed(c, include_str!("scripts/machine.sh"));
     assert!(out.status.success() && out.stdout.ends_with(b"passed\n"), "{}", text(&out));
     let roots = home.store_dir().join("nix/var/nix/gcroots/codchi/machines").join(&name);

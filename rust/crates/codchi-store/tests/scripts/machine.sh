@@ -15,7 +15,7 @@ mount --bind /nix/store "$R/nix/store"; mount -o remount,bind,ro "$R/nix/store"
 mount --bind "$RUN/daemon" "$R/nix/var/nix/daemon-socket"
 mount --bind "$DIST" "$R$DIST"; mount --bind "$CONF" "$R$CONF"
 echo u:x:0:0::/home/u:/bin/sh > "$R/etc/passwd"
-chroot "$R" /bin/bash -c 'echo > /tmp/up; exec sleep 600' & L=$!
+unshare --net chroot "$R" /bin/bash -c 'echo > /tmp/up; exec sleep 600' & L=$!
 trap 'kill $L' EXIT
 soon test -e "$R/tmp/up"
 echo "{\"leader\": $L}" > "$RUN/new"; mv "$RUN/new" "$RUN/supervisor.json"
@@ -26,6 +26,21 @@ drv() { echo "derivation { name = \"$1\"; system = \"$SYSTEM\"; builder = \"/bin
 # Whoever connects is untrusted, root of the machine too.
 trusted=$(inside nix store info --json --store daemon)
 case $trusted in *'"trusted":false'* | *'"trusted":0'*) ;; *) fail "trusted: $trusted" ;; esac
+
+# A build with a fixed output sees the machine's network, and nothing of what the person's environment holds.
+if [ -n "${PORT:-}" ]; then
+  expected=$(echo "$NAME, network no, told <>" | sha256sum | cut -d' ' -f1)
+  cat > "$R/home/u/fixed.nix" <<NIX
+derivation {
+  name = "fixed"; system = "$SYSTEM"; builder = "/bin/sh"; impureEnvVars = [ "SECRET" ];
+  outputHashMode = "flat"; outputHashAlgo = "sha256"; outputHash = "$expected";
+  args = [ "-c" "n=no; if (: < /dev/tcp/127.0.0.1/$PORT) 2>/dev/null; then n=yes; fi; echo \"$NAME, network \$n, told <\$SECRET>\" > \$out" ];
+}
+NIX
+  (: < "/dev/tcp/127.0.0.1/$PORT") || fail "nobody listens on the host"
+  [ -n "$SECRET" ] || fail "there is no secret to tell"
+  inside nix build -f /home/u/fixed.nix --no-link
+fi
 
 # A result link made inside holds against a collection on the host.
 drv one > "$R/home/u/one.nix"
