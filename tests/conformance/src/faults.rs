@@ -18,6 +18,10 @@ pub const ALL: &[Case] = &[
         rebuild,
     ),
     ("stop_and_start_killed_at_every_step", stop_start),
+    (
+        "interrupted_commands_end_with_130_and_leave_nothing",
+        interrupted,
+    ),
     ("delete_killed_at_every_step_is_finished", delete),
 ];
 
@@ -125,6 +129,64 @@ fn init(h: &Host) -> Result<(), Failed> {
         }
         Ok(())
     })
+}
+
+/// Runs a command and interrupts it as soon as it says that it is at `phase`.
+fn interrupt_at(h: &Host, args: &[&str], phase: &str) -> Result<Done, Failed> {
+    use std::io::BufRead;
+    let mut child = h
+        .codchi_command(args)
+        .stdin(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()?;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id())?).ok_or("no pid")?;
+    let (mut said, mut sent) = (String::new(), false);
+    let lines = std::io::BufReader::new(child.stderr.take().ok_or("no stderr")?).lines();
+    for line in lines {
+        let line = line?;
+        if !sent && line.starts_with(phase) {
+            rustix::process::kill_process(pid, rustix::process::Signal::INT)?;
+            sent = true;
+        }
+        said.push_str(&line);
+        said.push('\n');
+    }
+    let status = child.wait()?.code().unwrap_or(-1);
+    if !sent {
+        return Err(format!("`{phase}` was never said:\n{said}").into());
+    }
+    Ok(Done {
+        status,
+        out: Vec::new(),
+        err: said,
+    })
+}
+
+fn interrupted(h: &Host) -> Result<(), Failed> {
+    let repo = h.checkout("tests/fixtures/conformance", "interrupted")?;
+    let source = repo.to_string_lossy().into_owned();
+    let module = repo.join("module.nix");
+    let original = codchi_fs::read_to_string(&module)?;
+    // New content each time, so that there is something to build.
+    for phase in ["evaluating", "building", "starting"] {
+        codchi_fs::write(&module, original.replace("generation one", phase))?;
+        interrupt_at(h, &["init", "g", &source], phase)?.exits(130)?;
+        let left = left(h, "g")?;
+        if !left.is_empty() || exists(h, "g")? {
+            return Err(format!("interrupted at `{phase}`, it left:\n{left}").into());
+        }
+    }
+    h.codchi(&["init", "g", &source])?.ok()?;
+    h.codchi(&["stop", "g"])?.ok()?;
+    interrupt_at(h, &["start", "g"], "starting")?.exits(130)?;
+    if runs(h, "g") {
+        return Err("it runs after an interrupted start".into());
+    }
+    if h.sh("g", "cat /etc/fixture/file")? != "starting" {
+        return Err("the machine does not work".into());
+    }
+    h.codchi(&["delete", "--yes", "g"])?.ok()?;
+    Ok(())
 }
 
 fn rebuild(h: &Host) -> Result<(), Failed> {
