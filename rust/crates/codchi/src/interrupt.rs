@@ -6,6 +6,12 @@ use std::time::Duration;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 static HAPPENED: AtomicBool = AtomicBool::new(false);
+static PUTTING_RIGHT: AtomicBool = AtomicBool::new(false);
+
+/// From here on this process puts right what was begun: what it starts for that is not ended by the interrupt before.
+pub fn put_right() {
+    PUTTING_RIGHT.store(true, Ordering::Relaxed);
+}
 
 /// Whether this program was interrupted.
 pub fn happened() -> bool {
@@ -29,7 +35,9 @@ pub fn watch() {
                 // A child may start others while it ends.
                 for _ in 0..60 {
                     std::thread::sleep(Duration::from_millis(250));
-                    end_children();
+                    if !PUTTING_RIGHT.load(Ordering::Relaxed) {
+                        end_children();
+                    }
                 }
                 std::process::exit(130);
             });

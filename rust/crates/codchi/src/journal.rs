@@ -46,6 +46,7 @@ pub fn execute(app: &App, _lock: &Lock, plan: &Plan, worker: &dyn Worker) -> Res
 
 /// Puts right what went before a step that failed.
 fn undo(app: &App, journal: &Journal, worker: &dyn Worker) {
+    crate::interrupt::put_right();
     let mut whole = true;
     for step in journal.plan.after_failure(journal.begun) {
         if let Err(failure) = back(&step, worker) {
@@ -80,7 +81,12 @@ pub fn recover(app: &App, _lock: &Lock, machine: &MachineName, worker: &dyn Work
     let Some(text) = codchi_fs::read_if_exists(&file)? else { return Ok(()) };
     let mut journal: Journal = parse_json(&file, &text, &[])?;
     let command = journal.plan.command.clone();
-    match journal.plan.recovery(journal.begun) {
+    let mut recovery = journal.plan.recovery(journal.begun);
+    // The folder was in place and is gone: a creation that failed was being taken back.
+    if command == "init" && matches!(recovery, Recovery::Finish(_)) && !app.exists(machine) {
+        recovery = Recovery::Undo(journal.plan.after_failure(journal.begun));
+    }
+    match recovery {
         Recovery::Undo(steps) => {
             app.printer
                 .say(&format!("`codchi {command} {machine}` was cut short; taking back what it had begun"));
