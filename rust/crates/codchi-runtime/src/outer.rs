@@ -52,6 +52,9 @@ pub const OWN_DIR: &str = "/.codchi";
 /// Where the host's own /etc shows, when /etc is a private one.
 pub(crate) const HOST_ETC: &str = "/.codchi-etc";
 
+/// Files of a private /etc that are copies. The last two because newuidmap, for a namespace in this one, takes no links.
+const OWN_FILES: [&str; 4] = ["passwd", "group", "subuid", "subgid"];
+
 /// How many build users an own store has.
 const BUILD_USERS: u32 = 32;
 
@@ -408,13 +411,16 @@ enum Entry {
 fn build_root(config: &OuterConfig, private_etc: bool) -> Result<()> {
     let cwd = std::env::current_dir().ok();
     let (mut entries, mut etc) = (Entries::new(), Entries::new());
+    let host_etc = Path::new(if Path::new(HOST_ETC).is_dir() { HOST_ETC } else { "/etc" });
     for e in codchi_fs::read_dir("/")? {
         let name = e.file_name();
-        let own = [OWN_DIR, HOST_ETC].iter().any(|d| name.as_bytes() == &d.as_bytes()[1..]);
+        // In a namespace like this one the host's /etc shows elsewhere already.
+        let own = name.as_bytes() == &OWN_DIR.as_bytes()[1..]
+            || (private_etc && name.as_bytes() == &HOST_ETC.as_bytes()[1..]);
         if own || (name == "nix" && config.nix.is_some()) {
             continue;
         }
-        let path = e.path();
+        let path = if private_etc && name == "etc" { host_etc.to_owned() } else { e.path() };
         let kind = e.file_type().at("examine", &path)?;
         if kind.is_symlink() {
             let to = rustix::fs::readlink(&path, Vec::new()).at("read link", &path)?;
@@ -435,10 +441,10 @@ fn build_root(config: &OuterConfig, private_etc: bool) -> Result<()> {
         for (name, _) in entries.iter_mut().filter(|(n, e)| n == "etc" && matches!(e, Entry::Tree { .. })) {
             *name = HOST_ETC.trim_start_matches('/').into();
         }
-        for e in codchi_fs::read_dir("/etc")? {
+        for e in codchi_fs::read_dir(host_etc)? {
             let (name, path) = (e.file_name(), e.path());
             let kind = e.file_type().at("examine", &path)?;
-            let entry = if ["passwd", "group"].iter().any(|own| name == *own) {
+            let entry = if OWN_FILES.iter().any(|own| name == *own) {
                 continue;
             } else if kind.is_dir() && path.join("flake.nix").exists() {
                 // Nix takes no link for a flake's folder.
@@ -525,7 +531,7 @@ fn name_ids(caller: Option<&Caller>, build_users: Option<u32>) -> Result<()> {
         |p: &Path, mode| rustix::fs::chmod(p, Mode::from_raw_mode(mode)).at("change the mode of", p);
     let etc = Path::new("/etc");
     readable(etc, 0o755)?;
-    for (name, text) in [("passwd", passwd), ("group", group)] {
+    for (name, text) in OWN_FILES.into_iter().zip([passwd, group, read("subuid")?, read("subgid")?]) {
         codchi_fs::write(etc.join(name), text)?;
         readable(&etc.join(name), 0o644)?;
     }

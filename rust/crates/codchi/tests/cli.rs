@@ -151,7 +151,7 @@ fn one_broken_machine_does_not_hide_the_others() {
     home.machine("broken", "nonsense");
     home.machine("good", HOST);
     let done = home.run(&["status"]);
-    assert_eq!(done.status, 0, "{}", done.err);
+    assert_eq!(done.status, 1, "{}", done.err);
     assert!(done.out.contains("good") && !done.out.contains("broken"), "{}", done.out);
     assert!(done.err.contains("machines/broken/host.toml` line 1"), "{}", done.err);
 }
