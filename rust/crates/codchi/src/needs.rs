@@ -102,6 +102,14 @@ pub fn check_again(
             ));
         }
     }
+    // Asked for and consented to, but no driver does it yet: nobody is to find that out by trying.
+    for (guest, port) in &needs.ports {
+        app.printer.warn(&format!("port {guest} of the machine is not forwarded to {} yet", port.host));
+    }
+    for guest in needs.mounts.keys() {
+        let guest = text::printable_line(guest);
+        app.printer.warn(&format!("the host folder for `{guest}` is not mounted into the machine yet"));
+    }
     if !foreign {
         return Ok(before.to_vec());
     }
