@@ -12,6 +12,6 @@
     export PATH="$HOME/.local/bin:$PATH"
   '';
 
-  # The usual port of development servers, at http://localhost:3000 on the host.
+  # The usual port of development servers, asked for on the host (a driver that forwards ports gives it).
   codchi.ports."3000" = { };
 }

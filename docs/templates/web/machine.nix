@@ -35,7 +35,7 @@ in
     port = 6379;
   };
 
-  # http://localhost:8080 on the host.
+  # Asked for as port 8080 on the host (a driver that forwards ports gives it).
   codchi.ports."80".host = 8080;
 
   codchi.initScript = ''
