@@ -5,6 +5,7 @@
 pub mod attr;
 pub mod dirs;
 pub mod document;
+pub mod engine;
 #[cfg(feature = "host")]
 pub mod flake;
 #[cfg(feature = "host")]

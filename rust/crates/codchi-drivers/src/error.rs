@@ -100,6 +100,18 @@ pub enum DriverError {
     Interrupted,
 }
 
+impl From<codchi_runtime::Error> for DriverError {
+    fn from(e: codchi_runtime::Error) -> DriverError {
+        match e {
+            codchi_runtime::Error::Host { what, hints } => DriverError::Host { what, hints },
+            codchi_runtime::Error::Settings(s) => DriverError::Settings(s),
+            other => {
+                DriverError::Runtime { message: other.to_string(), hints: other.hints(), kind: other.kind() }
+            }
+        }
+    }
+}
+
 impl Diagnose for DriverError {
     fn kind(&self) -> Kind {
         match self {

@@ -4,14 +4,15 @@
 //! data ([`Info`]).
 
 pub mod agent;
+mod container;
 mod error;
-pub mod native;
+mod native;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use codchi_core::dirs::Dirs;
-use codchi_core::machine::Host as Attachment;
+use codchi_core::machine::{Host as Attachment, IdRange};
 use codchi_core::manifest::Manifest;
 use codchi_core::name::{DriverName, MachineName};
 use codchi_core::progress::Progress;
@@ -20,6 +21,7 @@ use codchi_core::status::{Finding, State};
 use codchi_store::Store;
 use serde::{Deserialize, Serialize};
 
+pub use container::{remove_tree, remove_tree_here};
 pub use error::DriverError;
 
 /// Result of a driver's verb.
@@ -164,6 +166,9 @@ pub trait Driver: Sync {
     fn info(&self) -> &'static Info;
     /// What this host has and lacks for it.
     fn probe(&self, host: &Host) -> Vec<Finding>;
+    /// The range of ids that a new machine shall have on this host, where that is chosen beforehand; `taken` are those of
+    /// the other machines.
+    fn ids(&self, taken: &[IdRange]) -> Result<Option<IdRange>>;
     /// Makes what a machine needs before its first start.
     fn create(&self, host: &Host, machine: &Machine) -> Result<()>;
     /// Switches a running machine to `machine.system`.
@@ -174,6 +179,10 @@ pub trait Driver: Sync {
     fn stop(&self, host: &Host, machine: &MachineName) -> Result<()>;
     /// What it does now. Cheap: no process is started.
     fn state(&self, host: &Host, machine: &MachineName) -> Result<Running>;
+    /// What several machines do now, in their order: an engine that can list is asked once.
+    fn states(&self, host: &Host, machines: &[MachineName]) -> Vec<Result<Running>> {
+        machines.iter().map(|machine| self.state(host, machine)).collect()
+    }
     /// The addresses of a running machine.
     fn addresses(&self, running: &Running) -> Vec<String>;
     /// Runs a command in a running machine with this process's streams and gives its exit status.
@@ -182,6 +191,10 @@ pub trait Driver: Sync {
     fn capture(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<(u8, String)>;
     /// Removes everything the machine has beyond its folder, generations and logs.
     fn remove(&self, host: &Host, machine: &MachineName) -> Result<()>;
+    /// Has the host's service manager start the machine by itself, or no longer.
+    fn on_boot(&self, host: &Host, machine: &MachineName, on: bool) -> Result<()>;
+    /// Looks after a running machine until it is off: the process that `codchi supervise NAME` is. It must have one thread.
+    fn supervise(&self, dirs: &Dirs, machine: &MachineName, store: &Store) -> Result<()>;
     /// Writes the machine to a file that others can run.
     fn export(&self, host: &Host, machine: &Machine, to: &Path) -> Result<()>;
 }

@@ -1,24 +1,24 @@
 //! The native driver: Codchi's own small runtime, no daemon, no engine.
 
 mod events;
-mod network;
-mod root;
-mod switch;
+mod ids;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use codchi_core::dirs::Dirs;
+use codchi_core::machine::IdRange;
 use codchi_core::name::MachineName;
 use codchi_core::progress::Event as Told;
-use codchi_core::report::Diagnose;
 use codchi_core::status::{Finding, Level, State};
 use codchi_runtime::spec::{Launch, Mount, MountKind};
 use codchi_runtime::{enter, outer, probe, start, state};
 
-pub use root::{choose_ids, create_root_here, remove_tree, remove_tree_here};
+use codchi_store::Store;
 
-use crate::agent::{self, AgentError, CaptureLimits, ExecRequest, Tty};
+use crate::agent::{self, AgentError};
+use crate::container::{self, agent_dir, failed, prepare, request, switch, wait_for_agent};
 use crate::{Driver, DriverError, Exec, Flavour, Host, Info, Machine, Result, Running, Switched};
 
 /// The driver.
@@ -50,13 +50,18 @@ impl Driver for Native {
             .collect()
     }
 
+    fn ids(&self, taken: &[IdRange]) -> Result<Option<IdRange>> {
+        ids::choose(taken)
+    }
+
     fn create(&self, host: &Host, machine: &Machine) -> Result<()> {
         codchi_fs::create_private_dir(&host.dirs.data)?;
         let root = host.dirs.machine_root(machine.name);
         if let Some(parent) = root.parent() {
             codchi_fs::create_private_dir(parent)?;
         }
-        root::create(host.program, &root, machine.attachment.ids.map(|r| r.base))
+        // Its owner is the supervisor's to set: only it has the machine's ids.
+        Ok(codchi_fs::create_dir_all(root)?)
     }
 
     fn update(&self, host: &Host, machine: &Machine) -> Result<Switched> {
@@ -122,7 +127,7 @@ impl Driver for Native {
     }
 
     fn addresses(&self, running: &Running) -> Vec<String> {
-        running.leader.map(network::addresses).unwrap_or_default()
+        running.leader.map(container::network::addresses).unwrap_or_default()
     }
 
     fn attach(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<u8> {
@@ -140,41 +145,30 @@ impl Driver for Native {
     }
 
     fn capture(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<(u8, String)> {
-        let done = agent::capture(&agent_dir(host, machine), request(exec), b"", CaptureLimits::default())
-            .map_err(|e| failed(machine, &e))?;
-        let text = [done.stdout, done.stderr].concat();
-        Ok((done.status, String::from_utf8_lossy(&text).into_owned()))
+        container::capture(host, machine, exec)
     }
 
     fn remove(&self, host: &Host, machine: &MachineName) -> Result<()> {
         self.stop(host, machine)?;
-        on_boot(host, machine, false)?;
+        self.on_boot(host, machine, false)?;
         for dir in [host.dirs.machine_root(machine), host.dirs.machine_runtime(machine)] {
-            root::remove_tree(host.program, &dir)?;
+            container::remove_tree(host.program, &dir)?;
         }
         Ok(())
     }
 
+    fn on_boot(&self, host: &Host, machine: &MachineName, on: bool) -> Result<()> {
+        container::on_boot(host, machine, on)
+    }
+
+    fn supervise(&self, dirs: &Dirs, machine: &MachineName, store: &Store) -> Result<()> {
+        let endpoint = store.endpoint(machine);
+        let dir = dirs.machine_runtime(machine);
+        Ok(codchi_runtime::supervise::supervise(&dir, vec![Box::new(endpoint)])?)
+    }
+
     fn export(&self, _: &Host, _: &Machine, _: &Path) -> Result<()> {
         Err(DriverError::Unsupported { driver: INFO.name, what: "export machines yet" })
-    }
-}
-
-fn agent_dir(host: &Host, machine: &MachineName) -> PathBuf {
-    host.dirs.machine_runtime(machine).join("agent")
-}
-
-fn request(exec: &Exec) -> ExecRequest {
-    ExecRequest {
-        argv: exec.argv.clone(),
-        env: exec.env.clone(),
-        cwd: exec.cwd.clone().map(Into::into),
-        user: exec.user.clone(),
-        tty: match exec.tty {
-            None => Tty::Auto,
-            Some(true) => Tty::Always,
-            Some(false) => Tty::Never,
-        },
     }
 }
 
@@ -201,37 +195,6 @@ fn user_of(dir: &Path) -> Option<String> {
     let manifest: codchi_core::manifest::Manifest =
         serde_json::from_str(&codchi_fs::read_to_string(file).ok()?).ok()?;
     Some(manifest.user.name)
-}
-
-fn failed(machine: &MachineName, error: &AgentError) -> DriverError {
-    DriverError::Attach { machine: machine.clone(), reason: error.to_string(), status: error.exit_status() }
-}
-
-/// The folders a supervisor finds.
-fn prepare(host: &Host, machine: &MachineName) -> Result<()> {
-    private_runtime(host)?;
-    codchi_fs::create_private_dir(host.dirs.machine_runtime(machine))?;
-    codchi_fs::create_private_dir(host.dirs.logs(machine))?;
-    Ok(())
-}
-
-/// A runtime folder in a place that all may write to must be the caller's own.
-fn private_runtime(host: &Host) -> Result<()> {
-    use std::os::unix::fs::MetadataExt;
-    let dir = &host.dirs.runtime;
-    codchi_fs::create_private_dir(dir)?;
-    let meta = std::fs::symlink_metadata(dir).map_err(|source| codchi_fs::FsError {
-        op: "examine",
-        path: dir.clone(),
-        source,
-    })?;
-    if meta.is_dir() && meta.uid() == host.dirs.uid && meta.mode() & 0o022 == 0 {
-        return Ok(());
-    }
-    Err(DriverError::Host {
-        what: format!("`{}` is not a folder of yours alone", dir.display()),
-        hints: vec!["set `XDG_RUNTIME_DIR` to one, as a desktop session does".into()],
-    })
 }
 
 /// What a supervisor is told of a machine.
@@ -289,83 +252,4 @@ fn start_failure(host: &Host, machine: &MachineName, error: codchi_runtime::Erro
         },
         other => other.into(),
     }
-}
-
-/// READY may come before the agent listens; the first command must not fail for that.
-fn wait_for_agent(host: &Host, machine: &MachineName) -> Result<()> {
-    let dir = agent_dir(host, machine);
-    let until = std::time::Instant::now() + Duration::from_secs(20);
-    loop {
-        match agent::ping(&dir) {
-            Ok(()) => return Ok(()),
-            Err(e) if std::time::Instant::now() > until => {
-                let message = format!("the agent in `{machine}` does not answer: {e}");
-                host.progress.report(Told::Warning(&message));
-                return Ok(());
-            }
-            Err(_) => std::thread::sleep(Duration::from_millis(5)),
-        }
-    }
-}
-
-/// Whether the host's systemd starts the machine by itself.
-pub fn on_boot(host: &Host, machine: &MachineName, on: bool) -> Result<()> {
-    let user = !host.dirs.is_root();
-    let place = if user { host.dirs.home.join(".config/systemd/user") } else { "/etc/systemd/system".into() };
-    let file = place.join(start::UNIT);
-    let unit = format!("codchi-machine@{machine}.service");
-    let systemctl = |words: &[&str]| {
-        let mut c = std::process::Command::new("systemctl");
-        if user {
-            c.arg("--user");
-        }
-        c.args(words).stdin(std::process::Stdio::null()).output()
-    };
-    if !on {
-        if file.exists() && Path::new("/run/systemd/system").exists() {
-            let _ = systemctl(&["disable", "--quiet", &unit]);
-        }
-        return Ok(());
-    }
-    if !Path::new("/run/systemd/system").exists() {
-        return Err(DriverError::Host {
-            what: "this computer is not started by systemd".into(),
-            hints: vec![format!("let what starts your services run `codchi start {machine}`")],
-        });
-    }
-    codchi_fs::create_dir_all(&place)?;
-    codchi_fs::write_atomic(&file, start::unit_text(host.program, user), 0o644)?;
-    for words in [&["daemon-reload"][..], &["enable", "--quiet", &unit]] {
-        let out = systemctl(words)
-            .map_err(|e| DriverError::Helper { what: "run `systemctl`".into(), reason: e.to_string() })?;
-        if !out.status.success() {
-            return Err(DriverError::Helper {
-                what: format!("`systemctl {}`", words.join(" ")),
-                reason: String::from_utf8_lossy(&out.stderr).trim().into(),
-            });
-        }
-    }
-    Ok(())
-}
-
-impl From<codchi_runtime::Error> for DriverError {
-    fn from(e: codchi_runtime::Error) -> DriverError {
-        match e {
-            codchi_runtime::Error::Host { what, hints } => DriverError::Host { what, hints },
-            codchi_runtime::Error::Settings(s) => DriverError::Settings(s),
-            other => {
-                DriverError::Runtime { message: other.to_string(), hints: other.hints(), kind: other.kind() }
-            }
-        }
-    }
-}
-
-/// Runs a machine until it is off: what `codchi supervise NAME` does. This process must have one thread.
-pub fn supervise(
-    dirs: &codchi_core::dirs::Dirs,
-    machine: &MachineName,
-    store: &codchi_store::Store,
-) -> Result<()> {
-    let endpoint = store.endpoint(machine);
-    Ok(codchi_runtime::supervise::supervise(&dirs.machine_runtime(machine), vec![Box::new(endpoint)])?)
 }

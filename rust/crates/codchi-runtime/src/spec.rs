@@ -1,8 +1,9 @@
 //! The engine settings that `drivers/native/host.nix` renders, with the host's values put in.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use codchi_core::engine::{Variable, substitute};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -267,74 +268,18 @@ pub struct Launch {
     pub console_log: PathBuf,
 }
 
-/// The variables of engine settings, and whether each must be used.
-const VARIABLES: [(&str, bool); 9] = [
-    ("name", true),
-    ("root", true),
-    ("store", true),
-    ("toplevel", true),
-    ("endpoint", false),
-    ("agent", true),
-    ("bin", true),
-    ("host", true),
-    ("notify", true),
+/// The variables of this engine's settings.
+const VARIABLES: [Variable; 9] = [
+    Variable::needed("name"),
+    Variable::needed("root"),
+    Variable::needed("store"),
+    Variable::needed("toplevel"),
+    Variable::optional("endpoint"),
+    Variable::needed("agent"),
+    Variable::needed("bin"),
+    Variable::needed("host"),
+    Variable::needed("notify"),
 ];
-
-/// Puts values in for `@variables@` in every text of a document.
-///
-/// # Errors
-/// A variable that does not exist, one that has no value, and one that has to be used but is not.
-pub fn substitute(settings: &Value, values: &BTreeMap<&str, String>) -> Result<Value> {
-    let mut used = BTreeSet::new();
-    let done = put_in(settings, values, &mut used)?;
-    for (name, needed) in VARIABLES {
-        if needed && !used.contains(name) {
-            return Err(Error::Settings(format!("the variable `@{name}@` is not used")));
-        }
-    }
-    Ok(done)
-}
-
-fn put_in(v: &Value, values: &BTreeMap<&str, String>, used: &mut BTreeSet<&'static str>) -> Result<Value> {
-    Ok(match v {
-        Value::String(s) => Value::String(put_in_text(s, values, used)?),
-        Value::Array(a) => Value::Array(a.iter().map(|v| put_in(v, values, used)).collect::<Result<_>>()?),
-        Value::Object(o) => Value::Object(
-            o.iter().map(|(k, v)| Ok((k.clone(), put_in(v, values, used)?))).collect::<Result<_>>()?,
-        ),
-        other => other.clone(),
-    })
-}
-
-fn put_in_text(
-    s: &str,
-    values: &BTreeMap<&str, String>,
-    used: &mut BTreeSet<&'static str>,
-) -> Result<String> {
-    let mut out = String::new();
-    let mut rest = s;
-    while let Some(start) = rest.find('@') {
-        let after = &rest[start + 1..];
-        let end = after.find(|c: char| !c.is_ascii_lowercase());
-        let Some(end) = end.filter(|e| *e > 0 && after[*e..].starts_with('@')) else {
-            out.push_str(&rest[..=start]);
-            rest = after;
-            continue;
-        };
-        let name = &after[..end];
-        let known = VARIABLES.iter().find(|(n, _)| *n == name);
-        let value = known.and_then(|(n, _)| values.get(n).map(|v| (*n, v)));
-        let Some((name, value)) = value else {
-            return Err(Error::Settings(format!("`@{name}@` is not a variable that has a value")));
-        };
-        used.insert(name);
-        out.push_str(&rest[..start]);
-        out.push_str(value);
-        rest = &after[end + 1..];
-    }
-    out.push_str(rest);
-    Ok(out)
-}
 
 impl Launch {
     /// The settings with this host's values; `dir` is the machine's runtime directory.
@@ -355,7 +300,8 @@ impl Launch {
             ("host", text(&dir.join("host"))?),
             ("notify", text(&dir.join("notify"))?),
         ]);
-        let done = substitute(&self.engine, &values)?;
+        let done =
+            substitute(&self.engine, &VARIABLES, &values).map_err(|e| Error::Settings(e.to_string()))?;
         let mut spec: Spec = serde_json::from_value(done).map_err(|e| Error::Settings(e.to_string()))?;
         spec.mounts.extend(self.mounts.iter().cloned());
         spec.check()?;
@@ -401,41 +347,6 @@ impl Spec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
-
-    fn values() -> BTreeMap<&'static str, String> {
-        VARIABLES.iter().map(|(n, _)| (*n, format!("/{n}"))).collect()
-    }
-
-    fn all() -> String {
-        VARIABLES.iter().map(|(n, _)| format!("@{n}@ ")).collect()
-    }
-
-    #[test]
-    fn variables_are_replaced_wherever_text_is() {
-        let v = substitute(&json!({"a": [all(), "x@name@@root@y", "a@b", "@", "@@"], "n": 1}), &values())
-            .unwrap();
-        assert_eq!(v["a"][1], "x/name/rooty");
-        assert_eq!(v["a"][2], "a@b");
-        assert_eq!(v["a"][4], "@@");
-        assert_eq!(v["n"], 1);
-    }
-
-    #[test]
-    fn an_unknown_or_unused_variable_is_an_error() {
-        let e = substitute(&json!([all(), "@nope@"]), &values()).unwrap_err().to_string();
-        assert!(e.contains("@nope@"), "{e}");
-        let e = substitute(&json!(all().replace("@bin@", "")), &values()).unwrap_err().to_string();
-        assert!(e.contains("`@bin@` is not used"), "{e}");
-        assert!(substitute(&json!(all().replace("@endpoint@", "")), &values()).is_ok());
-    }
-
-    #[test]
-    fn a_value_with_an_at_sign_is_not_replaced_again() {
-        let mut v = values();
-        v.insert("name", "@root@".into());
-        assert_eq!(substitute(&json!([all(), "@name@"]), &v).unwrap()[1], "@root@");
-    }
 
     #[test]
     fn stop_signals_have_numbers() {

@@ -153,6 +153,9 @@ pub fn settings(dirs: &Dirs) -> Result<Settings> {
         None => Settings::default(),
     };
     let var = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+    if let Some(driver) = var("CODCHI_DRIVER") {
+        settings.defaults.driver = Some(driver);
+    }
     if let Some(suite) = var("CODCHI_BASE_SUITE") {
         settings.base.suite = suite;
     }

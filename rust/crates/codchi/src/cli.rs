@@ -374,13 +374,6 @@ pub struct Plumbing {
 
 #[derive(Debug, Subcommand)]
 pub enum PlumbingCommand {
-    /// Make an empty root file system
-    CreateRoot {
-        path: PathBuf,
-        /// First id of the machine's range
-        #[arg(long)]
-        base: Option<u32>,
-    },
     /// Remove a tree with files of subordinate ids
     RemoveTree { path: PathBuf },
     /// Write the man pages

@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 
 use codchi_core::attr::AttrPath;
 use codchi_core::flake::NewFlake;
-use codchi_core::machine::{HOST_VERSION, Host as Attachment, IDS, IdRange};
+use codchi_core::machine::{HOST_VERSION, Host as Attachment, IdRange};
 use codchi_core::name::{DriverName, InputName, MachineName};
 use codchi_core::plan::{Activation, Plan, Step};
 use codchi_core::report::Kind;
 use codchi_core::source::{Look, Pin, Source};
+use codchi_core::status::Level;
 use codchi_core::text;
 use codchi_debian::mirror::Freshness;
+use codchi_drivers::Driver;
 use codchi_nix::flake::Module;
 use codchi_nix::generations::{RECORD_VERSION, Record};
 use codchi_nix::lock::{LockRequest, Update};
@@ -22,7 +24,7 @@ use crate::cmd::exec;
 use crate::failure::{Failure, Result};
 use crate::journal;
 use crate::make::{self, Evaluation, RELEASE, Scratch, Tools};
-use crate::worker::MachineWorker;
+use crate::worker::{HostParts, MachineWorker};
 
 /// Reference of the Codchi that machine flakes name; it is locked to the copy in this program.
 fn codchi_reference() -> String {
@@ -51,11 +53,7 @@ struct Wanted {
 pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
     let name: MachineName = args.name.parse()?;
     let wanted = wanted(app, args)?;
-    let driver: DriverName = match args.driver.as_ref().or(app.settings.defaults.driver.as_ref()) {
-        Some(d) => d.parse()?,
-        None => "native".parse()?,
-    };
-    let driver = codchi_drivers::find(&driver)?;
+    let driver = choose_driver(app, args.driver.as_deref())?;
     let secrets = crate::needs::given_secrets(&args.secret)?;
     finish_earlier(app, &name)?;
     refuse_taken(app, &name)?;
@@ -122,7 +120,11 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
     let granted =
         crate::needs::check(app, &evaluation.needs, !flake.inputs.is_empty(), nix_config, &secrets)?;
     let missing = tools.missing(&evaluation)?;
-    let ids = if app.dirs.is_root() { Some(choose_ids(app)?) } else { None };
+    let mut taken = Vec::new();
+    for other in app.names()? {
+        taken.extend(app.attachment(&other)?.ids);
+    }
+    let ids = driver.ids(&taken)?;
     let mut plan = plan(app, &name, args, &evaluation, &folder, ids, missing.len() as u64);
     if app.globals.dry_run {
         app.printer.done();
@@ -173,6 +175,40 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
         return Ok(0);
     }
     exec::become_exec(app, &name, &[], &args.cmd)
+}
+
+/// Chooses what a new machine runs on, as a person or the settings say; else the first driver that works here.
+fn choose_driver(app: &App, given: Option<&str>) -> Result<&'static dyn Driver> {
+    if let Some(name) = given.or(app.settings.defaults.driver.as_deref()) {
+        let name: DriverName = name.parse()?;
+        let driver = codchi_drivers::find(&name)?;
+        return if driver.info().runs {
+            Ok(driver)
+        } else {
+            Err(Failure::usage(format!("the driver `{name}` runs no machines")))
+        };
+    }
+    let parts = HostParts::none();
+    let host = parts.host(app, None);
+    let mut passed_over: Vec<String> = Vec::new();
+    let mut first = None;
+    for driver in codchi_drivers::all().filter(|d| d.info().runs) {
+        let missing = driver.probe(&host).into_iter().find(|f| f.level == Level::Missing);
+        let Some(missing) = missing else {
+            if !passed_over.is_empty() {
+                app.printer.say(&format!(
+                    "it will run on {}, since {}",
+                    driver.info().name,
+                    passed_over.join(", ")
+                ));
+            }
+            return Ok(driver);
+        };
+        passed_over.push(format!("{} lacks {} ({})", driver.info().name, missing.what, missing.detail));
+        first.get_or_insert(driver);
+    }
+    // The first says best what it lacks, when it is asked to make something.
+    first.ok_or_else(|| Failure::failed("there is no driver"))
 }
 
 /// What is there of that name already, half made, is brought to an end first.
@@ -461,16 +497,6 @@ pub fn show_plan(app: &App, plan: &Plan) {
     for step in &plan.steps {
         app.printer.data(&format!("  {}", step.summary));
     }
-}
-
-/// A range of ids for a machine of root.
-fn choose_ids(app: &App) -> Result<IdRange> {
-    let mut taken = Vec::new();
-    for other in app.names()? {
-        taken.extend(app.attachment(&other)?.ids.map(|r| r.base));
-    }
-    let base = codchi_drivers::native::choose_ids(&taken)?;
-    Ok(IdRange { base, count: IDS })
 }
 
 /// Names files that a person may expect to count, and that git does not know.

@@ -85,7 +85,8 @@ pub fn start(app: &App, args: &crate::cli::Start) -> Result<()> {
     each(app, &args.names, |name| {
         start_one(app, name)?;
         if args.on_boot {
-            codchi_drivers::native::on_boot(&HostParts::none().host(app, None), name, true)?;
+            let driver = codchi_drivers::find(&app.attachment(name)?.driver)?;
+            driver.on_boot(&HostParts::none().host(app, None), name, true)?;
         }
         if !app.globals.dry_run {
             app.printer.say(&format!("`{name}` is running"));

@@ -13,12 +13,14 @@ use codchi_core::name::MachineName;
 
 use crate::failure::{Failure, Result};
 
-/// `supervise`: the parent of a machine's PID 1.
+/// `supervise`: the process that looks after a running machine.
 pub fn supervise(given: &str) -> Result<()> {
     let name: MachineName = given.parse()?;
     let dirs = crate::app::dirs()?;
     let settings = crate::app::settings(&dirs)?;
     let store =
         codchi_store::Store::open(&dirs, &settings)?.ok_or_else(|| Failure::failed("the store is gone"))?;
-    Ok(codchi_drivers::native::supervise(&dirs, &name, &store)?)
+    let file = dirs.host_toml(&name);
+    let attachment = codchi_core::machine::Host::parse(&file, &codchi_fs::read_to_string(&file)?)?;
+    Ok(codchi_drivers::find(&attachment.driver)?.supervise(&dirs, &name, &store)?)
 }

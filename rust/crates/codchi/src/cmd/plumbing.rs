@@ -10,10 +10,7 @@ use crate::failure::{Failure, Result};
 /// Runs a plumbing verb. This process has one thread: some verbs enter namespaces.
 pub fn run(command: &PlumbingCommand) -> Result<()> {
     match command {
-        PlumbingCommand::CreateRoot { path, base } => {
-            Ok(codchi_drivers::native::create_root_here(path, *base)?)
-        }
-        PlumbingCommand::RemoveTree { path } => Ok(codchi_drivers::native::remove_tree_here(path)?),
+        PlumbingCommand::RemoveTree { path } => Ok(codchi_drivers::remove_tree_here(path)?),
         PlumbingCommand::Man { dir } => man(dir),
         PlumbingCommand::Schemas { dir } => schemas(dir),
         PlumbingCommand::Reference { file } => Ok(codchi_fs::write(file, reference())?),

@@ -131,9 +131,9 @@ fn remove(app: &App, all: bool) -> Result<()> {
         // A broken store is removed all the same.
         Err(failure) => app.printer.warn(&failure.message),
     }
-    codchi_drivers::native::remove_tree(&crate::app::program(), &app.dirs.data)?;
+    codchi_drivers::remove_tree(&crate::app::program(), &app.dirs.data)?;
     for dir in [&app.dirs.cache, &app.dirs.runtime, &app.dirs.state] {
-        codchi_drivers::native::remove_tree(&crate::app::program(), dir)?;
+        codchi_drivers::remove_tree(&crate::app::program(), dir)?;
     }
     codchi_fs::remove_dir_all(app.dirs.staging())?;
     codchi_fs::remove_if_exists(app.dirs.config.join(".store.lock"))?;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use codchi_core::name::MachineName;
 
+use super::failed;
 use crate::agent::{self, CaptureLimits, ExecRequest, Tty};
-use crate::native::failed;
 use crate::{Result, Switched, UnitChange};
 
 /// How long a switch may take.

@@ -1,21 +1,11 @@
-//! Root file systems: made and removed, also where their files belong to subordinate ids.
+//! Removing trees whose files belong to a machine's users.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use codchi_runtime::{ids, outer};
+use codchi_runtime::outer;
 
 use crate::{DriverError, Result};
-
-/// Makes an empty root file system. Its owner is the supervisor's to set: only it has the machine's ids.
-pub fn create(_program: &Path, path: &Path, base: Option<u32>) -> Result<()> {
-    create_root_here(path, base)
-}
-
-/// The same in this process.
-pub fn create_root_here(path: &Path, _base: Option<u32>) -> Result<()> {
-    Ok(codchi_fs::create_dir_all(path)?)
-}
 
 /// Removes a tree in this process, which must have one thread.
 pub fn remove_tree_here(path: &Path) -> Result<()> {
@@ -43,17 +33,4 @@ pub fn remove_tree(program: &Path, path: &Path) -> Result<()> {
     }
     let said = String::from_utf8_lossy(&out.stderr);
     Err(DriverError::Helper { what: what(), reason: said.trim().trim_start_matches("error: ").into() })
-}
-
-/// The first id of a range for a new machine of root: not in `taken`, and not used by a machine that runs, whosever it is.
-pub fn choose_ids(taken: &[u32]) -> Result<u32> {
-    let mut taken = taken.to_vec();
-    loop {
-        let base = ids::choose_base(&taken)?;
-        match ids::lock_base(base, "codchi init") {
-            Ok(_free) => return Ok(base),
-            Err(_) if taken.len() < 1000 => taken.push(base),
-            Err(e) => return Err(e.into()),
-        }
-    }
 }
