@@ -3,6 +3,10 @@ let
   cfg = config.codchi;
   isPort = text: builtins.match "[1-9][0-9]{0,4}" text != null && builtins.fromJSON text <= 65535;
   badPorts = lib.filter (port: !(isPort port)) (lib.attrNames cfg.ports);
+  onHost = lib.groupBy (port: "${toString cfg.ports.${port}.host}/${cfg.ports.${port}.protocol}") (
+    lib.attrNames cfg.ports
+  );
+  clashes = lib.filterAttrs (_: ports: lib.length ports > 1) onHost;
 in
 {
   imports = [ ./enable.nix ];
@@ -37,7 +41,10 @@ in
     example = {
       "8080".host = 18080;
     };
-    description = "Ports forwarded from the host, by port in the machine.";
+    description = ''
+      Ports on 127.0.0.1 of the host that lead into the machine, by port in the machine. The person is asked before the
+      first start, and can choose another with `codchi port add`.
+    '';
   };
 
   config = lib.mkIf cfg.enable {
@@ -45,6 +52,16 @@ in
       {
         assertion = badPorts == [ ];
         message = "codchi.ports: ${lib.concatStringsSep ", " badPorts}: give port numbers between 1 and 65535";
+      }
+      {
+        assertion = clashes == { };
+        message = "codchi.ports: ${
+          lib.concatStringsSep "; " (
+            lib.mapAttrsToList (
+              host: ports: "${lib.concatStringsSep " and " ports} are both ${host} on the host"
+            ) clashes
+          )
+        }: give each a `host` of its own";
       }
     ];
   };

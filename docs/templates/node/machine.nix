@@ -12,6 +12,6 @@
     export PATH="$HOME/.local/bin:$PATH"
   '';
 
-  # The usual port of development servers, asked for on the host (a driver that forwards ports gives it).
+  # The usual port of development servers is at http://localhost:3000 on the host.
   codchi.ports."3000" = { };
 }

@@ -35,7 +35,7 @@ in
     port = 6379;
   };
 
-  # Asked for as port 8080 on the host (a driver that forwards ports gives it).
+  # The page is at http://localhost:8080 on the host.
   codchi.ports."80".host = 8080;
 
   codchi.initScript = ''

@@ -36,6 +36,7 @@ pub const ALL: &[Case] = &[
     ("the_store_is_read_only", store_read_only),
     ("the_daemon_builds_for_the_machine", daemon_builds),
     ("roots_made_inside_hold", roots_hold),
+    ("ports_lead_into_the_machine", ports),
     ("the_network_reaches_out_but_not_the_host", network),
     ("forbidden_system_calls_are_refused", seccomp),
     ("two_machines_are_two", two_machines),
@@ -709,6 +710,158 @@ fn roots_hold(h: &Host) -> Result<(), Failed> {
     })
 }
 
+/// A port of this host that nobody has just now.
+fn free_port() -> Result<u16, Failed> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?
+        .local_addr()?
+        .port())
+}
+
+/// A server in the machine, on its loopback only, that answers each with its own name.
+fn serve(h: &Host, kind: &str, port: u16) -> Result<(), Failed> {
+    let script = format!(
+        "import socket, threading\n\
+         s = socket.socket(socket.AF_INET, socket.SOCK_{kind})\n\
+         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n\
+         s.bind(('127.0.0.1', {port}))\n\
+         if '{kind}' == 'DGRAM':\n  while True: s.sendto(socket.gethostname().encode(), s.recvfrom(99)[1])\n\
+         s.listen()\n\
+         while True:\n  c = s.accept()[0]; c.sendall(socket.gethostname().encode()); c.close()\n"
+    );
+    h.codchi_with(
+        &[
+            "exec",
+            "-u",
+            "root",
+            "conf",
+            "--",
+            "sh",
+            "-c",
+            &format!(
+                "cat > /run/serve-{port}.py; systemd-run --quiet --collect --unit=serve-{port} python3 /run/serve-{port}.py"
+            ),
+        ],
+        script.as_bytes(),
+    )?
+    .ok()?;
+    Ok(())
+}
+
+/// What a server answers to a connection to this host.
+fn answer(address: &str, port: u16) -> Result<String, Failed> {
+    let to = format!("{address}:{port}").parse()?;
+    let mut stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(3))?;
+    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn listed_ports(h: &Host, machine: &str) -> Result<Vec<(u64, u64, String)>, Failed> {
+    let text = h.codchi(&["port", "list", machine, "--json"])?.ok()?.text();
+    let all: serde_json::Value = serde_json::from_str(&text)?;
+    let mut ports: Vec<(u64, u64, String)> = all["ports"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|p| {
+            Some((
+                p["host"].as_u64()?,
+                p["guest"].as_u64()?,
+                p["state"].as_str()?.into(),
+            ))
+        })
+        .collect();
+    ports.sort();
+    Ok(ports)
+}
+
+fn ports(h: &Host) -> Result<(), Failed> {
+    let leader = h.status("conf")?["leader"].clone();
+    serve(h, "STREAM", 8421)?;
+    let (tcp, udp) = (free_port()?, free_port()?);
+    // Of the same number: early versions of pasta cannot do more.
+    serve(h, "DGRAM", udp)?;
+    h.codchi(&["port", "add", "conf", &format!("{tcp}:8421")])?
+        .ok()?;
+    h.codchi(&["port", "add", "conf", &format!("{udp}/udp")])?
+        .ok()?;
+    eventually("the server behind the port answers", || {
+        Ok(answer("127.0.0.1", tcp).is_ok_and(|a| a == "conf"))
+    })?;
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    let mut bytes = [0u8; 99];
+    eventually("the datagram is answered", || {
+        socket.send_to(b"?", ("127.0.0.1", udp))?;
+        Ok(socket
+            .recv(&mut bytes)
+            .is_ok_and(|n| &bytes[..n] == b"conf"))
+    })?;
+    same(
+        "the machine went on running",
+        &h.status("conf")?["leader"],
+        &leader,
+    )?;
+
+    // Only this computer reaches it.
+    let own = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    own.connect("192.0.2.1:9")?;
+    let own = own.local_addr()?.ip();
+    require!(!own.is_loopback(), "this host has no address to try");
+    require!(
+        answer(&own.to_string(), tcp).is_err(),
+        "the port is open at {own}, too"
+    );
+
+    // What somebody else has is refused by name, and costs nothing.
+    let other = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let taken = other.local_addr()?.port();
+    let refused = h
+        .codchi(&["port", "add", "conf", &format!("{taken}:8423")])?
+        .exits(1)?;
+    require!(
+        refused.err.contains("it is taken by") && refused.err.contains("codchi port add conf "),
+        "no way out is told: {}",
+        refused.err
+    );
+    same(
+        "tcp after a refusal",
+        answer("127.0.0.1", tcp)?,
+        "conf".into(),
+    )?;
+    let mut wanted = vec![
+        (u64::from(tcp), 8421, "forwarded".to_string()),
+        (u64::from(udp), u64::from(udp), "forwarded".to_string()),
+        (u64::from(taken), 8423, "refused".to_string()),
+    ];
+    wanted.sort();
+    same("ports", listed_ports(h, "conf")?, wanted)?;
+    drop(other);
+    h.codchi(&["port", "add", "conf", &format!("{taken}:8423")])?
+        .ok()?;
+    h.codchi(&["port", "remove", "conf", &taken.to_string()])?
+        .ok()?;
+    h.codchi(&["port", "remove", "conf", &format!("{udp}/udp")])?
+        .ok()?;
+    h.codchi(&["port", "remove", "conf", &taken.to_string()])?
+        .exits(5)?;
+    same(
+        "one is left",
+        listed_ports(h, "conf")?,
+        vec![(u64::from(tcp), 8421, "forwarded".to_string())],
+    )?;
+    same(
+        "the one that is left",
+        answer("127.0.0.1", tcp)?,
+        "conf".into(),
+    )?;
+    for bad in ["0", "80:", "65536", "80/sctp", "a:b"] {
+        h.codchi(&["port", "add", "conf", bad])?.exits(2)?;
+    }
+    Ok(())
+}
+
 fn network(h: &Host) -> Result<(), Failed> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     let port = listener.local_addr()?.port();
@@ -835,6 +988,18 @@ fn two_machines(h: &Host) -> Result<(), Failed> {
         h.sh("conf", "cat /etc/machine-id")? != h.sh("other", "cat /etc/machine-id")?,
         true,
     )?;
+    let (port, _, _) = listed_ports(h, "conf")?
+        .first()
+        .cloned()
+        .ok_or("the case of ports left none")?;
+    let refused = h
+        .codchi(&["port", "add", "other", &format!("{port}:1")])?
+        .exits(1)?;
+    require!(
+        refused.err.contains("the machine `conf`"),
+        "who has the port is not told: {}",
+        refused.err
+    );
     h.codchi(&["delete", "--yes", "other"])?.ok()?;
     h.codchi(&["status", "other"])?.exits(5)?;
     same(
@@ -855,6 +1020,11 @@ fn reboot(h: &Host) -> Result<(), Failed> {
             && s["leader"].as_u64() != leader
             && s["leader"].as_u64().is_some())
     })?;
+    let states: Vec<String> = listed_ports(h, "conf")?
+        .into_iter()
+        .map(|(_, _, state)| state)
+        .collect();
+    same("ports", states, vec!["forwarded".to_string()])?;
     require!(boot != h.sh("conf", "cat /proc/sys/kernel/random/boot_id; systemctl show -p UserspaceTimestampMonotonic --value")?, "it did not boot anew");
     same("machine id", h.sh("conf", "cat /etc/machine-id")?, id)?;
     same("files", h.sh("conf", "cat ~/keep")?, "precious".to_string())
@@ -892,7 +1062,10 @@ fn rebuild_noop(h: &Host) -> Result<(), Failed> {
 fn rebuild(h: &Host) -> Result<(), Failed> {
     let project = h.home.join("project");
     codchi_fs::rename(project.join("module.nix"), project.join("module-one.nix"))?;
-    let two = codchi_fs::read(h.repo.join("tests/fixtures/conformance/generation-two.nix"))?;
+    let two =
+        codchi_fs::read_to_string(h.repo.join("tests/fixtures/conformance/generation-two.nix"))?;
+    let port = free_port()?;
+    let two = two.replace("@port@", &port.to_string());
     codchi_fs::write(project.join("module.nix"), two)?;
     if h.kind == Kind::Rootless {
         run(
@@ -915,7 +1088,15 @@ fn rebuild(h: &Host) -> Result<(), Failed> {
         "conf",
         "systemctl show -p MainPID --value codchi-agent.service",
     )?;
-    let done = h.codchi(&["rebuild", "conf"])?.ok()?;
+    serve(h, "STREAM", 8424)?;
+    let asked = h.codchi(&["rebuild", "conf"])?.exits(4)?;
+    let item = format!("port:{port}");
+    require!(
+        asked.err.contains(&item),
+        "what to grant is not told: {}",
+        asked.err
+    );
+    let done = h.codchi(&["rebuild", "conf", "--accept", &item])?.ok()?;
     let said = format!("{}{}", done.text(), done.err);
     require!(
         said.contains("tree"),
@@ -967,6 +1148,11 @@ fn rebuild(h: &Host) -> Result<(), Failed> {
         )?,
         agent,
     )?;
+    same(
+        "the new generation's port",
+        answer("127.0.0.1", port)?,
+        "conf".into(),
+    )?;
     let removed = h.codchi(&[
         "exec",
         "-u",
@@ -1001,6 +1187,7 @@ fn rollback(h: &Host) -> Result<(), Failed> {
         h.status("conf")?["config"].as_str(),
         Some("rolled-back"),
     )?;
+    same("ports", listed_ports(h, "conf")?.len(), 1)?;
     systemd_running(h)?;
     h.codchi(&["rollback", "conf", "--to", "2"])?.ok()?;
     same(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use libtest_mimic::{Failed, Trial};
 
-use crate::host::Host;
+use crate::host::{Host, run};
 
 /// One case per folder of `docs/templates`.
 pub fn all(which: &str, host: &Arc<Host>) -> Vec<Trial> {
@@ -36,15 +36,15 @@ fn boot(h: &Host, name: &str) -> Result<(), Failed> {
     let machine = format!("t-{name}");
     let source = repo.to_string_lossy();
     let mut init = vec!["init", machine.as_str(), &source];
-    // What a person would be asked, on the check's first line: `# accept: port:8080`.
+    // What a person would be asked, in the check: `# accept: port:8080`.
     let script = String::from_utf8_lossy(&check).into_owned();
-    for what in script
-        .lines()
-        .next()
-        .and_then(|l| l.strip_prefix("# accept:"))
-        .unwrap_or_default()
-        .split_whitespace()
-    {
+    let said = |what: &str| {
+        script
+            .lines()
+            .find_map(|l| l.strip_prefix(what))
+            .unwrap_or_default()
+    };
+    for what in said("# accept:").split_whitespace() {
         init.extend(["--accept", what]);
     }
     h.codchi(&init)?.ok()?;
@@ -69,6 +69,20 @@ fn boot(h: &Host, name: &str) -> Result<(), Failed> {
         &check,
     )?
     .ok()?;
+    // What a browser on this host would show, as `# fetch: URL WORDS`.
+    if let Some((url, words)) = said("# fetch:").trim().split_once(' ') {
+        let page = run(
+            h.command("curl")
+                .args(["-sSf", "--noproxy", "*", "--retry", "5"])
+                .args(["--retry-connrefused", url]),
+            b"",
+        )?
+        .ok()?
+        .text();
+        if !page.contains(words) {
+            return Err(format!("`{url}` does not say `{words}`: {page}").into());
+        }
+    }
     h.codchi(&["delete", "--yes", &machine])?.ok()?;
     Ok(())
 }

@@ -13,6 +13,7 @@ pub mod machine;
 pub mod manifest;
 pub mod name;
 pub mod plan;
+pub mod port;
 pub mod progress;
 pub mod protocol;
 pub mod report;

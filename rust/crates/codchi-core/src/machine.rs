@@ -1,11 +1,13 @@
 //! What a host records of a machine: where it is attached.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::document::{DocumentError, parse_toml};
 use crate::name::DriverName;
+use crate::port::{GuestPort, HostPort, Protocol};
 
 /// The version of `host.toml` this program writes.
 pub const HOST_VERSION: u32 = 1;
@@ -31,6 +33,9 @@ pub struct Host {
     /// What foreign modules were granted, by content.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub granted: Vec<String>,
+    /// Ports in the machine and where they are on the host: the person's own, and answers to what modules ask for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<GuestPort, HostPort>,
 }
 
 /// A range of user and group ids.
@@ -92,6 +97,68 @@ impl Host {
     }
 }
 
+/// The text of a `host.toml` that is changed in places: what a person wrote beside those stays as it is.
+pub struct HostEdit(toml_edit::DocumentMut);
+
+impl HostEdit {
+    /// Takes the text of a file that [`Host::parse`] accepts.
+    pub fn new(file: &Path, text: &str) -> Result<HostEdit, DocumentError> {
+        Host::parse(file, text)?;
+        text.parse().map(HostEdit).map_err(|e: toml_edit::TomlError| DocumentError::Syntax {
+            file: file.into(),
+            line: 1,
+            message: e.message().into(),
+        })
+    }
+
+    /// What foreign modules were granted.
+    pub fn granted(&mut self, granted: &[String]) {
+        if granted.is_empty() {
+            self.0.remove("granted");
+        } else {
+            self.0["granted"] = toml_edit::value(granted.iter().collect::<toml_edit::Array>());
+        }
+    }
+
+    /// Where a port of the machine is on the host; none: what a module says.
+    pub fn port(&mut self, guest: GuestPort, host: Option<HostPort>) {
+        // It may be written without its protocol.
+        let short = guest.port.to_string();
+        let old = self.0.get("ports").and_then(|t| t.as_table_like()).and_then(|t| {
+            let same = |k: &str| k.parse() == Ok(guest);
+            t.iter().map(|(k, _)| k.to_string()).find(|k| same(k))
+        });
+        let key = old.unwrap_or(if guest.protocol == Protocol::Tcp { short } else { guest.to_string() });
+        let value = host.map(|h| match h {
+            HostPort::Port(n) => toml_edit::Value::from(i64::from(n)),
+            HostPort::Withheld => toml_edit::Value::from(false),
+        });
+        self.entry("ports", &key, value);
+    }
+
+    /// Sets an entry of a table, or removes it, and the table with its last one.
+    fn entry(&mut self, table: &str, key: &str, value: Option<toml_edit::Value>) {
+        let there = self.0.entry(table).or_insert_with(toml_edit::table);
+        let Some(entries) = there.as_table_like_mut() else { return };
+        match (value, entries.get_mut(key).and_then(|i| i.as_value_mut())) {
+            (Some(mut value), Some(old)) => {
+                *value.decor_mut() = old.decor().clone();
+                *old = value;
+            }
+            (Some(value), None) => drop(entries.insert(key, toml_edit::Item::Value(value))),
+            (None, _) => drop(entries.remove(key)),
+        }
+        if entries.is_empty() {
+            self.0.remove(table);
+        }
+    }
+
+    /// The text.
+    pub fn text(&self) -> String {
+        self.0.to_string()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,11 +173,39 @@ mod tests {
             created: 1,
             ids: Some(IdRange { base: 0x1000_0000, count: IDS }),
             granted: vec![],
+            ports: BTreeMap::from([
+                ("80/tcp".parse().unwrap(), HostPort::Port(8080)),
+                ("53/udp".parse().unwrap(), HostPort::Withheld),
+            ]),
         };
         let text = host.render();
         assert_eq!(Host::parse(Path::new("host.toml"), &text).unwrap(), host, "{text}");
         let e = Host::parse(Path::new("host.toml"), "version = 1\ndriver = \"X\"\n").unwrap_err();
         assert!(e.to_string().contains("line 2"), "{e}");
+    }
+
+    #[test]
+    fn an_edit_keeps_what_a_person_wrote() {
+        let text = "# mine\nversion = 1\ndriver = \"native\"\nbase = \"debian\"\ncreated = 1 # long ago\n\n[ports]\n# the page\n80 = 8080 # free\n";
+        let file = Path::new("host.toml");
+        let mut edit = HostEdit::new(file, text).unwrap();
+        edit.port("80".parse().unwrap(), Some(HostPort::Port(18080)));
+        edit.port("53/udp".parse().unwrap(), Some(HostPort::Withheld));
+        let done = edit.text();
+        assert_eq!(done, text.replace("8080", "18080") + "\"53/udp\" = false\n");
+        let host = Host::parse(file, &done).unwrap();
+        assert_eq!(host.ports.len(), 2);
+        let mut edit = HostEdit::new(file, &done).unwrap();
+        edit.port("80/tcp".parse().unwrap(), None);
+        edit.port("53/udp".parse().unwrap(), None);
+        edit.granted(&["x".into()]);
+        let done = edit.text();
+        assert!(!done.contains("ports") && done.contains("# long ago\n"), "{done}");
+        assert_eq!(Host::parse(file, &done).unwrap().granted, ["x"]);
+        for bad in ["80 = 0", "80 = true", "80 = 70000", "x = 1"] {
+            let e = Host::parse(file, &format!("{text}{}\n", bad.replacen("80", "81", 1))).unwrap_err();
+            assert!(e.to_string().contains("line 10") || e.to_string().contains("line 8"), "{e}");
+        }
     }
 
     #[test]

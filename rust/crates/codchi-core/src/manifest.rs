@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::port::Protocol;
+
 /// The manifest version this program writes and reads best.
 pub const MANIFEST_VERSION: u32 = 1;
 
@@ -123,8 +125,8 @@ pub struct Mount {
 pub struct Port {
     /// Port on the host.
     pub host: u16,
-    /// `tcp` or `udp`.
-    pub protocol: String,
+    /// Its protocol.
+    pub protocol: Protocol,
 }
 
 /// What of the store a machine sees.

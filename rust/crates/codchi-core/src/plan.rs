@@ -135,6 +135,17 @@ pub enum Step {
         /// The machine folder.
         path: PathBuf,
     },
+    /// Record where the machine is attached on this host.
+    WriteHost {
+        /// The file.
+        path: PathBuf,
+        /// Its whole text.
+        text: String,
+        /// What that changes.
+        change: String,
+    },
+    /// Bring what the running machine has of this host to what is recorded, without touching the machine.
+    Give,
     /// Put the flake.lock of a generation in place.
     UpdateLock {
         /// The generation that was built with it.
@@ -199,6 +210,8 @@ impl Step {
             Step::RestoreConfig { number, .. } => {
                 format!("take flake.nix and flake.lock from generation {number}")
             }
+            Step::WriteHost { path, change, .. } => format!("record in `{}`: {change}", path.display()),
+            Step::Give => "give the running machine what is recorded".into(),
             Step::UpdateLock { path, .. } => format!("replace `{}`", path.display()),
         }
     }
@@ -232,6 +245,7 @@ impl Plan {
                     | Step::Start
                     | Step::RestoreConfig { .. }
                     | Step::UpdateLock { .. }
+                    | Step::WriteHost { .. }
             )
         };
         // The step begun last may be half done, so finishing repeats it.

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::name::MachineName;
+use crate::port::{Forward, Origin};
 
 /// `codchi status --json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -121,6 +122,63 @@ pub struct GenerationStatus {
     pub toplevel: String,
     /// The base, for people.
     pub base: String,
+}
+
+/// `codchi port list --json`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+pub struct Ports {
+    /// Schema version of this document: 1.
+    pub version: u32,
+    /// The machine.
+    pub machine: MachineName,
+    /// By port in the machine.
+    pub ports: Vec<PortStatus>,
+}
+
+/// A port on 127.0.0.1 of the host that leads into a machine, or should.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+pub struct PortStatus {
+    /// The ports.
+    #[serde(flatten)]
+    pub forward: Forward,
+    /// Who asked for it.
+    pub by: Origin,
+    /// What became of it.
+    pub state: PortStanding,
+    /// Why it is refused.
+    pub problem: Option<String>,
+}
+
+/// What became of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum PortStanding {
+    /// It leads into the machine.
+    Forwarded,
+    /// It cannot be had.
+    Refused,
+    /// The machine is off.
+    Stopped,
+    /// It was asked for after the machine was started.
+    Pending,
+    /// A module asks for it, and the person does not give it.
+    Withheld,
+}
+
+impl PortStanding {
+    /// As in the document.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PortStanding::Forwarded => "forwarded",
+            PortStanding::Refused => "refused",
+            PortStanding::Stopped => "stopped",
+            PortStanding::Pending => "pending",
+            PortStanding::Withheld => "withheld",
+        }
+    }
 }
 
 /// `codchi doctor --json`.

@@ -8,6 +8,7 @@ mod container;
 mod error;
 mod native;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,7 @@ use codchi_core::dirs::Dirs;
 use codchi_core::machine::{Host as Attachment, IdRange};
 use codchi_core::manifest::Manifest;
 use codchi_core::name::{DriverName, MachineName};
+use codchi_core::port::{self, Forward, PortState};
 use codchi_core::progress::Progress;
 use codchi_core::settings::Settings;
 use codchi_core::status::{Finding, State};
@@ -95,6 +97,24 @@ pub struct Machine<'a> {
     pub system: Option<System>,
 }
 
+impl Machine<'_> {
+    /// The ports of the host that shall lead into it: what its module asks for, and what the person says to that.
+    pub fn ports(&self) -> Vec<Forward> {
+        let none = BTreeMap::new();
+        let asked = self.system.as_ref().map_or(&none, |s| &s.manifest.needs.ports);
+        port::wanted(asked, &self.attachment.ports).into_iter().map(|(forward, _)| forward).collect()
+    }
+}
+
+/// What a running machine has of its host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// Ports that lead into it, and those that do not although they were asked for.
+    pub ports: Vec<PortState>,
+    /// What it should have and does not, and what to do about that, for people.
+    pub refusals: Vec<String>,
+}
+
 /// A built system.
 #[derive(Clone, Debug)]
 pub struct System {
@@ -173,6 +193,17 @@ pub trait Driver: Sync {
     fn create(&self, host: &Host, machine: &Machine) -> Result<()>;
     /// Switches a running machine to `machine.system`.
     fn update(&self, host: &Host, machine: &Machine) -> Result<Switched>;
+    /// Brings what a running machine has of its host to what `machine` says now, without touching the machine.
+    fn give(&self, _: &Host, _: &Machine) -> Result<Given> {
+        Err(DriverError::Unsupported {
+            driver: self.info().name,
+            what: "change what a running machine has of its host",
+        })
+    }
+    /// What a machine has of its host now; nothing when it is off.
+    fn given(&self, _: &Host, _: &MachineName) -> Result<Given> {
+        Ok(Given::default())
+    }
     /// Starts it and waits until it is up.
     fn start(&self, host: &Host, machine: &Machine) -> Result<()>;
     /// Stops it and waits until it is off.

@@ -19,7 +19,7 @@ use codchi_store::Store;
 
 use crate::agent::{self, AgentError};
 use crate::container::{self, agent_dir, failed, prepare, request, switch, wait_for_agent};
-use crate::{Driver, DriverError, Exec, Flavour, Host, Info, Machine, Result, Running, Switched};
+use crate::{Driver, DriverError, Exec, Flavour, Given, Host, Info, Machine, Result, Running, Switched};
 
 /// The driver.
 pub struct Native;
@@ -71,11 +71,22 @@ impl Driver for Native {
         let launch = launch(host, machine)?;
         let switched = switch::switch(&agent_dir(host, machine.name), machine.name, &system.toplevel)?;
         if matches!(switched.status, 0 | 4) {
-            // What the machine starts when it reboots itself.
-            let text = serde_json::to_string_pretty(&launch).unwrap_or_default();
-            codchi_fs::write_atomic(host.dirs.machine_runtime(machine.name).join("spec.json"), text, 0o600)?;
+            // What the machine starts when it reboots itself, and the ports it has from now on.
+            let status = start::reload(&host.dirs.machine_runtime(machine.name), &launch)?;
+            for warning in given(machine.name, status).refusals {
+                host.progress.report(Told::Warning(&warning));
+            }
         }
         Ok(switched)
+    }
+
+    fn give(&self, host: &Host, machine: &Machine) -> Result<Given> {
+        let launch = launch(host, machine)?;
+        Ok(given(machine.name, start::reload(&host.dirs.machine_runtime(machine.name), &launch)?))
+    }
+
+    fn given(&self, host: &Host, machine: &MachineName) -> Result<Given> {
+        Ok(given(machine, state::status(&host.dirs.machine_runtime(machine))?))
     }
 
     fn start(&self, host: &Host, machine: &Machine) -> Result<()> {
@@ -172,6 +183,10 @@ impl Driver for Native {
     }
 }
 
+fn given(machine: &MachineName, status: state::Status) -> Given {
+    Given { refusals: status.refusals(machine.as_str()), ports: status.ports }
+}
+
 /// Runs a command in the machine's namespaces, without its agent: no login environment, but a way in.
 fn enter_namespaces(host: &Host, machine: &MachineName, exec: &Exec) -> Result<u8> {
     use std::io::IsTerminal;
@@ -238,8 +253,16 @@ fn launch(host: &Host, machine: &Machine) -> Result<Launch> {
         toplevel: PathBuf::from(&system.toplevel),
         bin: host.bin.into(),
         mounts,
+        ports: machine.ports(),
+        revision: revision(),
         console_log: host.dirs.console_log(machine.name),
     })
+}
+
+/// A number that no earlier launch of this machine has.
+fn revision() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    now.as_nanos() as u64
 }
 
 fn start_failure(host: &Host, machine: &MachineName, error: codchi_runtime::Error) -> DriverError {

@@ -57,9 +57,7 @@ const ENDS: &[u8] = b"ends";
 pub fn enter(dir: &Path, request: &Request) -> Result<u8> {
     let name = || dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let leader = state::status(dir)?.leader.ok_or_else(|| Error::NotRunning(name()))?;
-    let launch: Launch = serde_json::from_str(&codchi_fs::read_to_string(dir.join("spec.json"))?)
-        .map_err(|e| Error::Settings(e.to_string()))?;
-    let spec = launch.spec(dir)?;
+    let spec = Launch::read(dir)?.spec(dir)?;
     let machine = process::pidfd_open(leader).doing("find the machine's first process")?;
     let signals = Signals::block(&[
         signal::SIGINT,

@@ -14,6 +14,7 @@ mod inside;
 mod mounts;
 pub mod network;
 pub mod outer;
+mod ports;
 pub mod probe;
 pub mod spec;
 pub mod start;

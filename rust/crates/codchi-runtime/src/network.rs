@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use codchi_core::port::{Forward, PortState, Protocol};
 use codchi_fs::Context;
 use codchi_sys::process::{Child, Namespaces};
 use codchi_sys::{identity, process};
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Doing, Result};
 use crate::mounts::Owner;
 use crate::outer::OWN_DIR;
+use crate::ports;
 
 /// How a machine reaches others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +45,10 @@ impl Way {
 
 /// Link-local, so that it hides nobody's network.
 const PASTA_RESOLVER: &str = "169.254.1.53";
+/// The option of pasta that lets connections from the host's loopback arrive on the machine's.
+const LOOPBACK_OPTION: &str = "--host-lo-to-ns-lo";
+/// Where slirp4netns listens, beside the other files of the network.
+const SLIRP_SOCKET: &str = "slirp4netns";
 /// How long a network program may take to be ready.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -52,12 +58,16 @@ pub(crate) struct Network {
     pub program: Option<Child>,
     /// The host's resolver that it asks on the machine's behalf.
     pub forwards: Option<String>,
+    /// Ports of the host that lead into the machine.
+    pub ports: Vec<PortState>,
 }
 
 impl Network {
     /// None.
-    pub fn loopback() -> Network {
-        Network { way: Way::Loopback, program: None, forwards: None }
+    pub fn loopback(ports: &[Forward]) -> Network {
+        let problem = Some("the machine has no network program".to_string());
+        let ports = ports.iter().map(|f| PortState { forward: *f, problem: problem.clone() }).collect();
+        Network { way: Way::Loopback, program: None, forwards: None, ports }
     }
 }
 
@@ -76,27 +86,103 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     })
 }
 
-/// Connects the network namespace of a machine. What did not work is said.
+/// Connects the network namespace of a machine, whose runtime directory is `machine`. What did not work is said, but for
+/// ports: what became of each is in the answer.
 pub(crate) fn connect(
     leader: i32,
     owner: Owner,
-    log: &Path,
+    machine: &Path,
+    ports: &[Forward],
     warn: &mut dyn FnMut(String),
 ) -> Result<Network> {
     let mut tried = Vec::new();
+    let log = &machine.join("network.log");
+    let mut ports_to_try = ports::examine(machine, ports);
     let forwards = forwarded(&host_resolvers()?);
     for (way, name) in [(Way::Pasta, "pasta"), (Way::Slirp4netns, "slirp4netns")] {
         let Some(program) = find_program(name) else {
             tried.push(format!("`{name}` is not installed"));
             continue;
         };
-        match start(way, &program, leader, owner, log, forwards.is_some())? {
-            Ok(child) => return Ok(Network { way, program: Some(child), forwards }),
+        let forward = forwards.is_some();
+        let late = way == Way::Pasta && !ports.is_empty() && is_late_pasta(&program);
+        if way == Way::Pasta && !late {
+            refuse_translated_datagrams(&mut ports_to_try);
+        }
+        let mut started =
+            start(way, &program, leader, owner, log, &Wanted { forward, ports: &ports_to_try, late })?;
+        if let Err(why) = &started
+            && ports_to_try.iter().any(|p| p.problem.is_none())
+        {
+            // A port that was taken just now, or that this version cannot forward, must not cost the machine its network.
+            let problem = format!("`{name}` {why}");
+            for port in ports_to_try.iter_mut().filter(|p| p.problem.is_none()) {
+                port.problem = Some(problem.clone());
+            }
+            started =
+                start(way, &program, leader, owner, log, &Wanted { forward, ports: &ports_to_try, late })?;
+        }
+        match started {
+            Ok(child) => {
+                if way == Way::Slirp4netns {
+                    ask_for_ports(&mut ports_to_try);
+                }
+                return Ok(Network { way, program: Some(child), forwards, ports: ports_to_try });
+            }
             Err(why) => tried.push(format!("`{name}` {why}")),
         }
     }
     warn(format!("the machine has no network but its own loopback: {}", tried.join(", ")));
-    Ok(Network::loopback())
+    Ok(Network::loopback(ports))
+}
+
+/// Has slirp4netns forward the ports that are not refused already.
+fn ask_for_ports(ports: &mut [PortState]) {
+    let socket = own_dir().join(SLIRP_SOCKET);
+    for port in ports.iter_mut().filter(|p| p.problem.is_none()) {
+        port.problem = match ports::slirp(&socket, &port.forward) {
+            Ok(done) => done.err(),
+            Err(e) => Some(e.to_string()),
+        };
+    }
+}
+
+fn refuse_translated_datagrams(ports: &mut [PortState]) {
+    for port in ports.iter_mut().filter(|p| p.problem.is_none()) {
+        if port.forward.protocol == Protocol::Udp && port.forward.host != port.forward.guest {
+            port.problem = Some(
+                "pasta before 2024-10 leads datagrams only to a port of the same number (newer: Debian 13 has it)"
+                    .into(),
+            );
+        }
+    }
+}
+
+/// Where the network programs find what they need, and leave what we need.
+fn own_dir() -> PathBuf {
+    Path::new(OWN_DIR).join("network")
+}
+
+/// Whether this pasta keeps connections from the host's loopback on the machine's only when it is told so. Earlier ones always
+/// do, and lose the answers to datagrams for a port of another number.
+fn is_late_pasta(program: &Path) -> bool {
+    let help = std::process::Command::new(program)
+        .arg("--help")
+        .stdin(std::process::Stdio::null())
+        .output()
+        .map(|o| [o.stdout, o.stderr].concat())
+        .unwrap_or_default();
+    String::from_utf8_lossy(&help).contains(LOOPBACK_OPTION)
+}
+
+/// What a network program is to do.
+struct Wanted<'a> {
+    /// Ask the host's resolver on the machine's behalf.
+    forward: bool,
+    /// Lead these ports into the machine.
+    ports: &'a [PortState],
+    /// It is a pasta with [`LOOPBACK_OPTION`].
+    late: bool,
 }
 
 /// Starts a network program in the machine's user namespace, but in the host's network namespace, and waits until it
@@ -107,9 +193,9 @@ fn start(
     leader: i32,
     owner: Owner,
     log: &Path,
-    forward: bool,
+    wanted: &Wanted<'_>,
 ) -> Result<std::result::Result<Child, String>> {
-    let dir = Path::new(OWN_DIR).join("network");
+    let dir = own_dir();
     codchi_fs::create_dir_all(&dir)?;
     rustix::fs::chown(&dir, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)))
         .at("change the owner of", &dir)?;
@@ -124,12 +210,20 @@ fn start(
         .at("open", namespace)?;
     let target = show_namespace(leader, &dir)?;
     let ready_text = ready.display().to_string();
+    let socket = dir.join(SLIRP_SOCKET);
+    codchi_fs::remove_if_exists(&socket)?;
+    let socket = socket.display().to_string();
+    let (tcp, udp) = (ports::pasta(wanted.ports, Protocol::Tcp), ports::pasta(wanted.ports, Protocol::Udp));
     let args: Vec<String> = match way {
         Way::Pasta => {
             let mut a: Vec<&str> = vec!["-q", "-f", "--config-net", "--no-map-gw", "--no-netns-quit"];
             // Its own defaults open the host's loopback to the machine, and the machine's ports on the host.
-            a.extend(["-t", "none", "-u", "none", "-T", "none", "-U", "none"]);
-            if forward {
+            a.extend(["-t", &tcp, "-u", &udp, "-T", "none", "-U", "none"]);
+            // Development servers often listen on the machine's loopback only.
+            if wanted.late {
+                a.push(LOOPBACK_OPTION);
+            }
+            if wanted.forward {
                 a.extend(["--dns-forward", PASTA_RESOLVER]);
             }
             a.extend(["-P", &ready_text, "--netns-only", "--netns", &target]);
@@ -137,7 +231,7 @@ fn start(
         }
         _ => {
             let mut a: Vec<&str> = vec!["--configure", "--mtu=65520", "--disable-host-loopback", "-r", "3"];
-            a.extend(["--netns-type=path", &target, "tap0"]);
+            a.extend(["--api-socket", &socket, "--netns-type=path", &target, "tap0"]);
             a.into_iter().map(String::from).collect()
         }
     };
@@ -202,7 +296,7 @@ fn show_namespace(leader: i32, dir: &Path) -> Result<String> {
 
 /// Lets go of a machine's network namespace.
 pub(crate) fn forget() {
-    let file = Path::new(OWN_DIR).join("network/namespace");
+    let file = own_dir().join("namespace");
     let _ = rustix::mount::unmount(&file, rustix::mount::UnmountFlags::DETACH);
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use codchi_core::engine::{Variable, substitute};
+use codchi_core::port::Forward;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -12,6 +13,9 @@ use crate::outer::OuterConfig;
 
 /// The version of the settings this program understands.
 pub const VERSION: u32 = 1;
+
+/// The file's name in a machine's runtime directory.
+pub(crate) const FILE: &str = "spec.json";
 
 /// Engine settings of a machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -264,6 +268,12 @@ pub struct Launch {
     /// Mounts beyond those of the settings (host folders).
     #[serde(default)]
     pub mounts: Vec<Mount>,
+    /// Ports of the host that lead into it.
+    #[serde(default)]
+    pub ports: Vec<Forward>,
+    /// Tells this from what was written before: a supervisor repeats it when it has done what this says.
+    #[serde(default)]
+    pub revision: u64,
     /// Where the console is written.
     pub console_log: PathBuf,
 }
@@ -282,6 +292,13 @@ const VARIABLES: [Variable; 9] = [
 ];
 
 impl Launch {
+    /// Reads what the supervisor of a machine was told last.
+    pub(crate) fn read(dir: &std::path::Path) -> Result<Launch> {
+        let path = dir.join(FILE);
+        serde_json::from_str(&codchi_fs::read_to_string(&path)?)
+            .map_err(|e| Error::Settings(format!("`{}`: {e}", path.display())))
+    }
+
     /// The settings with this host's values; `dir` is the machine's runtime directory.
     pub fn spec(&self, dir: &std::path::Path) -> Result<Spec> {
         let text = |p: &std::path::Path| {

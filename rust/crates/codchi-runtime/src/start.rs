@@ -65,6 +65,10 @@ pub const UNIT: &str = "codchi-machine@.service";
 /// How long a machine may take to be ready.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How long a supervisor may take to do what it is told anew, and how often it is looked at meanwhile.
+const RELOAD_PATIENCE: Duration = Duration::from_secs(30);
+const STEP: Duration = Duration::from_millis(10);
+
 /// The template unit; `user` for a user's service manager.
 pub fn unit_text(program: &Path, user: bool) -> String {
     let wanted = if user { "default.target" } else { "multi-user.target" };
@@ -131,8 +135,7 @@ pub fn start(
     if state::living(dir)?.is_some() {
         return Err(Error::Running(launch.name.clone()));
     }
-    let text = serde_json::to_vec_pretty(launch).map_err(io::Error::other).doing("write the settings")?;
-    write_quick(&dir.join("spec.json"), &text)?;
+    write_launch(dir, launch)?;
     codchi_fs::remove_if_exists(dir.join(state::FILE))?;
     codchi_fs::remove_if_exists(dir.join("events"))?;
     let listener = through_descriptor(dir, "events", UnixListener::bind)?;
@@ -142,6 +145,43 @@ pub fn start(
         stop(dir, true, Duration::from_secs(10))?;
     }
     done
+}
+
+/// Writes what the supervisor of a machine is to know, from its next start on.
+pub fn write_launch(dir: &Path, launch: &Launch) -> Result<()> {
+    let text = serde_json::to_vec_pretty(launch).map_err(io::Error::other).doing("write the settings")?;
+    Ok(write_quick(&dir.join(crate::spec::FILE), &text)?)
+}
+
+/// Brings what a running machine has of its host to what `launch` says, without touching the machine, and answers what
+/// became of it.
+///
+/// # Errors
+/// [`Error::NotRunning`], and [`Error::Timeout`] when the supervisor does not answer.
+pub fn reload(dir: &Path, launch: &Launch) -> Result<state::Status> {
+    let not_running = || Error::NotRunning(launch.name.clone());
+    write_launch(dir, launch)?;
+    let s = state::living(dir)?.ok_or_else(not_running)?;
+    let fd = process::pidfd_open(s.pid).doing("find the supervisor")?;
+    if state::living(dir)?.is_none_or(|now| now.pid != s.pid) {
+        return Err(not_running());
+    }
+    process::pidfd_signal(fd.as_fd(), signal::SIGHUP).doing("signal the supervisor")?;
+    let until = Instant::now() + RELOAD_PATIENCE;
+    loop {
+        match state::living(dir)? {
+            None => return Err(not_running()),
+            Some(now) if now.revision == launch.revision => return state::status(dir),
+            Some(_) if Instant::now() > until => {
+                return Err(Error::Timeout {
+                    name: launch.name.clone(),
+                    what: "take its new settings",
+                    seconds: RELOAD_PATIENCE.as_secs(),
+                });
+            }
+            Some(_) => drop(wait(&mut [PollFd::new(&fd, PollFlags::IN)], Instant::now() + STEP)?),
+        }
+    }
 }
 
 fn launch_and_wait(

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use codchi_core::port::PortState;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Result};
 use crate::network::Way;
+use crate::ports;
 
 /// The state of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +48,12 @@ pub struct Supervisor {
     /// The machine's cgroup, as the supervisor sees it.
     #[serde(default)]
     pub cgroup: std::path::PathBuf,
+    /// Ports of the host that lead into it.
+    #[serde(default)]
+    pub ports: Vec<PortState>,
+    /// [`Launch::revision`](crate::spec::Launch::revision) of what is carried out.
+    #[serde(default)]
+    pub revision: u64,
     /// What a person should know.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -62,12 +70,21 @@ pub struct Status {
     pub supervisor: Option<i32>,
     /// How it reaches others.
     pub network: Option<Way>,
+    /// Ports of the host that lead into it.
+    pub ports: Vec<PortState>,
     /// What a person should know.
     pub warnings: Vec<String>,
     /// What PID 1 says of itself.
     pub text: String,
     /// Its addresses, but for those of loopback and link.
     pub addresses: Vec<String>,
+}
+
+impl Status {
+    /// What of the host it should have and does not, for people, and what to do. `machine` is its name.
+    pub fn refusals(&self, machine: &str) -> Vec<String> {
+        self.ports.iter().filter_map(|p| ports::warning(machine, p)).collect()
+    }
 }
 
 /// The addresses of the network namespace a process is in, from the kernel's own tables.
@@ -142,6 +159,7 @@ pub fn status(dir: &Path) -> Result<Status> {
             leader: s.leader,
             supervisor: Some(s.pid),
             network: s.network,
+            ports: s.ports,
             warnings: s.warnings,
             text: s.text,
             addresses: s.leader.map(addresses).unwrap_or_default(),
@@ -152,6 +170,7 @@ pub fn status(dir: &Path) -> Result<Status> {
             leader: None,
             supervisor: None,
             network: None,
+            ports: vec![],
             warnings: vec![],
             text: other.map(|s| s.text).unwrap_or_default(),
             addresses: vec![],

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use codchi_core::port::PortState;
 use codchi_fs::Context;
 use codchi_sys::process::{self, Child, End, Namespaces};
 use codchi_sys::signal::{self, Signals};
@@ -23,7 +24,7 @@ use crate::outer::{self, Outer};
 use crate::spec::{Launch, NetworkMode, Spec};
 use crate::start::Event;
 use crate::state::{State, Supervisor};
-use crate::{ids, state};
+use crate::{ids, ports, state};
 
 /// Something that serves a machine for as long as it runs, such as its endpoint at the nix-daemon.
 pub trait Service {
@@ -125,9 +126,7 @@ enum Outcome {
 
 impl Supervision {
     fn begin(dir: &Path, teller: &mut Teller) -> Result<Supervision> {
-        let path = dir.join("spec.json");
-        let launch: Launch = serde_json::from_str(&codchi_fs::read_to_string(&path)?)
-            .map_err(|e| Error::Settings(format!("`{}`: {e}", path.display())))?;
+        let launch = Launch::read(dir)?;
         let who = format!("codchi supervise {} (process {})", launch.name, std::process::id());
         let lock = match codchi_fs::Lock::try_take(dir.join("lock"), &who) {
             Ok(l) => l,
@@ -180,6 +179,8 @@ impl Supervision {
             state: State::Starting,
             text: String::new(),
             network: None,
+            ports: Vec::new(),
+            revision: launch.revision,
             cgroup: tree.shown(),
             warnings: Vec::new(),
         };
@@ -227,6 +228,10 @@ impl Supervision {
             match self.one_life(services, teller)? {
                 Outcome::Off => return Ok(()),
                 Outcome::Reboot => {
+                    // A switch may have put another system in force meanwhile.
+                    self.launch = Launch::read(&self.dir)?;
+                    self.spec = self.launch.spec(&self.dir)?;
+                    self.told.revision = self.launch.revision;
                     self.told.state = State::Starting;
                     self.told.leader = None;
                     self.write_state()?;
@@ -284,6 +289,7 @@ impl Supervision {
         drop(cgroup);
         self.told.leader = Some(leader.pid);
         self.told.network = Some(network.way);
+        self.told.ports = network.ports.clone();
         self.write_state()?;
         teller.tell(&Event::Started { leader: leader.pid });
         let outcome = self.watch(&leader, &mut network, services, teller);
@@ -342,15 +348,7 @@ impl Supervision {
         say(ctl, word::MAPPED, &[]).doing("speak to the machine")?;
         self.expect(ctl, word::ROOT)?;
         // The machine mounts while its network is made.
-        let log = self.dir.join("network.log");
-        let mut said = Vec::new();
-        let network = match self.spec.network.mode {
-            NetworkMode::Private => network::connect(child.pid, self.owner, &log, &mut |m| said.push(m))?,
-            NetworkMode::None => Network::loopback(),
-        };
-        for m in said {
-            self.warn(m, teller);
-        }
+        let network = self.make_network(child.pid, teller)?;
         self.follow_resolver(network.way)?;
         let mut ends = self.expect(ctl, word::CONSOLE)?.into_iter();
         self.console.from = ends.next();
@@ -462,6 +460,7 @@ impl Supervision {
                         self.write_state()?;
                         leader.signal(self.spec.stop.number()?).doing("ask the machine to stop")?;
                     }
+                    signal::SIGHUP => self.reload(network, teller)?,
                     signal::SIGQUIT => {
                         asked = true;
                         leader.signal(signal::SIGKILL).doing("kill the machine")?;
@@ -514,11 +513,10 @@ impl Supervision {
                     self.warn(e.to_string(), teller);
                 }
                 // The program knows the resolver it asks from its own start only.
-                if let Some(p) = &network.program
+                if network.program.is_some()
                     && network::forwarded(&network::host_resolvers()?) != network.forwards
                 {
-                    p.signal(signal::SIGKILL).doing("restart the network program")?;
-                    p.wait().doing("restart the network program")?;
+                    stop_program(network)?;
                     self.reconnect(network, teller)?;
                 }
             }
@@ -559,17 +557,52 @@ impl Supervision {
 
     fn reconnect(&mut self, network: &mut Network, teller: &mut Teller) -> Result<()> {
         network.program = None;
-        let mut said = Vec::new();
-        let (log, leader) = (self.dir.join("network.log"), self.told.leader.unwrap_or(0));
-        *network = network::connect(leader, self.owner, &log, &mut |m| said.push(m)).unwrap_or_else(|e| {
-            said.push(e.to_string());
-            Network::loopback()
+        *network = self.make_network(self.told.leader.unwrap_or(0), teller).unwrap_or_else(|e| {
+            self.warn(e.to_string(), teller);
+            Network::loopback(&self.launch.ports)
         });
+        self.told.network = Some(network.way);
+        self.told.ports = network.ports.clone();
+        self.write_resolver(network.way)?;
+        self.write_state()
+    }
+
+    /// Connects the machine, and says which of its ports cannot be reached.
+    fn make_network(&mut self, leader: i32, teller: &mut Teller) -> Result<Network> {
+        let mut said = Vec::new();
+        let ports = &self.launch.ports;
+        let network = match self.spec.network.mode {
+            NetworkMode::Private => {
+                network::connect(leader, self.owner, &self.dir, ports, &mut |m| said.push(m))?
+            }
+            NetworkMode::None => Network::loopback(ports),
+        };
+        said.extend(network.ports.iter().filter_map(|p| ports::warning(&self.launch.name, p)));
         for m in said {
             self.warn(m, teller);
         }
-        self.told.network = Some(network.way);
-        self.write_resolver(network.way)?;
+        Ok(network)
+    }
+
+    /// Brings what the machine has of its host to what its settings say now; the rest of them is for its next life.
+    fn reload(&mut self, network: &mut Network, teller: &mut Teller) -> Result<()> {
+        let new = match Launch::read(&self.dir) {
+            Ok(new) => new,
+            // Nobody writes such a file but by hand; the machine goes on as it was.
+            Err(e) => {
+                self.warn(e.to_string(), teller);
+                return Ok(());
+            }
+        };
+        let freed = |p: &&PortState| {
+            p.problem.is_some() && ports::examine(&self.dir, &[p.forward]).iter().all(|p| p.problem.is_none())
+        };
+        if new.ports != self.launch.ports || self.told.ports.iter().find(freed).is_some() {
+            self.launch.ports = new.ports;
+            stop_program(network)?;
+            self.reconnect(network, teller)?;
+        }
+        self.told.revision = new.revision;
         self.write_state()
     }
 
@@ -640,6 +673,15 @@ impl Supervision {
             let _ = codchi_fs::remove_if_exists(self.dir.join(state::FILE));
         }
     }
+}
+
+/// Ends the network program, to start it anew.
+fn stop_program(network: &mut Network) -> Result<()> {
+    if let Some(p) = network.program.take() {
+        p.signal(signal::SIGKILL).doing("restart the network program")?;
+        p.wait().doing("restart the network program")?;
+    }
+    Ok(())
 }
 
 /// Makes the directories that the machine sees, afresh, and the socket that PID 1 reports to.

@@ -163,6 +163,8 @@ impl Machine {
             toplevel: "/nix/store/none".into(),
             bin,
             mounts: vec![],
+            ports: vec![],
+            revision: 1,
             console_log: home.path().join("console.log"),
         };
         Machine { name: name.into(), dir: at("run"), launch, _home: home }

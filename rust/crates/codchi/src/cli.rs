@@ -122,6 +122,8 @@ pub enum Command {
     /// Delete machines with all their files
     #[command(visible_alias = "rm")]
     Delete(Names),
+    /// Ports of this computer that lead into a machine
+    Port(Port),
     /// Show how an option of a machine is set
     Option(OptionArgs),
     /// Look after the store
@@ -320,6 +322,39 @@ pub struct Diff {
     pub from: Option<u64>,
     /// To this generation; none: the current one
     pub to: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub struct Port {
+    #[command(subcommand)]
+    pub command: PortCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PortCommand {
+    /// Let a port on 127.0.0.1 lead into a machine, at once and at each start
+    Add {
+        /// The machine
+        name: String,
+        /// HOST:GUEST, or one number for both; with /udp where that is meant
+        #[arg(value_name = "HOST:GUEST[/udp]")]
+        port: String,
+    },
+    /// Let a port lead into a machine no more, whoever asked for it
+    #[command(visible_alias = "rm")]
+    Remove {
+        /// The machine
+        name: String,
+        /// The port on this computer
+        #[arg(value_name = "HOST[/udp]")]
+        port: String,
+    },
+    /// List the ports that lead into a machine, and those that should
+    #[command(visible_alias = "ls")]
+    List {
+        /// The machine
+        name: String,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -37,7 +37,11 @@ fn items(needs: &Needs, nix_config: bool) -> Vec<(String, String)> {
     for (guest, p) in &needs.ports {
         all.push((
             format!("port:{}", p.host),
-            format!("be reached at {} port {} of this computer (port {guest} inside)", p.protocol, p.host),
+            format!(
+                "be reached at {} port {} of this computer (port {guest} inside)",
+                p.protocol.as_str(),
+                p.host
+            ),
         ));
     }
     for (name, _) in needs.host_secrets.iter().filter(|(_, on)| **on) {
@@ -103,9 +107,6 @@ pub fn check_again(
         }
     }
     // Asked for and consented to, but no driver does it yet: nobody is to find that out by trying.
-    for (guest, port) in &needs.ports {
-        app.printer.warn(&format!("port {guest} of the machine is not forwarded to {} yet", port.host));
-    }
     for guest in needs.mounts.keys() {
         let guest = text::printable_line(guest);
         app.printer.warn(&format!("the host folder for `{guest}` is not mounted into the machine yet"));

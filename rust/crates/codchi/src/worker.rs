@@ -8,7 +8,7 @@ use codchi_core::plan::{Activation, Step};
 use codchi_core::progress::{Event, Progress};
 use codchi_core::report::Kind;
 use codchi_core::status::State;
-use codchi_drivers::{Driver, Host, Machine, Switched, System};
+use codchi_drivers::{Driver, Given, Host, Machine, Switched, System};
 use codchi_nix::generations::Record;
 use codchi_nix::{Nix, StorePath};
 use codchi_store::Store;
@@ -32,6 +32,8 @@ pub struct MachineWorker<'a> {
     pub script: Option<String>,
     /// What the last switch did.
     pub switched: std::cell::RefCell<Switched>,
+    /// What the machine has of the host, where a step changed that.
+    pub given: std::cell::RefCell<Given>,
 }
 
 /// The host as drivers see it, kept as owned parts.
@@ -88,6 +90,7 @@ impl<'a> MachineWorker<'a> {
             record: None,
             script: None,
             switched: Default::default(),
+            given: Default::default(),
         }
     }
 
@@ -173,6 +176,25 @@ impl<'a> MachineWorker<'a> {
         let started = codchi_drivers::find(&attachment.driver)?.start(&host, &machine);
         self.app.printer.done();
         Ok(started?)
+    }
+
+    /// Brings what the machine has of the host to what is recorded, if it runs.
+    fn give(&self) -> Result<()> {
+        let parts = HostParts::of(self.app, self.store)?;
+        let host = parts.host(self.app, self.store);
+        let attachment = self.attachment()?;
+        let driver = codchi_drivers::find(&attachment.driver)?;
+        if driver.state(&host, &self.name)?.state != State::Running {
+            return Ok(());
+        }
+        // What runs, which need not be what the folder says.
+        let Some(current) = self.app.generations(&self.name).current()? else { return Ok(()) };
+        let system = self.system(current.record.toplevel.as_str(), &parts)?;
+        let machine = Machine { name: &self.name, attachment: &attachment, system: Some(system) };
+        let given = driver.give(&host, &machine);
+        self.app.printer.done();
+        *self.given.borrow_mut() = given?;
+        Ok(())
     }
 
     /// Runs the init script, if it has not run yet.
@@ -316,6 +338,8 @@ impl Worker for MachineWorker<'_> {
                 codchi_fs::write_atomic(path.join("flake.nix"), record.flake_nix, 0o644)?;
                 Ok(codchi_fs::write_atomic(path.join("flake.lock"), record.flake_lock, 0o644)?)
             }
+            Step::WriteHost { path, text, .. } => Ok(codchi_fs::write_atomic(path, text, 0o644)?),
+            Step::Give => self.give(),
             Step::UpdateLock { number, path } => {
                 let record = app.generations(&self.name).get(u64::from(*number))?.record;
                 Ok(codchi_fs::write_atomic(path, record.flake_lock, 0o644)?)

@@ -4,6 +4,7 @@ use codchi_core::name::MachineName;
 use codchi_core::plan::{Plan, Step};
 use codchi_core::report::Kind;
 use codchi_core::status::State;
+use codchi_drivers::Given;
 
 use crate::app::App;
 use crate::cli::NixFlags;
@@ -33,16 +34,29 @@ pub fn each(app: &App, names: &[String], mut run: impl FnMut(&MachineName) -> Re
 
 /// Takes the lock, brings what was cut short to an end, and carries out a plan.
 fn carry_out(app: &App, name: &MachineName, plan: Plan) -> Result<()> {
+    let command = plan.command.clone();
+    carry_out_with(app, name, &command, || Ok(plan)).map(drop)
+}
+
+/// The same with a plan that is made under the lock. Gives what the machine has of the host, where the plan changed that.
+pub fn carry_out_with(
+    app: &App,
+    name: &MachineName,
+    command: &str,
+    plan: impl FnOnce() -> Result<Plan>,
+) -> Result<Given> {
     if app.globals.dry_run {
-        show_plan(app, &plan);
-        return Ok(());
+        show_plan(app, &plan()?);
+        return Ok(Given::default());
     }
-    let lock = app.lock(name, &plan.command)?;
+    let lock = app.lock(name, command)?;
     worker::recover(app, &lock, name)?;
+    let plan = plan()?;
     let tools = Tools::open(app, &NixFlags::default())?;
     let worker =
         MachineWorker::new(app, name, tools.as_ref().map(|t| &*t.store), tools.as_ref().map(|t| &t.nix));
-    journal::execute(app, &lock, &plan, &worker)
+    journal::execute(app, &lock, &plan, &worker)?;
+    Ok(worker.given.take())
 }
 
 /// What a machine does now.

@@ -5,6 +5,7 @@ pub mod exec;
 pub mod init;
 pub mod life;
 pub mod plumbing;
+pub mod port;
 pub mod rebuild;
 pub mod show;
 pub mod store;

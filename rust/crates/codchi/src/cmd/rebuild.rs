@@ -1,6 +1,7 @@
 //! `codchi rebuild`, `update`, `rollback`.
 
 use codchi_core::flake::Flake;
+use codchi_core::machine::HostEdit;
 use codchi_core::name::MachineName;
 use codchi_core::plan::{Activation, Plan, Step};
 use codchi_core::progress::{Event, Progress};
@@ -164,9 +165,10 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
     let mut worker = MachineWorker::new(app, name, Some(&tools.store), Some(&tools.nix));
     worker.record = Some(record(&tools, &evaluation, &toplevel, &folder, &locked.text)?);
     if granted != attachment.granted {
-        let mut attachment = attachment.clone();
-        attachment.granted = granted;
-        codchi_fs::write_atomic(app.dirs.host_toml(name), attachment.render(), 0o644)?;
+        let file = app.dirs.host_toml(name);
+        let mut edit = HostEdit::new(&file, &codchi_fs::read_to_string(&file)?)?;
+        edit.granted(&granted);
+        codchi_fs::write_atomic(file, edit.text(), 0o644)?;
     }
     if let Some(same) = same {
         if locked.changed {
