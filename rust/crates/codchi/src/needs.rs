@@ -123,7 +123,12 @@ pub fn check_again(
     if nix_config {
         app.printer.warn("the source sets options of Nix in `nixConfig`; they are not used");
     }
-    if !missing.is_empty() {
+    if !missing.is_empty() && app.globals.dry_run {
+        app.printer.done();
+        let items: Vec<String> =
+            missing.iter().map(|(item, _)| format!("`--accept {}`", text::printable_line(item))).collect();
+        app.printer.say(&format!("the module asks for what you would have to grant: {}", items.join(", ")));
+    } else if !missing.is_empty() {
         app.printer.done();
         if !app.can_ask() {
             let mut failure =
