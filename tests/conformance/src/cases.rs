@@ -43,6 +43,14 @@ pub const ALL: &[Case] = &[
     ("reboot_from_inside_comes_back", reboot),
     ("stop_and_start_keep_files", stop_start),
     ("a_rebuild_without_changes_does_nothing", rebuild_noop),
+    (
+        "a_duplicate_has_every_file_and_an_identity_of_its_own",
+        crate::copies::duplicate,
+    ),
+    (
+        "a_renamed_machine_has_everything_under_its_new_name",
+        crate::copies::rename,
+    ),
     ("rebuild_applies_the_change", rebuild),
     ("rollback_returns_to_the_first_generation", rollback),
     ("a_broken_module_changes_nothing", rebuild_broken),
@@ -62,7 +70,11 @@ macro_rules! require {
     };
 }
 
-fn same<T: PartialEq + std::fmt::Debug>(what: &str, got: T, wanted: T) -> Result<(), Failed> {
+pub(crate) fn same<T: PartialEq + std::fmt::Debug>(
+    what: &str,
+    got: T,
+    wanted: T,
+) -> Result<(), Failed> {
     if got == wanted {
         Ok(())
     } else {
@@ -71,7 +83,10 @@ fn same<T: PartialEq + std::fmt::Debug>(what: &str, got: T, wanted: T) -> Result
 }
 
 /// Waits for something another process does, for at most a minute.
-fn eventually(what: &str, mut check: impl FnMut() -> Result<bool, Failed>) -> Result<(), Failed> {
+pub(crate) fn eventually(
+    what: &str,
+    mut check: impl FnMut() -> Result<bool, Failed>,
+) -> Result<(), Failed> {
     let end = Instant::now() + Duration::from_secs(60);
     while !check()? {
         require!(
@@ -605,7 +620,7 @@ fn store_read_only(h: &Host) -> Result<(), Failed> {
 
 const BUILD: &str = r#"derivation { name = "NAME"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "if [ -e /etc/hostname ]; then echo open; else echo sandboxed; fi > $out" ]; }"#;
 
-fn build(name: &str) -> String {
+pub(crate) fn build(name: &str) -> String {
     quote(&BUILD.replace("NAME", name))
 }
 

@@ -22,6 +22,11 @@ pub const ALL: &[Case] = &[
         "interrupted_commands_end_with_130_and_leave_nothing",
         interrupted,
     ),
+    (
+        "duplicate_killed_at_every_step_leaves_nothing_or_is_finished",
+        duplicate,
+    ),
+    ("rename_killed_at_every_step_is_one_machine", rename),
     ("delete_killed_at_every_step_is_finished", delete),
 ];
 
@@ -253,6 +258,85 @@ fn stop_start(h: &Host) -> Result<(), Failed> {
             }
         },
     )
+}
+
+fn duplicate(h: &Host) -> Result<(), Failed> {
+    h.codchi(&["start", "f"])?.ok()?;
+    h.sh("f", "echo precious > ~/keep")?;
+    at_every_point(
+        h,
+        &["duplicate", "f", "g", "--start"],
+        5,
+        || {
+            if exists(h, "g")? {
+                h.codchi(&["delete", "--yes", "g"])?.ok()?;
+            }
+            match left(h, "g")?.as_str() {
+                "" => Ok(()),
+                left => Err(format!("left behind:\n{left}").into()),
+            }
+        },
+        |_| {
+            // Whoever held it still was killed, too.
+            crate::copies::answers(h, "f")?;
+            let next = h.codchi(&["duplicate", "f", "g"])?;
+            if !next.err.contains("cut short") && next.status != 0 {
+                return Err(format!("status {}: {}", next.status, next.err).into());
+            }
+            for machine in ["f", "g"] {
+                if h.sh(machine, "cat ~/keep; hello")? != "precious\nHello, world!" {
+                    return Err(format!("`{machine}` lost something").into());
+                }
+            }
+            Ok(())
+        },
+    )?;
+    h.codchi(&["delete", "--yes", "g"])?.ok()?;
+    Ok(())
+}
+
+fn rename(h: &Host) -> Result<(), Failed> {
+    at_every_point(
+        h,
+        &["rename", "f", "g"],
+        7,
+        || {
+            if exists(h, "g")? {
+                h.codchi(&["rename", "g", "f"])?.ok()?;
+            }
+            h.codchi(&["start", "f"]).and_then(Done::ok).map(|_| ())
+        },
+        |_| {
+            // Whichever name the next command has, it brings the renaming to an end.
+            let next = h.codchi(&["start", "f"])?;
+            let name = match (exists(h, "f")?, exists(h, "g")?) {
+                (true, false) => "f",
+                (false, true) => "g",
+                both => return Err(format!("exist: {both:?}; {}", next.err).into()),
+            };
+            h.codchi(&["start", name])?.ok()?;
+            if h.sh(name, "cat ~/keep; hello; hostname")?
+                != format!("precious\nHello, world!\n{name}")
+            {
+                return Err(format!("`{name}` lost something").into());
+            }
+            let other = if name == "f" { "g" } else { "f" };
+            // The lock of a name is a file that only a command on that name removes.
+            let left = left(h, other)?;
+            match left
+                .lines()
+                .filter(|l| !l.contains("/locks/"))
+                .collect::<Vec<_>>()
+                .join("\n")
+                .as_str()
+            {
+                "" => Ok(()),
+                left => Err(format!("left under the name `{other}`:\n{left}").into()),
+            }
+        },
+    )?;
+    h.codchi(&["rename", "g", "f"])?.ok()?;
+    Ok(())
 }
 
 fn delete(h: &Host) -> Result<(), Failed> {

@@ -7,6 +7,7 @@
 #![allow(clippy::print_stderr)]
 
 mod cases;
+mod copies;
 mod faults;
 mod host;
 mod templates;

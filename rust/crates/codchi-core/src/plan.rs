@@ -19,6 +19,9 @@ pub struct Plan {
     pub command: String,
     /// The machine it concerns.
     pub machine: MachineName,
+    /// The name that the machine has afterwards, when that is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renamed: Option<MachineName>,
     /// The steps. Each is idempotent and knows its inverse.
     pub steps: Vec<PlanStep>,
 }
@@ -43,6 +46,23 @@ pub enum Activation {
     Switch,
     /// At the next start.
     Boot,
+}
+
+/// A part of a machine that is kept under its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    /// What the driver keeps: its files.
+    Files,
+    /// Its generations.
+    Generations,
+    /// The roots that were made inside.
+    Roots,
+    /// Its logs.
+    Logs,
+    /// The machine folder: under its name the machine exists.
+    Folder,
 }
 
 /// One change.
@@ -128,6 +148,29 @@ pub enum Step {
         /// Where.
         path: PathBuf,
     },
+    /// Make a root file system with the files of another machine.
+    CopyRoot {
+        /// The other machine.
+        from: MachineName,
+        /// Where.
+        path: PathBuf,
+        /// First id of the machine's range, as root; none where the caller's subordinate ids are used.
+        uid_base: Option<u32>,
+    },
+    /// Give a part of a machine to another name.
+    Rename {
+        /// Which.
+        part: Part,
+        /// The name it has.
+        from: MachineName,
+        /// The name it gets.
+        to: MachineName,
+    },
+    /// Start the machine under its new name and wait until it is up.
+    StartAs {
+        /// That name.
+        machine: MachineName,
+    },
     /// Replace the machine's flake.nix and flake.lock with those of a generation.
     RestoreConfig {
         /// The generation.
@@ -159,7 +202,12 @@ impl Step {
     /// What undoes it; none where nothing needs to be, or nothing can be.
     pub fn inverse(&self) -> Option<Step> {
         match self {
-            Step::CreateRoot { path, .. } => Some(Step::RemoveRoot { path: path.clone() }),
+            Step::CreateRoot { path, .. } | Step::CopyRoot { path, .. } => {
+                Some(Step::RemoveRoot { path: path.clone() })
+            }
+            Step::Rename { part, from, to } => {
+                Some(Step::Rename { part: *part, from: to.clone(), to: from.clone() })
+            }
             Step::AddGeneration { .. } => None,
             Step::InstallConfig { to, .. } => Some(Step::RemoveConfig { path: to.clone() }),
             Step::Start => Some(Step::Stop),
@@ -207,6 +255,23 @@ impl Step {
             Step::RemoveGenerations { path } => format!("forget the generations in `{}`", path.display()),
             Step::RemoveConfig { path } => format!("remove `{}`", path.display()),
             Step::RemoveLogs { path } => format!("remove `{}`", path.display()),
+            Step::CopyRoot { from, path, uid_base: Some(base) } => {
+                format!("copy the files of `{from}` to `{}`, owned by ids from {base} on", path.display())
+            }
+            Step::CopyRoot { from, path, uid_base: None } => {
+                format!("copy the files of `{from}` to `{}`", path.display())
+            }
+            Step::Rename { part, from, to } => {
+                let what = match part {
+                    Part::Files => "files",
+                    Part::Generations => "generations",
+                    Part::Roots => "roots made inside",
+                    Part::Logs => "logs",
+                    Part::Folder => "machine folder",
+                };
+                format!("rename the {what} of `{from}` to `{to}`")
+            }
+            Step::StartAs { machine } => format!("start the machine as `{machine}`"),
             Step::RestoreConfig { number, .. } => {
                 format!("take flake.nix and flake.lock from generation {number}")
             }
@@ -224,14 +289,26 @@ impl Plan {
             version: PLAN_VERSION,
             command: command.into(),
             machine: machine.clone(),
+            renamed: None,
             steps: steps.into_iter().map(|step| PlanStep { summary: step.summary(), step }).collect(),
         }
+    }
+
+    /// Whether the machine does not exist before it.
+    pub fn creates(&self) -> bool {
+        matches!(self.command.as_str(), "init" | "duplicate" | "import")
+    }
+
+    /// The names that it concerns.
+    pub fn names(&self) -> impl Iterator<Item = &MachineName> {
+        std::iter::once(&self.machine).chain(&self.renamed)
     }
 
     /// What to do about a plan that was cut short when its first `begun` steps had begun.
     ///
     /// A machine that exists stays: its creation is finished. One that does not is taken back. What removes a machine is
-    /// finished. A new generation is finished once its activation began, else taken back.
+    /// finished. A new generation is finished once its activation began, else taken back. A new name is given to all once a
+    /// part has it.
     pub fn recovery(&self, begun: usize) -> Recovery {
         let begun = begun.min(self.steps.len());
         let steps: Vec<&Step> = self.steps.iter().map(|s| &s.step).collect();
@@ -251,9 +328,10 @@ impl Plan {
         // The step begun last may be half done, so finishing repeats it.
         let committed = match self.command.as_str() {
             // A half-made folder in place cannot be: the move is atomic. Whether it happened, the next step tells.
-            "init" => {
+            _ if self.creates() => {
                 steps[..begun.saturating_sub(1)].iter().any(|s| matches!(s, Step::InstallConfig { .. }))
             }
+            "rename" => steps[..begun].iter().any(|s| matches!(s, Step::Rename { .. })),
             _ => steps[..begun].iter().any(decisive),
         };
         if committed {
@@ -269,10 +347,10 @@ impl Plan {
     pub fn after_failure(&self, begun: usize) -> Vec<Step> {
         let begun = begun.min(self.steps.len());
         let failed = begun.checked_sub(1).map(|i| &self.steps[i].step);
-        let keep = matches!(failed, Some(Step::InitScript { .. } | Step::Run { .. }));
+        let keep = matches!(failed, Some(Step::InitScript { .. } | Step::Run { .. } | Step::StartAs { .. }));
         let switched =
             self.steps[..begun.saturating_sub(1)].iter().any(|s| matches!(s.step, Step::Activate { .. }));
-        if keep || switched && self.command != "init" { Vec::new() } else { self.inverses(begun) }
+        if keep || switched && !self.creates() { Vec::new() } else { self.inverses(begun) }
     }
 
     fn inverses(&self, begun: usize) -> Vec<Step> {
@@ -280,6 +358,8 @@ impl Plan {
         steps
             .filter_map(|s| match s {
                 Step::AddGeneration { .. } => Some(s.clone()),
+                // It was stopped for its new name only.
+                Step::Stop if self.command == "rename" => Some(Step::Start),
                 other => other.inverse(),
             })
             .collect()
@@ -381,6 +461,29 @@ mod tests {
             [Step::Stop, Step::RemoveConfig { .. }, Step::AddGeneration { .. }, Step::RemoveRoot { .. }]
         ));
         assert_eq!(init().after_failure(6), []);
+    }
+
+    #[test]
+    fn a_rename_is_finished_once_a_part_has_the_new_name_and_else_the_machine_runs_again() {
+        let (a, b): (MachineName, MachineName) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let part = |part| Step::Rename { part, from: a.clone(), to: b.clone() };
+        let back = |part| Step::Rename { part, from: b.clone(), to: a.clone() };
+        let steps =
+            vec![Step::Stop, part(Part::Files), part(Part::Folder), Step::StartAs { machine: b.clone() }];
+        let plan = Plan::new("rename", &a, steps);
+        assert_eq!(plan.recovery(1), Recovery::Undo(vec![Step::Start]));
+        let rest = vec![part(Part::Files), part(Part::Folder), Step::StartAs { machine: b.clone() }];
+        assert_eq!(plan.recovery(2), Recovery::Finish(rest));
+        assert_eq!(plan.after_failure(3), [back(Part::Folder), back(Part::Files), Step::Start]);
+        assert_eq!(plan.after_failure(4), []);
+    }
+
+    #[test]
+    fn a_plan_of_an_earlier_version_is_read() {
+        let text =
+            r#"{"version":1,"command":"stop","machine":"m","steps":[{"summary":"stop","kind":"stop"}]}"#;
+        let plan: Plan = serde_json::from_str(text).unwrap();
+        assert_eq!((plan.renamed.clone(), plan.names().count()), (None, 1));
     }
 
     proptest::proptest! {

@@ -1,5 +1,6 @@
 //! What every driver that runs containers shares: the agent's folder, how commands reach it, how systems are switched.
 
+pub(crate) mod files;
 pub(crate) mod network;
 mod root;
 pub(crate) mod switch;
@@ -11,6 +12,7 @@ use codchi_core::name::MachineName;
 use codchi_core::progress::Event as Told;
 use codchi_runtime::start;
 
+pub use files::{copy_tree_here, hold_here};
 pub use root::{remove_tree, remove_tree_here};
 
 use crate::agent::{self, AgentError, CaptureLimits, ExecRequest, Tty};
@@ -94,6 +96,17 @@ pub(crate) fn wait_for_agent(host: &Host, machine: &MachineName) -> Result<()> {
 }
 
 /// Whether the host's systemd starts the machine by itself.
+pub(crate) fn starts_on_boot(host: &Host, machine: &MachineName) -> bool {
+    let mut c = std::process::Command::new("systemctl");
+    if !host.dirs.is_root() {
+        c.arg("--user");
+    }
+    let unit = format!("codchi-machine@{machine}.service");
+    let answer = c.args(["is-enabled", "--quiet", &unit]).stdin(std::process::Stdio::null()).output();
+    Path::new("/run/systemd/system").exists() && answer.is_ok_and(|o| o.status.success())
+}
+
+/// Has the host's systemd start the machine by itself, or no longer.
 pub(crate) fn on_boot(host: &Host, machine: &MachineName, on: bool) -> Result<()> {
     let user = !host.dirs.is_root();
     let place = if user { host.dirs.home.join(".config/systemd/user") } else { "/etc/systemd/system".into() };

@@ -20,10 +20,11 @@ use codchi_core::port::{self, Forward, PortState};
 use codchi_core::progress::Progress;
 use codchi_core::settings::Settings;
 use codchi_core::status::{Finding, State};
+use codchi_files::Report;
 use codchi_store::Store;
 use serde::{Deserialize, Serialize};
 
-pub use container::{remove_tree, remove_tree_here};
+pub use container::{copy_tree_here, hold_here, remove_tree, remove_tree_here};
 pub use error::DriverError;
 
 /// Result of a driver's verb.
@@ -226,6 +227,18 @@ pub trait Driver: Sync {
     fn on_boot(&self, host: &Host, machine: &MachineName, on: bool) -> Result<()>;
     /// Looks after a running machine until it is off: the process that `codchi supervise NAME` is. It must have one thread.
     fn supervise(&self, dirs: &Dirs, machine: &MachineName, store: &Store) -> Result<()>;
+    /// Makes the files of a machine that is being made: those of `from`, but for what makes that one itself (machine id, keys of
+    /// its ssh server). One that runs is held still meanwhile.
+    fn duplicate(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<Report> {
+        let _ = (host, from, to);
+        Err(DriverError::Unsupported { driver: self.info().name, what: "duplicate machines" })
+    }
+    /// Gives everything that a stopped machine has beyond its folder, generations and logs to another name: the folder of
+    /// its data, and what the driver keeps elsewhere.
+    fn rename(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<()> {
+        let _ = (host, from, to);
+        Err(DriverError::Unsupported { driver: self.info().name, what: "rename machines" })
+    }
     /// Writes the machine to a file that others can run.
     fn export(&self, host: &Host, machine: &Machine, to: &Path) -> Result<()>;
 }

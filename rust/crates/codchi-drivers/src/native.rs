@@ -18,6 +18,7 @@ use codchi_runtime::{enter, outer, probe, start, state};
 use codchi_store::Store;
 
 use crate::agent::{self, AgentError};
+use crate::container::files::{self, Held};
 use crate::container::{self, agent_dir, failed, prepare, request, switch, wait_for_agent};
 use crate::{Driver, DriverError, Exec, Flavour, Given, Host, Info, Machine, Result, Running, Switched};
 
@@ -176,6 +177,40 @@ impl Driver for Native {
         let endpoint = store.endpoint(machine);
         let dir = dirs.machine_runtime(machine);
         Ok(codchi_runtime::supervise::supervise(&dir, vec![Box::new(endpoint)])?)
+    }
+
+    fn duplicate(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<codchi_files::Report> {
+        let root = host.dirs.machine_root(to);
+        // What an earlier attempt left.
+        container::remove_tree(host.program, &root)?;
+        codchi_fs::create_private_dir(&host.dirs.data)?;
+        codchi_fs::create_private_dir(host.dirs.machine_data(to))?;
+        codchi_fs::create_dir_all(&root)?;
+        let source = host.dirs.machine_root(from);
+        if source.symlink_metadata().is_err() {
+            // It never started.
+            return Ok(codchi_files::Report::default());
+        }
+        let dir = host.dirs.machine_runtime(from);
+        let held = state::status(&dir)?.leader.map(|_| Held::new(host.program, &dir)).transpose()?;
+        let report = files::copy(host, &source, &root)?;
+        drop(held);
+        Ok(report)
+    }
+
+    fn rename(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<()> {
+        self.stop(host, from)?;
+        if container::starts_on_boot(host, from) {
+            container::on_boot(host, to, true)?;
+            container::on_boot(host, from, false)?;
+        }
+        container::remove_tree(host.program, &host.dirs.machine_runtime(from))?;
+        // The root file system belongs to others and cannot be moved to another folder; the folder that holds it is ours.
+        let (old, new) = (host.dirs.machine_data(from), host.dirs.machine_data(to));
+        if old.exists() {
+            codchi_fs::rename(old, new)?;
+        }
+        Ok(())
     }
 
     fn export(&self, _: &Host, _: &Machine, _: &Path) -> Result<()> {

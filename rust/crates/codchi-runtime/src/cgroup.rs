@@ -91,6 +91,46 @@ pub(crate) fn for_entering(leader: i32) -> Option<OwnedFd> {
     })
 }
 
+/// A machine whose processes are held still until this is dropped.
+pub(crate) struct Held {
+    file: PathBuf,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = codchi_fs::write(&self.file, "0");
+    }
+}
+
+/// Holds still everything in a machine's cgroup, and waits until it is. See "cgroup.freeze" in the kernel's document.
+pub(crate) fn hold(leader: i32) -> Result<Held> {
+    let its = codchi_fs::read_to_string(format!("/proc/{leader}/cgroup"))?;
+    let lost = || Error::Told("the control group of the machine is not to be seen from here".into());
+    let its = own_path(&its).ok_or_else(lost)?;
+    let machine = &its[..its.find("/machine").map(|i| i + "/machine".len()).ok_or_else(lost)?];
+    let table = codchi_fs::read_to_string("/proc/self/mountinfo")?;
+    let dir = mounts(&table)
+        .iter()
+        .rev()
+        .filter_map(|m| m.path_of(machine))
+        .find(|d| d.join("cgroup.freeze").exists())
+        .ok_or_else(lost)?;
+    let held = Held { file: dir.join("cgroup.freeze") };
+    codchi_fs::write(&held.file, "1")?;
+    let until = Instant::now() + Duration::from_secs(10);
+    let events = codchi_fs::open(dir.join("cgroup.events"))?;
+    while !codchi_fs::read_to_string(dir.join("cgroup.events"))?.lines().any(|l| l == "frozen 1") {
+        if Instant::now() > until {
+            return Err(Error::Told(
+                "the machine cannot be held still: one of its processes does not stop".into(),
+            ));
+        }
+        let step = rustix::time::Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        let _ = poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&step));
+    }
+    Ok(held)
+}
+
 /// What to do when no cgroup is ours.
 pub(crate) fn missing() -> Error {
     let systemd = Path::new("/run/systemd/system").is_dir();

@@ -372,6 +372,19 @@ pub fn stop(dir: &Path, force: bool, patience: Duration) -> Result<()> {
     Ok(())
 }
 
+/// Holds a running machine still while `f` runs: its processes are there, but none of them does anything.
+///
+/// # Errors
+/// [`Error::NotRunning`], or that it could not be held.
+pub fn while_held<T>(dir: &Path, f: impl FnOnce() -> T) -> Result<T> {
+    let name = || dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let leader = state::living(dir)?.and_then(|s| s.leader).ok_or_else(|| Error::NotRunning(name()))?;
+    let held = crate::cgroup::hold(leader)?;
+    let done = f();
+    drop(held);
+    Ok(done)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -135,16 +135,17 @@ impl Config {
         args
     }
 
-    fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Config, Option<Forget>)> {
+    fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Config, Option<Once>)> {
         let usage = |what: String| StoreError::Usage(format!("`store serve`: {what}"));
-        let (mut fields, mut forget) = (BTreeMap::new(), false);
+        let (mut fields, mut forget, mut keep) = (BTreeMap::new(), false, false);
         let mut args = args.into_iter();
         while let Some(a) = args.next() {
             let name = a.to_string_lossy().into_owned();
             match name.as_str() {
                 "--forget" => forget = true,
+                "--keep" => keep = true,
                 "--socket" | "--daemon" | "--state" | "--machine" | "--roots" | "--indirect-roots"
-                | "--nix" => {
+                | "--nix" | "--to-roots" | "--to-state" => {
                     let value = args.next().ok_or_else(|| usage(format!("`{name}` needs a value")))?;
                     fields.insert(name, PathBuf::from(value));
                 }
@@ -163,20 +164,33 @@ impl Config {
                 Err(_) => RootsAt::Indirect(take("--indirect-roots")?),
             },
         };
-        Ok((config, forget.then(|| Forget { nix: fields.remove("--nix") })))
+        let nix = fields.remove("--nix");
+        let what = match (fields.remove("--to-roots"), fields.remove("--to-state")) {
+            (Some(roots), Some(state)) => Some(What::HandOver { roots, state, keep }),
+            _ => forget.then_some(What::Forget),
+        };
+        Ok((config, what.map(|what| Once { nix, what })))
     }
 }
 
-/// Drop everything instead of serving; done in an outer namespace of its own.
-struct Forget {
+/// Something to do instead of serving; done in an outer namespace of its own.
+struct Once {
     nix: Option<PathBuf>,
+    what: What,
+}
+
+enum What {
+    /// Drop everything.
+    Forget,
+    /// Give the roots to another machine: as copies, or only to it.
+    HandOver { roots: PathBuf, state: PathBuf, keep: bool },
 }
 
 /// The plumbing verb: what the supervisor does by [`Endpoint`], by hand and in an outer namespace of one's own. The
 /// process must have one thread. `ready` is written to stdout when the endpoint can be connected to.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
-    let done = Config::parse(args).and_then(|(config, forget)| match forget {
-        Some(f) => forget_all(&config, f),
+    let done = Config::parse(args).and_then(|(config, once)| match once {
+        Some(once) => do_once(&config, once),
         None => serve(&config, &mut || {
             let mut out = std::io::stdout();
             // Whoever does not listen does not need to know.
@@ -192,15 +206,57 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     }
 }
 
-fn forget_all(config: &Config, forget: Forget) -> Result<()> {
-    if let RootsAt::Store(roots) = &config.roots {
-        let outer = outer::enter(&OuterConfig { nix: forget.nix })?;
+fn do_once(config: &Config, once: Once) -> Result<()> {
+    if matches!(config.roots, RootsAt::Store(_)) {
+        let outer = outer::enter(&OuterConfig { nix: once.nix })?;
         outer::become_role(&outer, Role::Maintainer)?;
-        codchi_fs::remove_dir_all(roots)?;
-    } else if let RootsAt::Indirect(roots) = &config.roots {
-        codchi_fs::remove_dir_all(roots)?;
     }
+    match once.what {
+        What::Forget => forget(config),
+        What::HandOver { roots, state, keep } => {
+            hand_over(config, &roots, &state)?;
+            if keep { Ok(()) } else { forget(config) }
+        }
+    }
+}
+
+fn forget(config: &Config) -> Result<()> {
+    codchi_fs::remove_dir_all(dir(&config.roots))?;
     Ok(codchi_fs::remove_dir_all(&config.state)?)
+}
+
+/// Makes the roots of another machine, whose files are the same, from those of this one. May be repeated.
+fn hand_over(config: &Config, roots: &Path, state: &Path) -> Result<()> {
+    let links = config.state.join("links");
+    let known = match codchi_fs::read_dir(&links) {
+        Ok(known) => known,
+        Err(e) if e.is_not_found() => return Ok(()),
+        Err(e) => return Err(e.into()),
+    };
+    let new = match &config.roots {
+        RootsAt::Store(_) => RootsAt::Store(roots.into()),
+        RootsAt::Indirect(_) => RootsAt::Indirect(roots.into()),
+    };
+    for made in [roots, &state.join("links")] {
+        match new {
+            RootsAt::Store(_) => codchi_fs::create_dir_all(made)?,
+            RootsAt::Indirect(_) => codchi_fs::create_private_dir(made)?,
+        }
+    }
+    let store_program = config.daemon.with_file_name("nix-store");
+    for entry in known {
+        let name = entry.file_name();
+        let held = codchi_fs::read_link_if_exists(dir(&config.roots).join(&name))?;
+        let (Some(name), Some(link), Some(target)) = (
+            name.to_str(),
+            codchi_fs::read_link_if_exists(entry.path())?,
+            held.and_then(|t| t.to_str()?.parse().ok()),
+        ) else {
+            continue;
+        };
+        hold(&new, &state.join("links"), &store_program, name, &link, &target)?;
+    }
+    Ok(())
 }
 
 fn serve(config: &Config, ready: &mut dyn FnMut()) -> Result<()> {
@@ -558,7 +614,8 @@ impl Roots {
                     root.watch = watch;
                 }
                 let known = self.all.get(name).is_some_and(|r| r.target.as_ref() == Some(&path));
-                if (known || self.hold(name, &link, &path).is_ok())
+                let held = || hold(&self.at, &self.links, &self.store_program, name, &link, &path);
+                if (known || held().is_ok())
                     && let Some(root) = self.all.get_mut(name)
                 {
                     root.target = Some(path);
@@ -572,25 +629,33 @@ impl Roots {
             }
         }
     }
+}
 
-    fn hold(&self, name: &str, link: &Path, target: &StorePath) -> Result<()> {
-        codchi_fs::symlink_atomic(link, self.links.join(name))?;
-        match &self.at {
-            RootsAt::Store(dir) => codchi_fs::symlink_atomic(target.as_path(), dir.join(name))?,
-            RootsAt::Indirect(dir) => {
-                let mut c = std::process::Command::new(&self.store_program);
-                c.args(["--realise", target.as_str(), "--add-root"]).arg(dir.join(name));
-                let out = c.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-                if !out.is_ok_and(|s| s.success()) {
-                    return Err(StoreError::System {
-                        what: format!("hold `{target}`"),
-                        source: std::io::Error::other("the daemon refused"),
-                    });
-                }
+/// Holds what a link in a machine points to.
+fn hold(
+    at: &RootsAt,
+    links: &Path,
+    store_program: &Path,
+    name: &str,
+    link: &Path,
+    target: &StorePath,
+) -> Result<()> {
+    codchi_fs::symlink_atomic(link, links.join(name))?;
+    match at {
+        RootsAt::Store(dir) => codchi_fs::symlink_atomic(target.as_path(), dir.join(name))?,
+        RootsAt::Indirect(dir) => {
+            let mut c = std::process::Command::new(store_program);
+            c.args(["--realise", target.as_str(), "--add-root"]).arg(dir.join(name));
+            let out = c.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+            if !out.is_ok_and(|s| s.success()) {
+                return Err(StoreError::System {
+                    what: format!("hold `{target}`"),
+                    source: std::io::Error::other("the daemon refused"),
+                });
             }
         }
-        Ok(())
     }
+    Ok(())
 }
 
 fn dir(at: &RootsAt) -> &Path {

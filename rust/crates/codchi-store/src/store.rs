@@ -266,8 +266,25 @@ impl Store {
 
     /// Drops all roots of a machine that is no more.
     pub fn forget_machine(&self, name: &MachineName) -> Result<()> {
+        self.once(name, &["--forget".into()], &format!("drop the roots of `{name}`"))
+    }
+
+    /// Gives the roots that were made in a machine to another one with the same files: as copies, or only to that. May be
+    /// repeated.
+    pub fn hand_over_roots(&self, from: &MachineName, to: &MachineName, keep: bool) -> Result<()> {
+        let config = self.endpoint(to).config;
+        let roots = match config.roots {
+            endpoint::RootsAt::Store(dir) | endpoint::RootsAt::Indirect(dir) => dir,
+        };
+        let mut args: Vec<std::ffi::OsString> =
+            vec!["--to-roots".into(), roots.into(), "--to-state".into(), config.state.into()];
+        args.extend(keep.then(|| "--keep".into()));
+        self.once(from, &args, &format!("give the roots of `{from}` to `{to}`"))
+    }
+
+    fn once(&self, name: &MachineName, args: &[std::ffi::OsString], what: &str) -> Result<()> {
         let mut c = self.plumbing("serve");
-        c.args(self.endpoint(name).config.to_args()).arg("--forget");
+        c.args(self.endpoint(name).config.to_args()).args(args);
         if let Some(nix) = self.nix_dir() {
             c.arg("--nix").arg(nix);
         }
@@ -276,7 +293,7 @@ impl Store {
         if out.status.success() {
             return Ok(());
         }
-        let what = format!("drop the roots of `{name}`: {}", String::from_utf8_lossy(&out.stderr).trim());
+        let what = format!("{what}: {}", String::from_utf8_lossy(&out.stderr).trim());
         Err(StoreError::System { what, source: std::io::Error::other("the plumbing failed") })
     }
 

@@ -117,6 +117,10 @@ pub enum Command {
     Generations(Name),
     /// Go back to an earlier generation
     Rollback(Rollback),
+    /// Give a machine another name; one that runs is stopped for that and started again
+    Rename(Rename),
+    /// Make a second machine with the same system and a copy of all files
+    Duplicate(Duplicate),
     /// Show what differs between two generations
     Diff(Diff),
     /// Delete machines with all their files
@@ -358,6 +362,25 @@ pub enum PortCommand {
 }
 
 #[derive(Debug, Args)]
+pub struct Rename {
+    /// The machine
+    pub name: String,
+    /// Its new name
+    pub to: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Duplicate {
+    /// The machine; one that runs is held still while its files are copied
+    pub name: String,
+    /// The name of the copy
+    pub to: String,
+    /// Start the copy
+    #[arg(long)]
+    pub start: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct OptionArgs {
     /// The machine
     pub name: String,
@@ -411,6 +434,13 @@ pub struct Plumbing {
 pub enum PlumbingCommand {
     /// Remove a tree with files of subordinate ids
     RemoveTree { path: PathBuf },
+    /// Copy a tree with files of subordinate ids to an empty folder
+    CopyTree { from: PathBuf, to: PathBuf },
+    /// Hold a running machine still until stdin ends
+    Hold {
+        /// Its runtime directory
+        dir: PathBuf,
+    },
     /// Write the man pages
     Man { dir: PathBuf },
     /// Write the JSON schemas

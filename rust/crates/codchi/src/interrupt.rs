@@ -1,5 +1,6 @@
 //! Ctrl-C: children are ended, what was begun is put right, the exit status is 130.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -11,6 +12,13 @@ static PUTTING_RIGHT: AtomicBool = AtomicBool::new(false);
 /// From here on this process puts right what was begun: what it starts for that is not ended by the interrupt before.
 pub fn put_right() {
     PUTTING_RIGHT.store(true, Ordering::Relaxed);
+}
+
+/// Takes signals that would end this process, and does nothing.
+pub fn ignore() {
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        let _ = signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)));
+    }
 }
 
 /// Whether this program was interrupted.

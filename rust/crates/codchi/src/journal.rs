@@ -21,8 +21,7 @@ pub trait Worker {
 /// Runs the steps of a plan with a journal. `lock` is proof that the machine is ours. On failure what was begun is taken
 /// back or finished as [`Plan::recovery`] says, and the first error is given.
 pub fn execute(app: &App, _lock: &Lock, plan: &Plan, worker: &dyn Worker) -> Result<()> {
-    let file = app.dirs.journal(&plan.machine);
-    if let Some(dir) = file.parent() {
+    if let Some(dir) = app.dirs.journal(&plan.machine).parent() {
         codchi_fs::create_private_dir(dir)?;
     }
     let mut journal =
@@ -31,7 +30,7 @@ pub fn execute(app: &App, _lock: &Lock, plan: &Plan, worker: &dyn Worker) -> Res
         fault::point("before", n);
         if !step.step.prepares() {
             journal.begun = n + 1;
-            write(&file, &journal)?;
+            write(app, &journal)?;
             app.printer.detail(&step.summary);
         }
         if let Err(failure) = worker.run(&step.step) {
@@ -41,7 +40,7 @@ pub fn execute(app: &App, _lock: &Lock, plan: &Plan, worker: &dyn Worker) -> Res
         }
         fault::point("after", n);
     }
-    Ok(codchi_fs::remove_if_exists(&file)?)
+    remove(app, plan)
 }
 
 /// Puts right what went before a step that failed.
@@ -59,7 +58,7 @@ fn undo(app: &App, journal: &Journal, worker: &dyn Worker) {
     }
     // What is left is for the next command.
     if whole {
-        let _ = codchi_fs::remove_if_exists(app.dirs.journal(&journal.plan.machine));
+        let _ = remove(app, &journal.plan);
     }
 }
 
@@ -75,15 +74,33 @@ pub fn is_open(app: &App, machine: &MachineName) -> bool {
     app.dirs.journal(machine).exists()
 }
 
-/// Brings a command that was cut short to an end, and says so. The caller holds the machine's lock.
-pub fn recover(app: &App, _lock: &Lock, machine: &MachineName, worker: &dyn Worker) -> Result<()> {
+/// The journal of a command that was cut short on this machine.
+pub fn read(app: &App, machine: &MachineName) -> Result<Option<Journal>> {
     let file = app.dirs.journal(machine);
-    let Some(text) = codchi_fs::read_if_exists(&file)? else { return Ok(()) };
-    let mut journal: Journal = parse_json(&file, &text, &[])?;
+    match codchi_fs::read_if_exists(&file)? {
+        Some(text) => Ok(Some(parse_json(&file, &text, &[])?)),
+        None => Ok(None),
+    }
+}
+
+/// Brings a command that was cut short to an end, and says so. The caller holds the lock of `lock`'s machine; a second name of
+/// the machine is locked here.
+pub fn recover(app: &App, _lock: &Lock, machine: &MachineName, worker: &dyn Worker) -> Result<()> {
+    let Some(mut journal) = read(app, machine)? else { return Ok(()) };
+    let other = journal.plan.names().find(|n| *n != machine).cloned();
+    let _second = other.as_ref().map(|o| app.lock(o, &journal.plan.command)).transpose()?;
+    // It is written for one name after the other.
+    if let Some(further) = other.map(|o| read(app, &o)).transpose()?.flatten()
+        && further.plan == journal.plan
+    {
+        journal.begun = journal.begun.max(further.begun);
+    }
+    let names: Vec<MachineName> = journal.plan.names().cloned().collect();
     let command = journal.plan.command.clone();
+    let (creates, machine) = (journal.plan.creates(), &journal.plan.machine.clone());
     let mut recovery = journal.plan.recovery(journal.begun);
     // The folder was in place and is gone: a creation that failed was being taken back.
-    if command == "init" && matches!(recovery, Recovery::Finish(_)) && !app.exists(machine) {
+    if creates && matches!(recovery, Recovery::Finish(_)) && !app.exists(machine) {
         recovery = Recovery::Undo(journal.plan.after_failure(journal.begun));
     }
     match recovery {
@@ -99,7 +116,7 @@ pub fn recover(app: &App, _lock: &Lock, machine: &MachineName, worker: &dyn Work
             let first = journal.plan.steps.len() - steps.len();
             for (i, step) in steps.iter().enumerate() {
                 journal.begun = first + i + 1;
-                write(&file, &journal)?;
+                write(app, &journal)?;
                 if let Err(failure) = worker.run(step) {
                     undo(app, &journal, worker);
                     return Err(failure);
@@ -107,10 +124,25 @@ pub fn recover(app: &App, _lock: &Lock, machine: &MachineName, worker: &dyn Work
             }
         }
     }
-    Ok(codchi_fs::remove_if_exists(&file)?)
+    remove(app, &journal.plan)?;
+    // Of two names one is free now.
+    for gone in names.iter().filter(|n| names.len() > 1 && !app.exists(n)) {
+        codchi_fs::remove_if_exists(app.dirs.lock(gone))?;
+    }
+    Ok(())
 }
 
-fn write(file: &std::path::Path, journal: &Journal) -> Result<()> {
+fn write(app: &App, journal: &Journal) -> Result<()> {
     let text = serde_json::to_string_pretty(journal).unwrap_or_default();
-    Ok(codchi_fs::write_atomic(file, text, 0o600)?)
+    for name in journal.plan.names() {
+        codchi_fs::write_atomic(app.dirs.journal(name), &text, 0o600)?;
+    }
+    Ok(())
+}
+
+fn remove(app: &App, plan: &Plan) -> Result<()> {
+    for name in plan.names() {
+        codchi_fs::remove_if_exists(app.dirs.journal(name))?;
+    }
+    Ok(())
 }

@@ -172,6 +172,8 @@ fn dispatch(app: &App, command: Option<&Command>) -> Result<u8> {
         Some(Command::Generations(args)) => done(cmd::show::generations(app, args)),
         Some(Command::Rollback(args)) => done(cmd::rebuild::rollback(app, args)),
         Some(Command::Diff(args)) => done(cmd::rebuild::diff(app, args)),
+        Some(Command::Rename(args)) => done(cmd::copies::rename(app, args)),
+        Some(Command::Duplicate(args)) => done(cmd::copies::duplicate(app, args)),
         Some(Command::Delete(args)) => done(cmd::life::delete(app, &args.names)),
         Some(Command::Port(args)) => done(cmd::port::run(app, &args.command)),
         Some(Command::Option(args)) => done(cmd::show::option(app, args)),

@@ -523,8 +523,8 @@ impl Scratch {
         Scratch::below(&app.dirs.cache.join("scratch"), what)
     }
 
-    /// A new empty folder in `parent`; those left by processes that are gone are removed.
-    pub fn below(parent: &Path, what: &str) -> Result<Scratch> {
+    /// Removes what processes that are gone left in a folder.
+    pub fn sweep(parent: &Path) -> Result<()> {
         codchi_fs::create_private_dir(parent)?;
         for entry in codchi_fs::read_dir(parent)? {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -535,6 +535,12 @@ impl Scratch {
                 codchi_fs::remove_if_exists(entry.path())?;
             }
         }
+        Ok(())
+    }
+
+    /// A new empty folder in `parent`; those left by processes that are gone are removed.
+    pub fn below(parent: &Path, what: &str) -> Result<Scratch> {
+        Scratch::sweep(parent)?;
         let name = format!("{what}-{}", std::process::id());
         let lock = Lock::try_take(parent.join(format!("{name}.lock")), &name)
             .map_err(|e| Failure::failed(format!("cannot make a scratch folder: {e}")))?;

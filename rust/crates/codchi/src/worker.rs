@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use codchi_core::machine::Host as Attachment;
 use codchi_core::name::MachineName;
-use codchi_core::plan::{Activation, Step};
+use codchi_core::plan::{Activation, Part, Step};
 use codchi_core::progress::{Event, Progress};
 use codchi_core::report::Kind;
 use codchi_core::status::State;
@@ -163,16 +163,19 @@ impl<'a> MachineWorker<'a> {
 
     /// Starts the machine on its current generation.
     pub fn start(&self) -> Result<()> {
-        let current = self.app.generations(&self.name).current()?.ok_or_else(|| {
-            Failure::failed(format!("`{}` has no generation", self.name))
-                .hint(format!("`codchi rebuild {}` makes one", self.name))
+        self.start_as(&self.name, self.attachment()?)
+    }
+
+    fn start_as(&self, name: &MachineName, attachment: Attachment) -> Result<()> {
+        let current = self.app.generations(name).current()?.ok_or_else(|| {
+            Failure::failed(format!("`{name}` has no generation"))
+                .hint(format!("`codchi rebuild {name}` makes one"))
         })?;
         let parts = HostParts::of(self.app, self.store)?;
         let host = parts.host(self.app, self.store);
-        let attachment = self.attachment()?;
         let system = self.system(current.record.toplevel.as_str(), &parts)?;
         self.app.printer.report(Event::Phase("starting"));
-        let machine = Machine { name: &self.name, attachment: &attachment, system: Some(system) };
+        let machine = Machine { name, attachment: &attachment, system: Some(system) };
         let started = codchi_drivers::find(&attachment.driver)?.start(&host, &machine);
         self.app.printer.done();
         Ok(started?)
@@ -195,6 +198,68 @@ impl<'a> MachineWorker<'a> {
         self.app.printer.done();
         *self.given.borrow_mut() = given?;
         Ok(())
+    }
+
+    fn copy_root(&self, from: &MachineName) -> Result<()> {
+        let app = self.app;
+        let parts = HostParts::none();
+        app.printer.report(Event::Phase("copying files"));
+        let report = self.driver()?.duplicate(&parts.host(app, self.store), from, &self.name)?;
+        app.printer.done();
+        tell_lost(app, &report);
+        if let Some(script) = codchi_fs::read_if_exists(pending_script(app, from))? {
+            codchi_fs::write_atomic(pending_script(app, &self.name), script, 0o600)?;
+        }
+        // Result links were copied, too: what they point to stays, whatever becomes of the other machine.
+        match self.store {
+            Some(store) => Ok(store.hand_over_roots(from, &self.name, true)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives a part of the machine to another name; what has it already is left alone.
+    fn rename(&self, part: Part, from: &MachineName, to: &MachineName) -> Result<()> {
+        let app = self.app;
+        match part {
+            Part::Files => {
+                let parts = HostParts::none();
+                let driver = match app.attachment(from).or_else(|_| app.attachment(to)) {
+                    Ok(a) => codchi_drivers::find(&a.driver)?,
+                    Err(_) => self.driver()?,
+                };
+                Ok(driver.rename(&parts.host(app, self.store), from, to)?)
+            }
+            Part::Generations => self.rename_generations(from, to),
+            Part::Roots => match self.store {
+                Some(store) => Ok(store.hand_over_roots(from, to, false)?),
+                None => Ok(()),
+            },
+            Part::Logs => {
+                move_all(&app.dirs.logs(from), &app.dirs.logs(to))?;
+                codchi_fs::remove_if_exists(fingerprint_file(app, from))?;
+                Ok(codchi_fs::remove_if_exists(fingerprint_cache(app, from))?)
+            }
+            Part::Folder => {
+                let (old, new) = (app.dirs.machine(from), app.dirs.machine(to));
+                if old.exists() {
+                    codchi_fs::rename(old, new)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// A root is known to the store by its path: those of the new name are there before those of the old one go.
+    fn rename_generations(&self, from: &MachineName, to: &MachineName) -> Result<()> {
+        let (old, new) = (self.app.dirs.generations(from), self.app.dirs.generations(to));
+        if !old.exists() {
+            return Ok(());
+        }
+        let Some(nix) = self.nix else {
+            return Err(Failure::new(Kind::Host, "the store is gone").hint("`codchi doctor` says more"));
+        };
+        copy_roots(nix, &old, &new)?;
+        Ok(codchi_fs::remove_dir_all(old)?)
     }
 
     /// Runs the init script, if it has not run yet.
@@ -316,9 +381,15 @@ impl Worker for MachineWorker<'_> {
                 // Of a machine that is taken back nobody can ask for the log.
                 if !app.exists(&self.name) {
                     codchi_fs::remove_dir_all(app.dirs.logs(&self.name))?;
+                    if let Some(store) = self.store {
+                        store.forget_machine(&self.name)?;
+                    }
                 }
                 Ok(())
             }
+            Step::CopyRoot { from, .. } => self.copy_root(from),
+            Step::Rename { part, from, to } => self.rename(*part, from, to),
+            Step::StartAs { machine } => self.start_as(machine, app.attachment(machine)?),
             Step::RemoveGenerations { path } => {
                 codchi_fs::remove_dir_all(path)?;
                 if let Some(store) = self.store {
@@ -364,6 +435,48 @@ impl Worker for MachineWorker<'_> {
     }
 }
 
+/// Names what could not be copied.
+pub fn tell_lost(app: &App, report: &codchi_files::Report) {
+    if report.lost == 0 {
+        return;
+    }
+    let what = codchi_core::text::count(report.lost, "thing", "things");
+    app.printer.warn(&format!("{what} could not be copied:"));
+    report.named.iter().for_each(|line| app.printer.say(&format!("  {line}")));
+}
+
+/// Moves what is in a folder to another one and removes it. May be repeated.
+fn move_all(from: &Path, to: &Path) -> Result<()> {
+    let entries = match codchi_fs::read_dir(from) {
+        Ok(entries) => entries,
+        Err(e) if e.is_not_found() => return Ok(()),
+        Err(e) => return Err(e.into()),
+    };
+    codchi_fs::create_private_dir(to)?;
+    for entry in entries {
+        codchi_fs::rename(entry.path(), to.join(entry.file_name()))?;
+    }
+    remove_empty(from);
+    Ok(())
+}
+
+/// Makes a folder of roots again in another place. May be repeated.
+fn copy_roots(nix: &Nix, from: &Path, to: &Path) -> Result<()> {
+    codchi_fs::create_private_dir(to)?;
+    for entry in codchi_fs::read_dir(from)? {
+        let (old, new) = (entry.path(), to.join(entry.file_name()));
+        match codchi_fs::read_link_if_exists(&old) {
+            Ok(Some(target)) => match target.to_str().and_then(|t| t.parse::<StorePath>().ok()) {
+                Some(path) => nix.add_root(&new, &path)?,
+                None => codchi_fs::symlink_atomic(target, new)?,
+            },
+            _ if old.is_dir() => copy_roots(nix, &old, &new)?,
+            _ => codchi_fs::write_atomic(new, codchi_fs::read(&old)?, 0o600)?,
+        }
+    }
+    Ok(())
+}
+
 /// Where a machine's last fingerprint is.
 pub fn fingerprint_file(app: &App, name: &MachineName) -> PathBuf {
     app.dirs.state.join("fingerprints").join(format!("{name}.json"))
@@ -375,9 +488,12 @@ pub fn recover(app: &App, lock: &codchi_fs::Lock, name: &MachineName) -> Result<
         return Ok(());
     }
     let tools = make::Tools::open(app, &crate::cli::NixFlags::default())?;
+    // The plan may be that of another name.
+    let whose = crate::journal::read(app, name)?.map_or_else(|| name.clone(), |j| j.plan.machine);
     let worker =
-        MachineWorker::new(app, name, tools.as_ref().map(|t| &*t.store), tools.as_ref().map(|t| &t.nix));
-    crate::journal::recover(app, lock, name, &worker)
+        MachineWorker::new(app, &whose, tools.as_ref().map(|t| &*t.store), tools.as_ref().map(|t| &t.nix));
+    crate::journal::recover(app, lock, name, &worker)?;
+    make::Scratch::sweep(&app.dirs.staging())
 }
 
 /// What a rebuild of a machine would read, in a word; none where that cannot be told.

@@ -55,7 +55,7 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
     let wanted = wanted(app, args)?;
     let driver = choose_driver(app, args.driver.as_deref())?;
     let secrets = crate::needs::given_secrets(&args.secret)?;
-    finish_earlier(app, &name)?;
+    finish_earlier(app, &name, "init")?;
     refuse_taken(app, &name)?;
 
     let base = make::choose_base(app, args.base)?;
@@ -120,11 +120,7 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
     let granted =
         crate::needs::check(app, &evaluation.needs, !flake.inputs.is_empty(), nix_config, &secrets)?;
     let missing = tools.missing(&evaluation)?;
-    let mut taken = Vec::new();
-    for other in app.names()? {
-        taken.extend(app.attachment(&other)?.ids);
-    }
-    let ids = driver.ids(&taken)?;
+    let ids = choose_ids(app, driver)?;
     let mut plan = plan(app, &name, args, &evaluation, &folder, ids, missing.len() as u64);
     if app.globals.dry_run {
         app.printer.done();
@@ -213,15 +209,16 @@ fn choose_driver(app: &App, given: Option<&str>) -> Result<&'static dyn Driver> 
 }
 
 /// What is there of that name already, half made, is brought to an end first.
-fn finish_earlier(app: &App, name: &MachineName) -> Result<()> {
+pub fn finish_earlier(app: &App, name: &MachineName, command: &str) -> Result<()> {
     if !journal::is_open(app, name) || app.globals.dry_run {
         return Ok(());
     }
-    let lock = app.lock(name, "init")?;
+    let lock = app.lock(name, command)?;
     crate::worker::recover(app, &lock, name)
 }
 
-fn refuse_taken(app: &App, name: &MachineName) -> Result<()> {
+/// Refuses a name that a machine has.
+pub fn refuse_taken(app: &App, name: &MachineName) -> Result<()> {
     if !app.exists(name) && !app.dirs.machine(name).exists() {
         return Ok(());
     }
@@ -498,6 +495,15 @@ pub fn show_plan(app: &App, plan: &Plan) {
     for step in &plan.steps {
         app.printer.data(&format!("  {}", step.summary));
     }
+}
+
+/// A range of ids for a new machine, where its driver chooses one beforehand.
+pub fn choose_ids(app: &App, driver: &dyn Driver) -> Result<Option<IdRange>> {
+    let mut taken = Vec::new();
+    for other in app.names()? {
+        taken.extend(app.attachment(&other)?.ids);
+    }
+    Ok(driver.ids(&taken)?)
 }
 
 /// Names files that a person may expect to count, and that git does not know.

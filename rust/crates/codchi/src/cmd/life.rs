@@ -51,6 +51,8 @@ pub fn carry_out_with(
     }
     let lock = app.lock(name, command)?;
     worker::recover(app, &lock, name)?;
+    // What was cut short may have been its renaming.
+    app.machine(name.as_str())?;
     let plan = plan()?;
     let tools = Tools::open(app, &NixFlags::default())?;
     let worker =

@@ -1,5 +1,6 @@
 //! The commands.
 
+pub mod copies;
 pub mod doctor;
 pub mod exec;
 pub mod init;

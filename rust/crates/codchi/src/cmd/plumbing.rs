@@ -11,6 +11,12 @@ use crate::failure::{Failure, Result};
 pub fn run(command: &PlumbingCommand) -> Result<()> {
     match command {
         PlumbingCommand::RemoveTree { path } => Ok(codchi_drivers::remove_tree_here(path)?),
+        PlumbingCommand::CopyTree { from, to } => Ok(codchi_drivers::copy_tree_here(from, to)?),
+        PlumbingCommand::Hold { dir } => {
+            // Whoever asked says when; it ends with them.
+            crate::interrupt::ignore();
+            Ok(codchi_drivers::hold_here(dir)?)
+        }
         PlumbingCommand::Man { dir } => man(dir),
         PlumbingCommand::Schemas { dir } => schemas(dir),
         PlumbingCommand::Reference { file } => Ok(codchi_fs::write(file, reference())?),
