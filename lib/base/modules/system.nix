@@ -138,6 +138,11 @@ let
       sw = cfg.path;
       systemd = config.systemd.package;
       "activation.json" = activation;
+    }
+    # What an environment of this package set is made with, so that one can be entered without the mirror.
+    // lib.optionalAttrs config.nix.enable {
+      shell-tools = pkgs.base.tools;
+      shell-setup = pkgs.base.shellSetup;
     };
     files = {
       nixos-version = cfg.nixos.label;

@@ -56,6 +56,70 @@ let
     set -e
   '';
 
+  # What `nix-shell` and `nix develop` read of an environment: the programs of its inputs come first.
+  shellSetup = writeTree "shell-setup" {
+    setup.text = ''
+      if [ "''${PATH-}" = /path-not-set ]; then PATH=; fi
+      for input in ''${buildInputs-} ''${nativeBuildInputs-}; do
+        PATH=$input/bin''${PATH:+:$PATH}
+        if [ -f "$input/nix-support/setup-hook" ]; then . "$input/nix-support/setup-hook"; fi
+      done
+      export PATH
+    '';
+  };
+
+  # An environment to be entered. Its programs run where the machine has their packages.
+  mkShell =
+    {
+      name ? "nix-shell",
+      packages ? [ ],
+      nativeBuildInputs ? [ ],
+      buildInputs ? [ ],
+      inputsFrom ? [ ],
+      shellHook ? "",
+      ...
+    }@attrs:
+    let
+      inputs = what: lib.concatMap (d: d.${what} or [ ]) inputsFrom;
+      given = {
+        nativeBuildInputs = packages ++ nativeBuildInputs ++ inputs "nativeBuildInputs";
+        buildInputs = buildInputs ++ inputs "buildInputs";
+        shellHook = lib.concatStringsSep "\n" (
+          lib.filter (h: h != "") (map (d: d.shellHook or "") inputsFrom ++ [ shellHook ])
+        );
+      };
+    in
+    dress
+      {
+        inherit name;
+        passthru = given;
+      }
+      (
+        derivation (
+          {
+            inherit name system;
+            # Only what is called `bash` can be entered.
+            builder = "${toolPath}/bash";
+            args = [
+              "-c"
+              "declare -px > $out"
+            ];
+            stdenv = shellSetup;
+            # Said, because who enters it asks for it.
+            outputs = [ "out" ];
+            preferLocalBuild = true;
+          }
+          // removeAttrs attrs [
+            "name"
+            "packages"
+            "inputsFrom"
+            "meta"
+            "passthru"
+          ]
+          // given
+        )
+      );
+
   # { path = { text, executable? } | { source }; }: a folder, or with the path "" a single file.
   writeTree =
     name: files:
@@ -83,7 +147,7 @@ let
         derivation (
           {
             inherit name system;
-            builder = static.bash;
+            builder = "${toolPath}/bash";
             args = [
               "-c"
               ''
@@ -94,6 +158,7 @@ let
               ''
             ];
             buildCommand = script;
+            stdenv = shellSetup;
             preferLocalBuild = runLocal;
           }
           // lib.optionalAttrs (!(derivationArgs.__structuredAttrs or false)) {
@@ -215,7 +280,13 @@ let
 in
 {
   base = prev.base // {
-    inherit action static toolPath;
+    inherit
+      action
+      static
+      tools
+      toolPath
+      shellSetup
+      ;
   };
 }
 // {
@@ -225,6 +296,7 @@ in
   shell = final.runtimeShell;
 
   inherit
+    mkShell
     writeTree
     runCommandWith
     runCommand
@@ -235,6 +307,7 @@ in
     writeScriptBin
     fetchurl
     ;
+  mkShellNoCC = mkShell;
   runCommandLocal = runCommand;
   runCommandNoCC = runCommand;
   runCommandCC = runCommand;

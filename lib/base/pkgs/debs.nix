@@ -30,8 +30,10 @@ let
       name = sane (baseNameOf p.f);
       system = "builtin";
       builder = "builtin:fetchurl";
-      # The host adds the file by its hash beforehand, so nothing ever opens this address.
-      url = "mirror://${index.suite.archives.${p.a}}/${replaceStrings [ "+" ] [ "%2b" ] p.f}";
+      # The host adds the file by its hash beforehand, from the mirror it knows. The other address is for who builds
+      # without that, such as a machine; it is no part of what comes out.
+      mirror = "mirror://${index.suite.archives.${p.a}}/${p.f}";
+      url = "http://deb.debian.org/${index.suite.archives.${p.a}}/${replaceStrings [ "+" ] [ "%2b" ] p.f}";
       outputHash = p.h;
       outputHashAlgo = "sha256";
       outputHashMode = "flat";
@@ -75,40 +77,26 @@ let
       }
     );
 
-  # package { pname = "git"; debs = [ "git" ]; mainProgram = "git"; }
-  package =
+  # What makes a derivation look like one of nixpkgs.
+  dress =
     {
+      drv,
+      version,
+      label,
       pname,
       debs,
-      mainProgram ? pname,
-      # Other names for its programs: `{ fd = "fdfind"; }`.
-      programs ? { },
+      mainProgram,
       passthru ? { },
     }:
     let
-      version = (record (builtins.head debs)).v;
-      drv = derivation {
-        name = sane "${pname}-${version}";
-        inherit system;
-        builder = build;
-        args = [ "package" ];
-        __structuredAttrs = true;
-        preferLocalBuild = true;
-        debs = map raw debs;
-        closure = map raw (closure debs);
-        inherit programs;
-      };
       self =
         drv
         // {
           inherit pname version;
-          debNames = debs;
-          # The folder of unpacked files: what a setuid wrapper copies, since /usr allows none.
-          unpacked = raw (builtins.head debs);
           meta = {
             inherit mainProgram;
             name = drv.name;
-            description = "${lib.concatStringsSep ", " debs} of ${index.suite.label}";
+            description = "${lib.concatStringsSep ", " debs} of ${label}";
             available = true;
             broken = false;
             unsupported = false;
@@ -131,10 +119,80 @@ let
         // passthru;
     in
     self;
+
+  # package { pname = "git"; debs = [ "git" ]; mainProgram = "git"; }
+  package =
+    {
+      pname,
+      debs,
+      mainProgram ? pname,
+      # Other names for its programs: `{ fd = "fdfind"; }`.
+      programs ? { },
+      passthru ? { },
+    }:
+    let
+      version = (record (builtins.head debs)).v;
+    in
+    dress {
+      inherit
+        pname
+        version
+        debs
+        mainProgram
+        ;
+      inherit (index.suite) label;
+      drv = derivation {
+        name = sane "${pname}-${version}";
+        inherit system;
+        builder = build;
+        args = [ "package" ];
+        __structuredAttrs = true;
+        preferLocalBuild = true;
+        debs = map raw debs;
+        closure = map raw (closure debs);
+        inherit programs;
+      };
+      passthru = {
+        debNames = debs;
+        # The folder of unpacked files: what a setuid wrapper copies, since /usr allows none.
+        unpacked = raw (builtins.head debs);
+      }
+      // passthru;
+    };
+
+  # A package that another suite lends has that suite's C library, which must not meet this one's in /usr: a tree of its
+  # own, with every library it needs, whose programs name their own loader.
+  lent =
+    from:
+    {
+      pname,
+      mainProgram ? pname,
+      ...
+    }:
+    let
+      files = lib.mapAttrs (_: fetch) from.records;
+      version = from.records.${builtins.head from.debs}.v;
+    in
+    dress {
+      inherit pname version mainProgram;
+      inherit (from) debs label;
+      drv = derivation {
+        name = sane "${pname}-${version}";
+        inherit system;
+        builder = build;
+        args = [ "lent" ];
+        __structuredAttrs = true;
+        debs = map (name: files.${name}) from.debs;
+        libraries = lib.attrValues (removeAttrs files from.debs);
+      };
+      # Nothing of it belongs into /usr.
+      passthru.debNames = [ ];
+    };
 in
 {
   inherit
     package
+    lent
     raw
     record
     missing

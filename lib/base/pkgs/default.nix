@@ -35,7 +35,7 @@ let
     if here.debs or [ ] == [ ] then
       throw "the debian base has no package `${name}'"
     else
-      debian.package {
+      (if index.lent ? ${name} then debian.lent index.lent.${name} else debian.package) {
         inherit pname;
         inherit (here) debs;
         mainProgram = here.mainProgram or pname;

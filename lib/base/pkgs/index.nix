@@ -42,6 +42,8 @@ else
     inherit core;
     suite = read "suite.json";
     names = read "names.json";
+    # By alias, what another suite lends: { label; debs = [ names ]; records = { name = record; }; }
+    lent = read "lent.json";
     record =
       name: core.${name} or (shards.${builtins.substring 0 2 (builtins.hashString "sha256" name)}.${name} or null);
   }

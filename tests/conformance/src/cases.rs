@@ -35,6 +35,7 @@ pub const ALL: &[Case] = &[
     ("files_keep_owner_mode_and_content", files),
     ("the_store_is_read_only", store_read_only),
     ("the_daemon_builds_for_the_machine", daemon_builds),
+    ("a_current_nix_works_inside", current_nix),
     ("roots_made_inside_hold", roots_hold),
     ("ports_lead_into_the_machine", ports),
     ("the_network_reaches_out_but_not_the_host", network),
@@ -679,6 +680,89 @@ fn daemon_builds(h: &Host) -> Result<(), Failed> {
         )?,
         "\"hello\"".into(),
     )
+}
+
+const PROJECT: &str = r#"{
+  outputs = { self, nixpkgs }:
+    let pkgs = nixpkgs.legacyPackages.${builtins.head (builtins.attrNames nixpkgs.legacyPackages)}; in
+    {
+      packages.${pkgs.system}.default = pkgs.writeShellScriptBin "greet" "echo from the flake";
+      devShells.${pkgs.system}.default = pkgs.mkShell {
+        packages = [ pkgs.hello ];
+        WORD = "of the shell";
+        shellHook = "export HOOK=ran";
+      };
+    };
+}
+"#;
+
+/// The commands that repositories of today are used with, by the machine's own registry.
+fn current_nix(h: &Host) -> Result<(), Failed> {
+    let version = h.sh("conf", "nix --version")?;
+    let number: Vec<u32> = version
+        .rsplit(' ')
+        .next()
+        .unwrap_or_default()
+        .split(['.', '+'])
+        .map_while(|n| n.parse().ok())
+        .collect();
+    require!(number >= vec![2, 24], "an old Nix: {version}");
+    // Its libraries are its own: none of them is another than /usr's in /usr.
+    require!(
+        h.sh("conf", "find /usr/lib -name 'libc.so.6' | wc -l")? == "1",
+        "more than one C library in /usr"
+    );
+    same(
+        "nix run",
+        h.sh("conf", "nix run nixpkgs#hello")?,
+        "Hello, world!".into(),
+    )?;
+    h.sh(
+        "conf",
+        &format!(
+            "mkdir -p ~/flake && cd ~/flake && git init -q && printf %s {} > flake.nix && git add flake.nix",
+            quote(PROJECT)
+        ),
+    )?;
+    same(
+        "a link to the result of a flake's package",
+        h.sh("conf", "cd ~/flake && nix build && result/bin/greet")?,
+        "from the flake".into(),
+    )?;
+    same(
+        "nix develop",
+        h.sh(
+            "conf",
+            "cd ~/flake && nix develop --command sh -c 'hello -g hi; echo $WORD, $HOOK'",
+        )?,
+        "hi\nof the shell, ran".into(),
+    )?;
+    same(
+        "nix-shell",
+        h.sh(
+            "conf",
+            "nix-shell -p hello --run 'hello -g shell; command -v hello'",
+        )?
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_string(),
+        "shell".into(),
+    )?;
+    // What direnv's hook for flakes does: an environment kept by a root below the project.
+    let kept = h.sh(
+        "conf",
+        "cd ~/flake && mkdir -p .direnv && nix print-dev-env --profile .direnv/flake-profile > .direnv/rc && \
+         grep -q 'of the shell' .direnv/rc && readlink -f .direnv/flake-profile",
+    )?;
+    h.codchi(&["store", "shell", "--as-root", "--", "nix-store", "--gc"])?
+        .ok()?;
+    same(
+        "the environment",
+        h.sh("conf", &format!("test -e {kept} && echo there"))?,
+        "there".into(),
+    )?;
+    h.sh("conf", "rm -rf ~/flake").map(drop)
 }
 
 fn roots_hold(h: &Host) -> Result<(), Failed> {

@@ -138,6 +138,10 @@ impl Dirs {
     pub fn debs(&self) -> PathBuf {
         self.cache.join("debs")
     }
+    /// Where the downloaded package of that SHA-256 lies.
+    pub fn deb(&self, sha256: &str) -> PathBuf {
+        self.debs().join(format!("{sha256}.deb"))
+    }
     /// Downloaded package lists of the built-in base.
     pub fn lists(&self) -> PathBuf {
         self.cache.join("lists")

@@ -9,13 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::hash::{self, Hasher};
+use crate::lent;
 use crate::mirror::Mirror;
 use crate::packages::{Archive, Id};
 use crate::release::Freshness;
-use crate::suite::{State, Suite};
+use crate::suite::{self, Record, State, Suite};
 
 /// Changes when the same mirror would give another index.
-const FORMAT: &str = "codchi index 1\n";
+const FORMAT: &str = "codchi index 2\n";
 
 /// A set of packages in one suite.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -26,6 +27,9 @@ pub struct Debs {
     /// The program, where it is another one in this suite.
     #[serde(default)]
     pub main_program: Option<String>,
+    /// The suite that lends it; where the mirror does not have that one, the alias means what it means elsewhere.
+    #[serde(default)]
+    pub from: Option<String>,
 }
 
 /// What a name of nixpkgs stands for; also the shape of the list of the base system.
@@ -59,16 +63,26 @@ pub struct Alias {
 }
 
 impl Alias {
+    fn own(&self, suite: &str) -> Option<&Debs> {
+        match suite {
+            "bookworm" => self.bookworm.as_ref(),
+            "trixie" => self.trixie.as_ref(),
+            "forky" => self.forky.as_ref(),
+            "sid" => self.sid.as_ref(),
+            _ => None,
+        }
+    }
+
     /// The packages in a suite; `None` when the suite has none.
     pub fn debs(&self, suite: &str) -> Option<&[String]> {
-        let own = match suite {
-            "bookworm" => &self.bookworm,
-            "trixie" => &self.trixie,
-            "forky" => &self.forky,
-            "sid" => &self.sid,
-            _ => &None,
-        };
-        own.as_ref().map(|d| &d.debs).or(self.debs.as_ref()).map(Vec::as_slice)
+        let own = self.own(suite).filter(|d| d.from.is_none());
+        own.map(|d| &d.debs).or(self.debs.as_ref()).map(Vec::as_slice)
+    }
+
+    /// The suite that lends a suite this, and the packages there.
+    pub fn lent(&self, suite: &str) -> Option<(&str, &[String])> {
+        let own = self.own(suite)?;
+        Some((own.from.as_deref()?, &own.debs))
     }
 }
 
@@ -115,6 +129,46 @@ impl Tables {
     }
 }
 
+/// What another suite lends: packages with the libraries they need.
+#[derive(Debug, Serialize)]
+pub struct Lent {
+    label: &'static str,
+    debs: Vec<String>,
+    /// Those packages, their libraries, and what patches programs to find them.
+    records: BTreeMap<String, Entry<String>>,
+}
+
+impl Tables {
+    /// What other suites lend a suite, by alias. What the mirror does not have is left out with a warning.
+    fn lent(
+        &self,
+        mirror: &Mirror,
+        suite: &str,
+        system: &str,
+        cache: &Path,
+        freshness: Freshness,
+        progress: &dyn Progress,
+    ) -> Result<BTreeMap<&str, Lent>> {
+        let mut all = BTreeMap::new();
+        for (name, alias) in &self.aliases {
+            let Some((from, debs)) = alias.lent(suite) else { continue };
+            let mut names: Vec<&str> = debs.iter().map(String::as_str).collect();
+            names.push(lent::PATCHER);
+            let records = match lent::records(mirror, from, system, &names, cache, freshness, progress) {
+                Ok(records) => records.into_iter().flatten(),
+                Err(e @ Error::Missing { .. }) => {
+                    progress.report(Event::Warning(&format!("`{name}` is that of `{suite}`: {e}")));
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            let records = records.map(|r| (r.name.clone(), Entry::from(r))).collect();
+            all.insert(name.as_str(), Lent { label: suite::label(from)?, debs: debs.to_vec(), records });
+        }
+        Ok(all)
+    }
+}
+
 /// An index on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Index {
@@ -140,10 +194,12 @@ pub fn ensure(
 ) -> Result<Index> {
     let tables = Tables::read(base)?;
     let state = State::load(mirror, suite, system, cache, freshness, progress)?;
+    let lent = tables.lent(mirror, suite, system, cache, freshness, progress)?;
     let mut hasher = Hasher::default();
     hasher.update(FORMAT.as_bytes());
     hasher.update(state.fingerprint().as_bytes());
     hasher.update(&tables.sum);
+    hasher.update(&to_json(Path::new("lent.json"), &lent)?);
     let key = hash::to_hex(&hasher.finish());
     let folder = cache.join("index");
     let dir = folder.join(format!("{suite}-{system}-{}", &key[..32]));
@@ -161,12 +217,13 @@ pub fn ensure(
     codchi_fs::create_dir_all(&folder)?;
     let temp = folder.join(format!(".new-{}-{}", std::process::id(), &key[..8]));
     codchi_fs::remove_dir_all(&temp)?;
-    let written =
-        write(&resolved, &tables, &temp, progress).and_then(|()| match codchi_fs::rename(&temp, &dir) {
+    let written = write(&resolved, &tables, &lent, &temp, progress).and_then(|()| {
+        match codchi_fs::rename(&temp, &dir) {
             // Another process made the same one meanwhile.
             Err(_) if dir.join("suite.json").exists() => Ok(()),
             other => Ok(other?),
-        });
+        }
+    });
     // After a rename there is nothing left to remove.
     let _ = codchi_fs::remove_dir_all(&temp);
     written?;
@@ -186,20 +243,32 @@ fn remove_old(folder: &Path, current: &Path) {
 }
 
 /// A package as Nix reads it; the names are short because there are tens of thousands.
-#[derive(Serialize)]
-struct Entry<'a> {
-    v: &'a str,
-    f: &'a str,
+#[derive(Debug, Serialize)]
+struct Entry<T> {
+    v: T,
+    f: T,
     a: Archive,
     h: String,
     s: u64,
-    d: Vec<&'a str>,
+    d: Vec<T>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    b: Option<&'a str>,
+    b: Option<T>,
+}
+
+impl From<Record> for Entry<String> {
+    fn from(r: Record) -> Self {
+        Entry { v: r.version, f: r.file, a: r.archive, h: r.sha256, s: r.size, d: r.depends, b: r.broken }
+    }
 }
 
 /// Writes the index of a resolved suite into a new folder.
-pub fn write(suite: &Suite, tables: &Tables, dir: &Path, progress: &dyn Progress) -> Result<()> {
+pub fn write(
+    suite: &Suite,
+    tables: &Tables,
+    lent: &BTreeMap<&str, Lent>,
+    dir: &Path,
+    progress: &dyn Progress,
+) -> Result<()> {
     let (packages, resolution) = suite.parts();
     let mut roots = Vec::new();
     let system = tables.base_system.debs(suite.name()).unwrap_or_default();
@@ -228,7 +297,7 @@ pub fn write(suite: &Suite, tables: &Tables, dir: &Path, progress: &dyn Progress
     };
     // One file at a time, so that no second copy of the suite is ever in memory.
     let put_all = |file: &str, ids: &[Id]| {
-        let entries: BTreeMap<&str, Entry<'_>> =
+        let entries: BTreeMap<&str, Entry<&str>> =
             ids.iter().map(|id| (packages.name(*id), entry(*id))).collect();
         put(&dir.join(file), &entries)
     };
@@ -242,6 +311,7 @@ pub fn write(suite: &Suite, tables: &Tables, dir: &Path, progress: &dyn Progress
     }
     put_all("core.json", &core.iter().copied().collect::<Vec<_>>())?;
     put(&dir.join("names.json"), &suite.names())?;
+    put(&dir.join("lent.json"), lent)?;
     put(
         &dir.join("suite.json"),
         &serde_json::json!({
@@ -257,8 +327,12 @@ pub fn write(suite: &Suite, tables: &Tables, dir: &Path, progress: &dyn Progress
 }
 
 fn put(path: &Path, value: &impl Serialize) -> Result<()> {
+    Ok(codchi_fs::write(path, to_json(path, value)?)?)
+}
+
+fn to_json(path: &Path, value: &impl Serialize) -> Result<Vec<u8>> {
     let mut text =
         serde_json::to_vec(value).map_err(|e| Error::BadBase { path: path.into(), reason: e.to_string() })?;
     text.push(b'\n');
-    Ok(codchi_fs::write(path, text)?)
+    Ok(text)
 }

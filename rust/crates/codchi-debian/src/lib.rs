@@ -3,7 +3,8 @@
 //! With default features off only [`unpack`] is left, which is all that the static programs need.
 //!
 //! The way of a package: [`mirror`] says where, [`release`] what the mirror has and that Debian signed it, [`packages`]
-//! reads it, [`resolve`] decides what needs what, [`index`] writes it down for Nix, [`fetch`] downloads.
+//! reads it, [`resolve`] decides what needs what, [`index`] writes it down for Nix, [`fetch`] downloads. [`lent`] takes single
+//! packages from another suite.
 
 mod error;
 pub mod unpack;
@@ -18,6 +19,8 @@ pub mod hash;
 mod http;
 #[cfg(feature = "net")]
 pub mod index;
+#[cfg(feature = "net")]
+pub mod lent;
 #[cfg(feature = "net")]
 pub mod mirror;
 #[cfg(feature = "net")]

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use codchi_core::progress::{Event, Progress};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::fetch::holds;
@@ -41,6 +42,11 @@ pub fn architecture(system: &str) -> Result<&'static str> {
         "aarch64-linux" => Ok("arm64"),
         other => Err(Error::NoSystem(other.into())),
     }
+}
+
+/// What people call a suite, such as `Debian 13 (trixie)`.
+pub fn label(suite: &str) -> Result<&'static str> {
+    Ok(known(suite)?.label)
 }
 
 fn known(suite: &str) -> Result<&'static Known> {
@@ -208,7 +214,7 @@ pub(crate) fn parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + S
 }
 
 /// A package of a suite, resolved.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Its name.
     pub name: String,

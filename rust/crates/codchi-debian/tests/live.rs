@@ -96,7 +96,7 @@ fn an_index_is_made_once_and_holds_every_package() {
     let temp = tempfile::tempdir().unwrap();
     // A cache of its own, with the lists of the shared one where they are there.
     let make = |freshness| {
-        index::ensure(&mirror, "trixie", "x86_64-linux", &base(), temp.path(), freshness, &Silent).unwrap()
+        index::ensure(&mirror, "bookworm", "x86_64-linux", &base(), temp.path(), freshness, &Silent).unwrap()
     };
     let first = make(Freshness::Check);
     assert!(first.rebuilt);
@@ -106,7 +106,7 @@ fn an_index_is_made_once_and_holds_every_package() {
     let read = |name: &str| -> serde_json::Value {
         serde_json::from_slice(&std::fs::read(first.dir.join(name)).unwrap()).unwrap()
     };
-    assert_eq!(read("suite.json")["label"], "Debian 13 (trixie)");
+    assert_eq!(read("suite.json")["label"], "Debian 12 (bookworm)");
     let names = read("names.json");
     let names = names.as_array().unwrap();
     let core = read("core.json");
@@ -117,6 +117,13 @@ fn an_index_is_made_once_and_holds_every_package() {
     assert!(bash["f"].as_str().unwrap().starts_with("pool/main/b/bash/bash_"), "{bash}");
     assert_eq!(bash["h"].as_str().unwrap().len(), 64);
     assert!(bash["d"].as_array().unwrap().iter().any(|d| d == "libc6"), "{bash}");
+    // Nix is lent by a newer suite, with that suite's C library and what patches it, and nothing but libraries else.
+    let nix = &read("lent.json")["nix"];
+    assert_eq!(nix["label"], "Debian 13 (trixie)");
+    assert!(nix["records"]["nix-bin"]["v"].as_str().unwrap().starts_with("2.26"), "{nix}");
+    assert_ne!(nix["records"]["libc6"]["h"], core["libc6"]["h"]);
+    let lent: Vec<&str> = nix["records"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert!(lent.contains(&"zlib1g") && lent.contains(&"patchelf") && !lent.contains(&"perl"), "{lent:?}");
     // Everything the core needs is in the core: Nix reads no shard for what the base has names for.
     for (name, record) in core.as_object().unwrap() {
         for needed in record["d"].as_array().unwrap() {

@@ -64,7 +64,7 @@ fn walk(
             there.extend(outputs);
             continue;
         }
-        let url = d.env.get("url").map(String::as_str).unwrap_or_default();
+        let url = d.env.get("mirror").map(String::as_str).unwrap_or_default();
         if d.builder == "builtin:fetchurl" && url.starts_with("mirror://") {
             let hash = d.env.get("outputHash").map(String::as_str).unwrap_or_default();
             let bad = |reason: &str| NixError::Parse { path: file.clone(), line: 1, reason: reason.into() };
@@ -224,7 +224,7 @@ mod tests {
                 out,
                 "builtin:fetchurl",
                 &[],
-                &[("url", &format!("mirror://debian/{name}")), ("outputHash", sha), ("name", name)],
+                &[("mirror", &format!("mirror://debian/{name}")), ("outputHash", sha), ("name", name)],
             )
         };
         put(

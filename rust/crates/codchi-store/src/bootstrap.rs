@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use codchi_core::dirs::Dirs;
 use codchi_core::progress::{Event, Progress};
-use codchi_debian::{Fetch, Freshness, Mirror, Record, Suite, unpack};
+use codchi_debian::{Fetch, Freshness, Mirror, Record, lent, unpack};
 use codchi_nix::Version;
 
 use crate::store::{Kind, Place};
@@ -28,7 +28,7 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
 const SUITES: [&str; 3] = ["trixie", "forky", "sid"];
 
 /// What is taken from the mirror: Nix, what patches it, and the shell of build sandboxes.
-const PACKAGES: [&str; 3] = ["nix-bin", "patchelf", "bash-static"];
+const PACKAGES: [&str; 3] = ["nix-bin", lent::PATCHER, "bash-static"];
 
 /// Names that Nix's one program answers to.
 const NAMES: [&str; 10] = [
@@ -135,16 +135,17 @@ fn fetch_packages(place: &Place, progress: &dyn Progress) -> Result<Vec<PathBuf>
     let mut why = None;
     for suite in SUITES {
         let fresh = Freshness::Within(std::time::Duration::from_secs(24 * 3600));
-        let found = Suite::load(&mirror, suite, &system, &place.dirs.cache, fresh, progress)
-            .and_then(|s| s.closure(&PACKAGES));
-        match found {
-            Ok(records) if recent(&records) => {
-                let wanted: Vec<Fetch> =
-                    records.iter().filter(|r| needed(&r.name)).map(|r| fetch_of(r, place)).collect();
-                mirror.fetch_all(&wanted, 8, progress)?;
-                return Ok(wanted.into_iter().map(|f| f.dest).collect());
+        match lent::records(&mirror, suite, &system, &PACKAGES, &place.dirs.cache, fresh, progress) {
+            Ok(records) => {
+                let mut records: Vec<Record> = records.into_iter().flatten().collect();
+                records.sort_by(|a, b| a.name.cmp(&b.name));
+                records.dedup_by(|a, b| a.name == b.name);
+                if recent(&records) {
+                    let wanted: Vec<Fetch> = records.iter().map(|r| fetch_of(r, place)).collect();
+                    mirror.fetch_all(&wanted, 8, progress)?;
+                    return Ok(wanted.into_iter().map(|f| f.dest).collect());
+                }
             }
-            Ok(_) => {}
             Err(e) => why = why.or(Some(e)),
         }
     }
@@ -160,20 +161,12 @@ fn recent(records: &[Record]) -> bool {
         .is_some_and(|v| v >= Version::FLOOR)
 }
 
-/// Only programs that are asked for, and libraries: what else packages depend on (accounts, configuration, Perl) is of
-/// no use where nothing is installed.
-fn needed(name: &str) -> bool {
-    let library = name.starts_with("lib") && !name.contains("perl") && !name.starts_with("libpam");
-    library || PACKAGES.contains(&name)
-}
-
 fn fetch_of(record: &Record, place: &Place) -> Fetch {
-    let file = record.file.rsplit('/').next().unwrap_or(&record.file);
     Fetch {
         url: record.url(),
         sha256: record.sha256.clone(),
         size: record.size,
-        dest: place.dirs.debs().join(file),
+        dest: place.dirs.deb(&record.sha256),
         what: record.name.clone(),
     }
 }

@@ -250,7 +250,7 @@ fn files_added_by_hash_are_what_derivations_want() {
     let file = b.put("some file", &content);
     let hash = codchi_debian_hash(content.as_bytes());
     let expr = format!(
-        r#"let fetch = name: derivation {{ inherit name; system = "builtin"; builder = "builtin:fetchurl"; url = "mirror://debian/pool/x.deb"; outputHashAlgo = "sha256"; outputHashMode = "flat"; outputHash = "{hash}"; preferLocalBuild = true; unpack = false; executable = false; }};
+        r#"let fetch = name: derivation {{ inherit name; system = "builtin"; builder = "builtin:fetchurl"; mirror = "mirror://debian/pool/x.deb"; url = "http://127.0.0.1:9/x.deb"; outputHashAlgo = "sha256"; outputHashMode = "flat"; outputHash = "{hash}"; preferLocalBuild = true; unpack = false; executable = false; }};
         in (derivation {{ name = "top"; system = "{}"; builder = "/bin/sh"; args = [ "-c" "read a < ${{fetch "x_1.deb"}}; echo $a > $out" ]; }}).drvPath"#,
         system()
     );

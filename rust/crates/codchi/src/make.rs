@@ -297,22 +297,20 @@ impl Tools {
         }
         app.printer.report(Event::Phase("fetching packages"));
         codchi_fs::create_private_dir(app.dirs.debs())?;
-        let file_of =
-            |s: &Source| app.dirs.debs().join(format!("{}-{}", &s.sha256[..16.min(s.sha256.len())], s.name));
         let fetches: Vec<mirror::Fetch> = missing
             .iter()
             .map(|s| mirror::Fetch {
                 url: s.url.clone(),
                 sha256: s.sha256.clone(),
                 size: 0,
-                dest: file_of(s),
+                dest: app.dirs.deb(&s.sha256),
                 what: s.name.clone(),
             })
             .collect();
         mirror(app)?.fetch_all(&fetches, 8, &app.printer)?;
         let files: Vec<codchi_nix::sources::FixedFile> = missing
             .iter()
-            .map(|s| codchi_nix::sources::FixedFile { file: file_of(s), name: s.name.clone() })
+            .map(|s| codchi_nix::sources::FixedFile { file: app.dirs.deb(&s.sha256), name: s.name.clone() })
             .collect();
         self.nix.add_fixed(&files, &app.printer)?;
         // The store has them now.

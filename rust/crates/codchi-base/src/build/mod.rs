@@ -12,6 +12,8 @@ pub mod alternatives;
 pub mod certificates;
 pub mod deb;
 pub mod join;
+pub mod lent;
+pub mod loader;
 pub mod merge;
 pub mod package;
 pub mod toplevel;
@@ -82,6 +84,7 @@ pub fn run(action: &str) -> Result<()> {
         "units" => request().and_then(|(out, r)| units::run(&out, &r)),
         "join" => request().and_then(|(out, r)| join::run(&out, &r)),
         "layer" => request().and_then(|(out, r)| merge::layer(&out, &r)),
+        "lent" => request().and_then(|(out, r)| lent::run(&out, &r)),
         "merge" => request().and_then(|(out, r)| merge::run(&out, &r)),
         "certificates" => request().and_then(|(out, r)| certificates::run(&out, &r)),
         "toplevel" => request().and_then(|(out, r)| toplevel::run(&out, &r)),
