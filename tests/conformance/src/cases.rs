@@ -30,6 +30,7 @@ pub const ALL: &[Case] = &[
     ("a_lost_client_ends_its_command", exec_lost),
     ("entering_works_without_the_agent", exec_fallback),
     ("services_of_the_module_run", services),
+    ("caches_of_the_packages_are_there", caches),
     ("users_and_groups_of_the_module_exist", users),
     ("sudo_works", sudo),
     ("files_keep_owner_mode_and_content", files),
@@ -562,6 +563,33 @@ fn services(h: &Host) -> Result<(), Failed> {
         "etc",
         h.sh("conf", "cat /etc/fixture/file")?,
         "generation one".into(),
+    )
+}
+
+/// What Debian's triggers would write: maintainer scripts do not run on the built-in base.
+fn caches(h: &Host) -> Result<(), Failed> {
+    let found = h.sh("conf", "LD_DEBUG=libs git --version 2>&1 >/dev/null")?;
+    require!(
+        found.contains("search cache=/etc/ld.so.cache") && !found.contains("(system search path)"),
+        "libraries are looked for in folders:\n{found}"
+    );
+    same(
+        "a setting of a compiled schema",
+        h.sh(
+            "conf",
+            "gsettings get org.gnome.desktop.interface cursor-size",
+        )?,
+        "24".into(),
+    )?;
+    same(
+        "what a file is",
+        h.sh(
+            "conf",
+            "printf '\\211PNG\\r\\n\\032\\n' > ~/picture && gio info -a standard::content-type ~/picture | tail -n 1; rm ~/picture",
+        )?
+        .trim()
+        .to_string(),
+        "standard::content-type: image/png".into(),
     )
 }
 

@@ -7,7 +7,7 @@ use codchi_fs::Context as _;
 use serde::Deserialize;
 
 use super::package::link;
-use super::{DebInfo, version};
+use super::{DebInfo, caches, ld_cache, version};
 use crate::{Error, Result};
 
 /// Request of `merge`.
@@ -125,6 +125,10 @@ pub fn run(out: &Path, request: &Request) -> Result<()> {
         link(Path::new("/var/local"), &usr.join("local"))?;
     }
     codchi_fs::write(usr.join("lib/tmpfiles.d/zz-packages.conf"), tmpfiles(&debs)?)?;
+
+    let raws: Vec<&Path> = debs.iter().map(|d| d.raw.as_path()).collect();
+    caches::write(&usr, &raws)?;
+    codchi_fs::write(out.join("ld.so.cache"), ld_cache::make(&usr, &raws)?)?;
 
     // Which package a unit is from: a switch restarts the services of a package that changed.
     let mut units = String::new();

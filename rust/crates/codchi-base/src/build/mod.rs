@@ -9,9 +9,11 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Result};
 
 pub mod alternatives;
+pub mod caches;
 pub mod certificates;
 pub mod deb;
 pub mod join;
+pub mod ld_cache;
 pub mod lent;
 pub mod loader;
 pub mod merge;

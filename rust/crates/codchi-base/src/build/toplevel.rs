@@ -64,6 +64,7 @@ pub fn run(out: &Path, request: &Request) -> Result<()> {
             packaged(&from, &etc, Path::new(""))?;
         }
     }
+    link(&request.usr.join("ld.so.cache"), &etc.join("ld.so.cache"))?;
     modules(&request.etc, &etc)?;
 
     for (name, verb) in
