@@ -54,7 +54,9 @@ impl Dirs {
         };
         let base =
             |name: &str, default: &str| absolute(name).unwrap_or_else(|| home.join(default)).join("codchi");
-        let runtime = match absolute("XDG_RUNTIME_DIR") {
+        // That of a log-in of root's goes with the last of them, and a service of the system's has none.
+        let of_login = |p: &PathBuf| uid == 0 && p.as_path() == Path::new("/run/user/0");
+        let runtime = match absolute("XDG_RUNTIME_DIR").filter(|p| !of_login(p)) {
             Some(p) => p.join("codchi"),
             None if uid == 0 => "/run/codchi".into(),
             None => format!("/tmp/codchi-{uid}").into(),
@@ -188,6 +190,8 @@ mod tests {
         let d = dirs(&[], 0).unwrap();
         assert_eq!(d.config, Path::new("/root/.config/codchi"));
         assert_eq!(d.runtime, Path::new("/run/codchi"));
+        let login = dirs(&[("XDG_RUNTIME_DIR", "/run/user/0")], 0).unwrap();
+        assert_eq!(login.runtime, d.runtime);
         assert_eq!(dirs(&[], 1000), Err(DirsError::NoHome));
     }
 }

@@ -28,6 +28,8 @@ pub struct MachineStatus {
     pub base: String,
     /// What it does now.
     pub state: State,
+    /// Why it failed, where that is known.
+    pub reason: Option<String>,
     /// Host process id of its PID 1.
     pub leader: Option<u32>,
     /// The generation in use.

@@ -5,12 +5,13 @@ pub(crate) mod network;
 mod root;
 pub(crate) mod switch;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use codchi_core::name::MachineName;
 use codchi_core::progress::Event as Told;
-use codchi_runtime::start;
+use codchi_runtime::manager::Manager;
+use codchi_runtime::probe;
 
 pub use files::{copy_tree_here, hold_here};
 pub use root::{remove_tree, remove_tree_here};
@@ -95,53 +96,23 @@ pub(crate) fn wait_for_agent(host: &Host, machine: &MachineName) -> Result<()> {
     }
 }
 
-/// Whether the host's systemd starts the machine by itself.
-pub(crate) fn starts_on_boot(host: &Host, machine: &MachineName) -> bool {
-    let mut c = std::process::Command::new("systemctl");
-    if !host.dirs.is_root() {
-        c.arg("--user");
-    }
-    let unit = format!("codchi-machine@{machine}.service");
-    let answer = c.args(["is-enabled", "--quiet", &unit]).stdin(std::process::Stdio::null()).output();
-    Path::new("/run/systemd/system").exists() && answer.is_ok_and(|o| o.status.success())
-}
-
-/// Has the host's systemd start the machine by itself, or no longer.
+/// Has the host's service manager start the machine by itself, or no longer.
 pub(crate) fn on_boot(host: &Host, machine: &MachineName, on: bool) -> Result<()> {
-    let user = !host.dirs.is_root();
-    let place = if user { host.dirs.home.join(".config/systemd/user") } else { "/etc/systemd/system".into() };
-    let file = place.join(start::UNIT);
-    let unit = format!("codchi-machine@{machine}.service");
-    let systemctl = |words: &[&str]| {
-        let mut c = std::process::Command::new("systemctl");
-        if user {
-            c.arg("--user");
-        }
-        c.args(words).stdin(std::process::Stdio::null()).output()
-    };
+    let manager = Manager::of_caller();
     if !on {
-        if file.exists() && Path::new("/run/systemd/system").exists() {
-            let _ = systemctl(&["disable", "--quiet", &unit]);
-        }
-        return Ok(());
+        return Ok(manager.disable(machine.as_str())?);
     }
-    if !Path::new("/run/systemd/system").exists() {
+    if !Manager::is_present() {
         return Err(DriverError::Host {
-            what: "this computer is not started by systemd".into(),
+            what: "no systemd of yours runs on this computer".into(),
             hints: vec![format!("let what starts your services run `codchi start {machine}`")],
         });
     }
-    codchi_fs::create_dir_all(&place)?;
-    codchi_fs::write_atomic(&file, start::unit_text(host.program, user), 0o644)?;
-    for words in [&["daemon-reload"][..], &["enable", "--quiet", &unit]] {
-        let out = systemctl(words)
-            .map_err(|e| DriverError::Helper { what: "run `systemctl`".into(), reason: e.to_string() })?;
-        if !out.status.success() {
-            return Err(DriverError::Helper {
-                what: format!("`systemctl {}`", words.join(" ")),
-                reason: String::from_utf8_lossy(&out.stderr).trim().into(),
-            });
-        }
+    manager.enable(machine.as_str(), host.program)?;
+    if let Some(mend) = probe::lingering().filter(|f| !f.ok).and_then(|f| f.mend) {
+        host.progress.report(Told::Warning(&format!(
+            "`{machine}` starts when you log in, and ends when you log out; with the computer after {mend}"
+        )));
     }
     Ok(())
 }

@@ -225,8 +225,16 @@ pub trait Driver: Sync {
     fn remove(&self, host: &Host, machine: &MachineName) -> Result<()>;
     /// Has the host's service manager start the machine by itself, or no longer.
     fn on_boot(&self, host: &Host, machine: &MachineName, on: bool) -> Result<()>;
-    /// Looks after a running machine until it is off: the process that `codchi supervise NAME` is. It must have one thread.
-    fn supervise(&self, dirs: &Dirs, machine: &MachineName, store: &Store) -> Result<()>;
+    /// Writes down what [`Driver::supervise`] runs where nobody waits for it, because a service manager starts it.
+    fn prepare(&self, host: &Host, machine: &Machine) -> Result<()>;
+    /// Looks after a machine until it is off: the process that `codchi supervise NAME` is. It must have one thread. `begin` yields
+    /// the store; it is told whether somebody waits for the machine, and calls [`Driver::prepare`] where nobody does.
+    fn supervise(
+        &self,
+        host: &Host,
+        machine: &MachineName,
+        begin: &mut dyn FnMut(bool) -> Result<Store>,
+    ) -> Result<()>;
     /// Makes the files of a machine that is being made: those of `from`, but for what makes that one itself (machine id, keys of
     /// its ssh server). One that runs is held still meanwhile.
     fn duplicate(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<Report> {

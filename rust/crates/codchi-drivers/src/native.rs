@@ -7,11 +7,12 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use codchi_core::dirs::Dirs;
-use codchi_core::machine::IdRange;
+use codchi_core::machine::{IDS, IdRange};
 use codchi_core::name::MachineName;
 use codchi_core::progress::Event as Told;
+use codchi_core::report::{Diagnose, Kind};
 use codchi_core::status::{Finding, Level, State};
+use codchi_runtime::manager::Manager;
 use codchi_runtime::spec::{Launch, Mount, MountKind};
 use codchi_runtime::{enter, outer, probe, start, state};
 
@@ -92,8 +93,8 @@ impl Driver for Native {
 
     fn start(&self, host: &Host, machine: &Machine) -> Result<()> {
         let dir = host.dirs.machine_runtime(machine.name);
-        let state = state::status(&dir)?.state;
-        if matches!(state, state::State::Running) {
+        // One that starts with the computer, or goes down, is not disturbed.
+        if start::join(&dir)? {
             return Ok(());
         }
         prepare(host, machine.name)?;
@@ -162,21 +163,40 @@ impl Driver for Native {
 
     fn remove(&self, host: &Host, machine: &MachineName) -> Result<()> {
         self.stop(host, machine)?;
-        self.on_boot(host, machine, false)?;
-        for dir in [host.dirs.machine_root(machine), host.dirs.machine_runtime(machine)] {
-            container::remove_tree(host.program, &dir)?;
+        let runtime = host.dirs.machine_runtime(machine);
+        for dir in [&host.dirs.machine_root(machine), &runtime] {
+            container::remove_tree(host.program, dir)?;
         }
-        Ok(())
+        let others = runtime.parent().map(codchi_fs::read_dir).transpose();
+        let last = !others.is_ok_and(|o| o.is_some_and(|o| !o.is_empty()));
+        Ok(Manager::of_caller().forget(machine.as_str(), last)?)
     }
 
     fn on_boot(&self, host: &Host, machine: &MachineName, on: bool) -> Result<()> {
         container::on_boot(host, machine, on)
     }
 
-    fn supervise(&self, dirs: &Dirs, machine: &MachineName, store: &Store) -> Result<()> {
-        let endpoint = store.endpoint(machine);
-        let dir = dirs.machine_runtime(machine);
-        Ok(codchi_runtime::supervise::supervise(&dir, vec![Box::new(endpoint)])?)
+    fn prepare(&self, host: &Host, machine: &Machine) -> Result<()> {
+        prepare(host, machine.name)?;
+        Ok(start::write_launch(&host.dirs.machine_runtime(machine.name), &launch(host, machine)?)?)
+    }
+
+    fn supervise(
+        &self,
+        host: &Host,
+        machine: &MachineName,
+        begin: &mut dyn FnMut(bool) -> Result<Store>,
+    ) -> Result<()> {
+        prepare(host, machine)?;
+        let begin = |awaited| {
+            let store = begin(awaited).map_err(|e| match e.kind() {
+                Kind::Host => codchi_runtime::Error::Host { what: e.to_string(), hints: e.hints() },
+                _ => codchi_runtime::Error::Told(e.to_string()),
+            })?;
+            let endpoint: Box<dyn codchi_runtime::supervise::Service> = Box::new(store.endpoint(machine));
+            Ok(vec![endpoint])
+        };
+        Ok(codchi_runtime::supervise::supervise(&host.dirs.machine_runtime(machine), begin)?)
     }
 
     fn duplicate(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<codchi_files::Report> {
@@ -200,7 +220,7 @@ impl Driver for Native {
 
     fn rename(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<()> {
         self.stop(host, from)?;
-        if container::starts_on_boot(host, from) {
+        if Manager::of_caller().is_enabled(from.as_str()) {
             container::on_boot(host, to, true)?;
             container::on_boot(host, from, false)?;
         }
@@ -270,7 +290,7 @@ fn launch(host: &Host, machine: &Machine) -> Result<Launch> {
                 source: Some(source),
                 target: guest.into(),
                 options,
-                idmap: host.dirs.is_root(),
+                idmap: outer::is_privileged(),
                 outer: false,
                 optional: m.optional,
             }
@@ -282,7 +302,8 @@ fn launch(host: &Host, machine: &Machine) -> Result<Launch> {
         engine: system.manifest.engine.clone(),
         root: host.dirs.machine_root(machine.name),
         uid_base: machine.attachment.ids.map(|r| r.base),
-        caller_is: (!host.dirs.is_root() && !mounts.is_empty()).then_some(system.manifest.user.uid),
+        uid_count: machine.attachment.ids.map_or(IDS, |r| r.count),
+        caller_is: (!outer::is_privileged() && !mounts.is_empty()).then_some(system.manifest.user.uid),
         outer: outer::OuterConfig { nix: host.nix.map(Into::into) },
         store: "/nix/store".into(),
         toplevel: PathBuf::from(&system.toplevel),

@@ -43,7 +43,7 @@ fn main() {
             let program = [std::env::current_exe().unwrap().into(), "supervise".into(), dir.clone().into()];
             finish(start::start(&dir, &launch, &program, &mut |e| eprintln!("{e:?}")));
         }
-        "supervise" => finish(supervise::supervise(&path(), vec![])),
+        "supervise" => finish(supervise::supervise(&path(), |_| Ok(vec![]))),
         "stop" => {
             let dir = path();
             finish(start::stop(&dir, args.next().is_some(), Duration::from_secs(120)));

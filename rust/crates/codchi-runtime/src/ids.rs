@@ -8,6 +8,8 @@ use crate::error::{Doing, Error, Result};
 
 /// Ids that every machine has: 0 to 65535.
 pub const COUNT: u32 = 65536;
+/// Ids that a machine has where the host can lend as many: what follows its own is for containers and machines in it.
+pub const NESTED: u32 = 4 * COUNT;
 /// The caller's own id as the outer namespace shows it.
 pub const CALLER: u32 = 65536;
 
@@ -71,8 +73,24 @@ pub fn lay(ranges: &[(u32, u32)]) -> Option<Vec<Extent>> {
     (next == COUNT).then_some(all)
 }
 
+/// What the same ranges have beyond that, up to [`NESTED`] ids in all, laid after the caller's own id.
+pub fn lay_more(ranges: &[(u32, u32)]) -> Vec<Extent> {
+    let (mut skip, mut next, mut all) = (COUNT, CALLER + 1, Vec::new());
+    for (first, count) in ranges {
+        let used = skip.min(*count);
+        skip -= used;
+        let count = (*count - used).min(CALLER + 1 + NESTED - COUNT - next);
+        if count > 0 {
+            all.push(Extent { inside: next, outside: first + used, count });
+            next += count;
+        }
+    }
+    all
+}
+
 /// The map of a machine inside an outer namespace whose map is `outer`: the same ids, except that the machine's
-/// `user` is the caller when asked for. One extent never spans two of the parent's.
+/// `user` is the caller when asked for. One extent never spans two of the parent's. The ids beyond the machine's own follow
+/// the caller's in the outer namespace, and each other in the machine.
 pub fn child_of(outer: &[Extent], user: Option<u32>) -> Vec<Extent> {
     let mut all = Vec::new();
     for e in outer.iter().filter(|e| e.inside < COUNT) {
@@ -90,6 +108,8 @@ pub fn child_of(outer: &[Extent], user: Option<u32>) -> Vec<Extent> {
             _ => all.push(Extent { inside: e.inside, outside: e.inside, count: e.count }),
         }
     }
+    let more = outer.iter().filter(|e| e.inside > CALLER);
+    all.extend(more.map(|e| Extent { inside: e.inside - 1, outside: e.inside, count: e.count }));
     all
 }
 
@@ -100,16 +120,17 @@ const LAST: u32 = 0x7000_0000;
 
 /// Whether a range of root's is outside every range of `/etc/subuid` and `/etc/subgid` and every account.
 pub fn is_free(base: u32, lent: &[(u32, u32)], accounts: &[u32]) -> bool {
-    let end = base + COUNT;
+    let end = base + NESTED;
     !lent.iter().any(|(f, c)| *f < end && base < f.saturating_add(*c))
         && !accounts.iter().any(|a| (base..end).contains(a))
 }
 
-/// Chooses a range for a new machine of root: not in `taken` (the bases of the other machines), not lent to anyone.
+/// Chooses the first of [`NESTED`] ids for a new machine of root: none in `taken` (the ranges of the other machines), none
+/// lent to anyone.
 ///
 /// The supervisor takes the lock of the range when the machine starts.
-pub fn choose_base(taken: &[u32]) -> Result<u32> {
-    let mut lent = Vec::new();
+pub fn choose_base(taken: &[(u32, u32)]) -> Result<u32> {
+    let mut lent = taken.to_vec();
     for file in ["/etc/subuid", "/etc/subgid"] {
         for line in codchi_fs::read_if_exists(file)?.unwrap_or_default().lines() {
             let mut f = line.split(':').skip(1);
@@ -119,19 +140,19 @@ pub fn choose_base(taken: &[u32]) -> Result<u32> {
         }
     }
     let accounts: Vec<u32> = accounts()?;
-    let slots = (LAST - FIRST) / COUNT;
+    let slots = (LAST - FIRST) / NESTED;
     // Begins anywhere: machines of another home, which are not among `taken`, are then unlikely to have the same ids.
     let mut bytes = [0; 4];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
         .doing("draw a random number")?;
     let start = u32::from_ne_bytes(bytes) % slots;
     for i in 0..slots {
-        let base = FIRST + ((start + i) % slots) * COUNT;
-        if !taken.contains(&base) && is_free(base, &lent, &accounts) {
+        let base = FIRST + ((start + i) % slots) * NESTED;
+        if is_free(base, &lent, &accounts) {
             return Ok(base);
         }
     }
-    Err(Error::Host { what: "no range of 65536 user ids is free".into(), hints: vec![] })
+    Err(Error::Host { what: format!("no range of {NESTED} user ids is free"), hints: vec![] })
 }
 
 fn accounts() -> Result<Vec<u32>> {
@@ -139,8 +160,12 @@ fn accounts() -> Result<Vec<u32>> {
     Ok(text.lines().filter_map(|l| l.split(':').nth(2)?.parse().ok()).collect())
 }
 
-/// Takes the lock of a range of root's; it is held until the result is dropped.
-pub fn lock_base(base: u32, who: &str) -> Result<codchi_fs::Lock> {
+/// Takes the locks of a range of root's, one for every 65536 ids; they are held until the result is dropped.
+pub fn lock_range(base: u32, count: u32, who: &str) -> Result<Vec<codchi_fs::Lock>> {
+    (base..base.saturating_add(count)).step_by(COUNT as usize).map(|part| lock_part(part, who)).collect()
+}
+
+fn lock_part(base: u32, who: &str) -> Result<codchi_fs::Lock> {
     let dir = Path::new("/run/lock/codchi/uid");
     codchi_fs::create_dir_all(dir)?;
     match codchi_fs::Lock::try_take(dir.join(base.to_string()), who) {
@@ -185,9 +210,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_lent_beyond_a_machines_own_ids_follows_them() {
+        let ranges = [(100_000, 60_000), (300_000, 10_000), (500_000, 1_000_000)];
+        let mut outer = lay(&ranges).unwrap();
+        outer.push(Extent { inside: CALLER, outside: 1001, count: 1 });
+        outer.extend(lay_more(&ranges));
+        assert_eq!(
+            map_text(&child_of(&outer, None)),
+            "0 0 60000\n60000 60000 5536\n65536 65537 4464\n70000 70001 192144\n"
+        );
+        assert_eq!(outer.last().unwrap().outside, 500_000);
+        assert_eq!(lay_more(&[(100_000, 65536)]), []);
+    }
+
+    #[test]
     fn a_free_range_touches_nobody_elses() {
-        assert!(is_free(FIRST, &[(100_000, 65536), (FIRST + COUNT, 1)], &[0, 1000]));
-        assert!(!is_free(FIRST, &[(FIRST + COUNT - 1, 1)], &[]));
+        assert!(is_free(FIRST, &[(100_000, 65536), (FIRST + NESTED, 1)], &[0, 1000]));
+        assert!(!is_free(FIRST, &[(FIRST + NESTED - 1, 1)], &[]));
         assert!(!is_free(FIRST, &[(FIRST - 1, 2)], &[]));
         assert!(!is_free(FIRST, &[], &[FIRST + 9]));
     }

@@ -11,6 +11,7 @@ pub mod error;
 mod filter;
 pub mod ids;
 mod inside;
+pub mod manager;
 mod mounts;
 pub mod network;
 pub mod outer;

@@ -12,7 +12,7 @@ use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::error::{Doing, Error, Result};
-use crate::ids::{self, COUNT, Extent};
+use crate::ids::{self, Extent};
 use crate::outer::{OWN_DIR, attach, clone_tree, open_inside, pipe};
 use crate::spec::{Launch, Mount, MountKind, Spec};
 
@@ -80,7 +80,7 @@ impl Options {
 }
 
 /// A user namespace that exists only as a descriptor, to map the owners of mounts with.
-pub(crate) fn mapping_namespace(base: u32) -> Result<OwnedFd> {
+pub(crate) fn mapping_namespace(base: u32, count: u32) -> Result<OwnedFd> {
     let (r, w) = pipe()?;
     let child = codchi_sys::process::clone(Namespaces::USER, None, || {
         // Both ends are here; only a kill ends this.
@@ -89,11 +89,10 @@ pub(crate) fn mapping_namespace(base: u32) -> Result<OwnedFd> {
     })
     .doing("make a user namespace")?;
     drop(w);
-    let done =
-        write_maps(child.pid, &[Extent { inside: 0, outside: base, count: COUNT }], None).and_then(|()| {
-            let path = format!("/proc/{}/ns/user", child.pid);
-            Ok(rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).at("open", path)?)
-        });
+    let done = write_maps(child.pid, &[Extent { inside: 0, outside: base, count }], None).and_then(|()| {
+        let path = format!("/proc/{}/ns/user", child.pid);
+        Ok(rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).at("open", path)?)
+    });
     child.signal(codchi_sys::signal::SIGKILL).doing("end a process")?;
     child.wait().doing("wait for a process")?;
     done

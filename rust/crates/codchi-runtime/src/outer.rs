@@ -80,6 +80,13 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// Whether this process is root of the host itself. Root of a container is not: it can neither map the owners of the host's
+/// files nor take ids that it was not given, and goes the way of an ordinary user, with root's folders.
+pub fn is_privileged() -> bool {
+    let map = codchi_fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    is_root() && map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
 /// Moves this process, which must have one thread, into a new outer namespace. Its ids stay; rootless it has all
 /// capabilities there until the next exec.
 ///
@@ -87,7 +94,7 @@ pub fn is_root() -> bool {
 /// [`Error::Host`] with the command that mends it where the host does not allow user namespaces, lends no subordinate
 /// ids, or lacks newuidmap.
 pub fn enter(config: &OuterConfig) -> Result<Outer> {
-    let privileged = is_root();
+    let privileged = is_privileged();
     let caller = if privileged { None } else { Some(Caller::find()?) };
     let ids = match &caller {
         None => IdMap::default(),
@@ -106,17 +113,31 @@ pub fn enter(config: &OuterConfig) -> Result<Outer> {
     Ok(Outer { ids, privileged })
 }
 
-/// Goes on as a role, in a process that is in the outer namespace.
+/// Goes on as a role, in a process that is in the outer namespace. The owner of a store gets terminals of its own.
 pub fn become_role(outer: &Outer, role: Role) -> Result<()> {
     match (outer.privileged, role) {
         (true, _) => Ok(()),
         (false, Role::Caller) => codchi_sys::identity::drop_capabilities().doing("drop capabilities"),
         (false, Role::Maintainer) => {
+            own_terminals()?;
             codchi_sys::identity::set_groups(&[]).doing("drop groups")?;
             codchi_sys::identity::set_gid(0).doing("become root of the namespace")?;
             codchi_sys::identity::set_uid(0).doing("become root of the namespace")
         }
     }
+}
+
+/// Nix gives the terminal of a build to the build user. Those of the host belong to a group that the namespace does not have,
+/// so that it may not.
+fn own_terminals() -> Result<()> {
+    let pts = Path::new("/dev/pts");
+    if !pts.is_dir() {
+        return Ok(());
+    }
+    codchi_sys::process::unshare(Namespaces::MOUNT).doing("make a mount namespace")?;
+    let data = c"newinstance,ptmxmode=0666,mode=0620";
+    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+    rustix::mount::mount("devpts", pts, "devpts", flags, data).doing("mount terminals")
 }
 
 /// Replaces this process by a program in the outer namespace. Answers only when that failed.
@@ -245,7 +266,8 @@ pub(crate) fn subordinate(name: &str, uid: u32, file: &str, group: bool) -> Resu
             }
         }
     }
-    ids::lay(&ranges).ok_or_else(|| {
+    let more = ids::lay_more(&ranges);
+    ids::lay(&ranges).map(|own| [own, more].concat()).ok_or_else(|| {
         let free = next_free(&text);
         Error::Host {
             what: format!("`{file}` lends `{name}` fewer than 65536 ids, which a machine without root needs"),

@@ -10,9 +10,10 @@ use rustix::mount::MountFlags;
 use serde::Serialize;
 
 use crate::error::{Doing, Error, Result};
+use crate::manager::Manager;
 use crate::network::find_program;
 use crate::outer::{self, OWN_DIR, OuterConfig, Role};
-use crate::{cgroup, mounts, start};
+use crate::{cgroup, ids, mounts};
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -53,18 +54,16 @@ fn mend(nixos: &str, elsewhere: &str) -> Option<String> {
 
 /// Looks at this host. Nothing is changed. This process should have one thread; with more, less is tried.
 pub fn probe() -> Vec<Finding> {
-    let root = outer::is_root();
+    let (root, privileged) = (outer::is_root(), outer::is_privileged());
     let mut all = vec![namespaces()];
-    if !root {
+    if !privileged {
         all.extend(subordinate());
     }
-    all.push(control_groups(root));
-    if !root && Path::new("/run/systemd/system").is_dir() {
-        all.push(linger());
-    }
+    all.push(control_groups(privileged));
+    all.extend(lingering());
     all.extend(network(root));
     if all[0].ok {
-        all.extend(kernel(root));
+        all.extend(kernel(privileged));
     }
     all
 }
@@ -129,9 +128,9 @@ fn subordinate() -> Vec<Finding> {
     all
 }
 
-fn control_groups(root: bool) -> Finding {
+fn control_groups(privileged: bool) -> Finding {
     let what = "control groups";
-    if root {
+    if privileged {
         let known = codchi_fs::read_to_string("/proc/filesystems").unwrap_or_default();
         return if known.split_whitespace().any(|w| w == "cgroup2") {
             good(what, "cgroup2 can be mounted")
@@ -139,8 +138,8 @@ fn control_groups(root: bool) -> Finding {
             bad(what, "this kernel has no cgroup2", None)
         };
     }
-    if start::service_manager() {
-        return good(what, "by the user's systemd");
+    if Manager::is_present() {
+        return good(what, "by systemd");
     }
     match cgroup::own_delegated() {
         Ok(Some(d)) => good(what, format!("`{}` is delegated", d.display())),
@@ -150,6 +149,11 @@ fn control_groups(root: bool) -> Finding {
         }
         Err(e) => bad(what, e.to_string(), None),
     }
+}
+
+/// Whether machines of an ordinary user of a systemd host outlive the log-in; `None` where that is no question.
+pub fn lingering() -> Option<Finding> {
+    (!outer::is_root() && Path::new("/run/systemd/system").is_dir()).then(linger)
 }
 
 fn linger() -> Finding {
@@ -197,7 +201,7 @@ fn network(root: bool) -> Vec<Finding> {
     vec![optional(way), optional(node)]
 }
 
-fn kernel(root: bool) -> Vec<Finding> {
+fn kernel(privileged: bool) -> Vec<Finding> {
     let mut all = Vec::new();
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let version = |r: &str| {
@@ -211,11 +215,11 @@ fn kernel(root: bool) -> Vec<Finding> {
     } else {
         bad("the kernel", format!("{release}: {needed}"), None)
     });
-    if root {
+    if privileged {
         let what = "idmapped mounts";
         let home = std::env::var_os("HOME").map_or_else(|| "/".into(), std::path::PathBuf::from);
         let done = outer::run(&OuterConfig::default(), Role::Maintainer, |_| {
-            let space = mounts::mapping_namespace(0x4000_0000)?;
+            let space = mounts::mapping_namespace(0x4000_0000, ids::COUNT)?;
             let tree = outer::clone_tree(&home, false).doing("clone a mount")?;
             set_attributes(tree.as_fd(), &Attributes { idmap: Some(space.as_fd()), ..Attributes::default() })
                 .doing(format!("map the owners of `{}`", home.display()))?;

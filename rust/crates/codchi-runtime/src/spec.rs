@@ -253,6 +253,9 @@ pub struct Launch {
     /// As root: the first id of the machine's range. Rootless: none.
     #[serde(default)]
     pub uid_base: Option<u32>,
+    /// As root: how many ids that range has.
+    #[serde(default = "own_ids", skip_serializing_if = "is_own_ids")]
+    pub uid_count: u32,
     /// Rootless: this user of the machine is the caller on the host.
     #[serde(default)]
     pub caller_is: Option<u32>,
@@ -276,6 +279,14 @@ pub struct Launch {
     pub revision: u64,
     /// Where the console is written.
     pub console_log: PathBuf,
+}
+
+fn own_ids() -> u32 {
+    crate::ids::COUNT
+}
+
+fn is_own_ids(count: &u32) -> bool {
+    *count == own_ids()
 }
 
 /// The variables of this engine's settings.

@@ -17,7 +17,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Error, Result};
-use crate::network::find_program;
+use crate::manager::Manager;
 use crate::outer;
 use crate::spec::Launch;
 use crate::state;
@@ -59,26 +59,12 @@ pub enum Event {
     },
 }
 
-/// The template unit of supervisors.
-pub const UNIT: &str = "codchi-machine@.service";
-
 /// How long a machine may take to be ready.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long a supervisor may take to do what it is told anew, and how often it is looked at meanwhile.
 const RELOAD_PATIENCE: Duration = Duration::from_secs(30);
 const STEP: Duration = Duration::from_millis(10);
-
-/// The template unit; `user` for a user's service manager.
-pub fn unit_text(program: &Path, user: bool) -> String {
-    let wanted = if user { "default.target" } else { "multi-user.target" };
-    let after = if user { "" } else { "After=network-online.target\nWants=network-online.target\n" };
-    format!(
-        "[Unit]\nDescription=Code machine %i\n{after}\n[Service]\nType=exec\nExecStart=\"{}\" supervise %i\nDelegate=yes\n\
-         KillMode=mixed\nTimeoutStopSec=100\nOOMPolicy=continue\n\n[Install]\nWantedBy={wanted}\n",
-        program.display().to_string().replace('%', "%%")
-    )
-}
 
 /// Replaces a file of the runtime directory, which is memory: no power cut to guard against.
 pub(crate) fn write_quick(path: &Path, data: &[u8]) -> codchi_fs::Result<()> {
@@ -195,35 +181,17 @@ fn launch_and_wait(
     let failed = |why: String| Error::Start { name: launch.name.clone(), why, console: vec![] };
     let slow =
         || Error::Timeout { name: launch.name.clone(), what: "become ready", seconds: PATIENCE.as_secs() };
-    let mut child = spawn(dir, &launch.name, program)?;
-    let ended = |c: &mut std::process::Child| {
-        let log = codchi_fs::read_to_string(dir.join("supervisor.log")).unwrap_or_default();
-        let last =
-            log.lines().rev().find(|l| !l.trim().is_empty()).map(|l| format!(": {l}")).unwrap_or_default();
-        failed(format!(
-            "its supervisor ended{}{last}",
-            c.wait().map(|s| format!(" ({s})")).unwrap_or_default()
-        ))
-    };
+    let mut spawned = spawn(dir, &launch.name, program)?;
     let stream = {
-        let pid = child
-            .as_ref()
-            .map(|c| process::pidfd_open(c.id().cast_signed()))
-            .transpose()
-            .doing("watch a process")?;
-        loop {
-            let mut fds = vec![PollFd::new(listener, PollFlags::IN)];
-            fds.extend(pid.as_ref().map(|p| PollFd::new(p, PollFlags::IN)));
-            if wait(&mut fds, until)? == 0 {
-                return Err(slow());
-            }
-            if !fds[0].revents().is_empty() {
-                break listener.accept().doing("hear from the supervisor")?.0;
-            }
-            if let Some(c) = &mut child {
-                return Err(ended(c));
-            }
+        let mut fds = vec![PollFd::new(listener, PollFlags::IN)];
+        fds.extend(spawned.process.as_ref().map(|p| PollFd::new(p, PollFlags::IN)));
+        if wait(&mut fds, until)? == 0 {
+            return Err(slow());
         }
+        if fds[0].revents().is_empty() {
+            return Err(failed(spawned.ended(dir)));
+        }
+        listener.accept().doing("hear from the supervisor")?.0
     };
     let mut lines = BufReader::new(stream);
     loop {
@@ -233,10 +201,7 @@ fn launch_and_wait(
         }
         let mut line = String::new();
         if lines.read_line(&mut line).doing("hear from the supervisor")? == 0 {
-            return Err(match &mut child {
-                Some(c) => ended(c),
-                None => failed("its supervisor ended".into()),
-            });
+            return Err(failed(spawned.ended(dir)));
         }
         let event: Event =
             serde_json::from_str(&line).map_err(io::Error::other).doing("understand the supervisor")?;
@@ -245,9 +210,7 @@ fn launch_and_wait(
             Event::Ready => return Ok(()),
             Event::Failed { message, console, host, hints } => {
                 // It cleans up before it tells; when it is gone, nothing of it is left.
-                if let Some(c) = &mut child {
-                    c.wait().doing("wait for the supervisor")?;
-                }
+                spawned.wait(until)?;
                 return Err(if host {
                     Error::Host { what: message, hints }
                 } else {
@@ -271,84 +234,99 @@ fn wait(fds: &mut [PollFd<'_>], until: Instant) -> Result<usize> {
     }
 }
 
-/// Whether a service manager can take the supervisor: the system's for root, the user's own for others.
-pub(crate) fn service_manager() -> bool {
-    if find_program("systemd-run").is_none() {
-        return false;
+/// A supervisor that was started.
+struct Spawned {
+    /// As a child of this process, unless a service manager has it.
+    child: Option<std::process::Child>,
+    /// The process; none when it is gone already.
+    process: Option<OwnedFd>,
+    /// Where it says why it ended.
+    journal: Option<String>,
+}
+
+impl Spawned {
+    /// Waits for its end.
+    fn wait(&mut self, until: Instant) -> Result<()> {
+        if let Some(p) = &self.process {
+            wait(&mut [PollFd::new(p, PollFlags::IN)], until)?;
+        }
+        if let Some(c) = &mut self.child {
+            c.wait().doing("wait for the supervisor")?;
+        }
+        Ok(())
     }
-    if outer::is_root() {
-        return Path::new("/run/systemd/system").is_dir();
+
+    /// Why it ended, in words.
+    fn ended(&mut self, dir: &Path) -> String {
+        let status = self.child.as_mut().and_then(|c| c.wait().ok()).map(|s| format!(" ({s})"));
+        let log = codchi_fs::read_to_string(dir.join("supervisor.log")).unwrap_or_default();
+        let last = log.lines().rev().find(|l| !l.trim().is_empty()).map(|l| format!(": {l}"));
+        let look = || self.journal.as_ref().map(|j| format!("; see `{j}`"));
+        format!(
+            "its supervisor ended{}{}",
+            status.unwrap_or_default(),
+            last.or_else(look).unwrap_or_default()
+        )
     }
-    std::env::var_os("XDG_RUNTIME_DIR").is_some_and(|d| Path::new(&d).join("systemd/private").exists())
 }
 
 /// Starts the supervisor, out of reach of what ends this program. As a child, unless a service manager has it.
-fn spawn(dir: &Path, name: &str, program: &[OsString]) -> Result<Option<std::process::Child>> {
+fn spawn(dir: &Path, name: &str, program: &[OsString]) -> Result<Spawned> {
     let Some((exe, args)) = program.split_first() else {
         return Err(Error::Settings("no program to supervise with".into()));
     };
-    if service_manager() {
-        return by_service_manager(dir, name, program).map(|()| None);
+    if Manager::is_present() {
+        return by_service_manager(dir, name, program);
     }
-    if !outer::is_root() && crate::cgroup::own_delegated()?.is_none() {
+    if !outer::is_privileged() && crate::cgroup::own_delegated()?.is_none() {
         return Err(crate::cgroup::missing());
     }
     let log = codchi_fs::create(dir.join("supervisor.log"))?;
     let second = log.try_clone().doing("open the log")?;
     // It begins a session of its own; when this program ends, the next reaper inherits it.
-    Command::new(exe)
+    let child = Command::new(exe)
         .args(args)
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(second)
         .current_dir("/")
         .spawn()
-        .map(Some)
-        .doing(format!("run `{}`", exe.display()))
+        .doing(format!("run `{}`", exe.display()))?;
+    let process = Some(process::pidfd_open(child.id().cast_signed()).doing("watch a process")?);
+    Ok(Spawned { child: Some(child), process, journal: None })
 }
 
-fn by_service_manager(dir: &Path, name: &str, program: &[OsString]) -> Result<()> {
-    let user = !outer::is_root();
-    let scope: &[&str] = if user { &["--user"] } else { &[] };
-    let unit = format!("codchi-machine@{name}.service");
-    let run = |c: &mut Command, what: &str| -> Result<()> {
-        let o = c.stdin(Stdio::null()).output().doing(format!("run `{what}`"))?;
-        if o.status.success() {
-            return Ok(());
-        }
-        Err(Error::Told(format!("`{what}` failed: {}", String::from_utf8_lossy(&o.stderr).trim())))
+fn by_service_manager(dir: &Path, name: &str, program: &[OsString]) -> Result<Spawned> {
+    // What an earlier supervisor without a service manager said.
+    codchi_fs::remove_if_exists(dir.join("supervisor.log"))?;
+    let Some(exe) = program.first() else {
+        return Err(Error::Settings("no program to supervise with".into()));
     };
-    let known =
-        Command::new("systemctl").args(scope).args(["cat", &unit]).output().is_ok_and(|o| o.status.success());
-    if known {
-        return run(Command::new("systemctl").args(scope).args(["start", &unit]), "systemctl start");
+    let manager = Manager::of_caller();
+    let process = manager.start(name, Path::new(exe))?;
+    Ok(Spawned { child: None, process, journal: Some(manager.journal(name)) })
+}
+
+/// Waits for a supervisor that is at work until its machine is ready; `false` when it ends before, or none is there.
+pub fn join(dir: &Path) -> Result<bool> {
+    let Some(s) = state::living(dir)? else { return Ok(false) };
+    let Ok(process) = process::pidfd_open(s.pid) else { return Ok(false) };
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match state::living(dir)? {
+            None => return Ok(false),
+            Some(now) if now.state == state::State::Running => return Ok(true),
+            Some(now) if Instant::now() > until => {
+                let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let what = if now.state == state::State::Stopping { "stop" } else { "become ready" };
+                return Err(Error::Timeout { name, what, seconds: PATIENCE.as_secs() });
+            }
+            // It tells in its file, and ends; only the end wakes us.
+            Some(_) => {
+                wait(&mut [PollFd::new(&process, PollFlags::IN)], Instant::now() + Duration::from_millis(20))?
+            }
+        };
     }
-    let log = dir.join("supervisor.log");
-    codchi_fs::create(&log)?;
-    let mut c = Command::new("systemd-run");
-    c.args(scope).args(["--quiet", "--collect", "--no-ask-password", "--service-type=exec"]);
-    c.arg(format!("--unit={unit}")).arg(format!("--description=Code machine {name}"));
-    for p in ["Delegate=yes", "KillMode=mixed", "TimeoutStopSec=100", "OOMPolicy=continue"] {
-        c.arg("-p").arg(p);
-    }
-    c.arg("-p").arg(format!("StandardError=append:{}", log.display()));
-    for v in [
-        "PATH",
-        "HOME",
-        "USER",
-        "XDG_RUNTIME_DIR",
-        "XDG_CONFIG_HOME",
-        "XDG_STATE_HOME",
-        "XDG_DATA_HOME",
-        "XDG_CACHE_HOME",
-    ] {
-        if let Some(value) = std::env::var_os(v) {
-            let mut setting = OsString::from(format!("--setenv={v}="));
-            setting.push(value);
-            c.arg(setting);
-        }
-    }
-    run(c.arg("--").args(program), "systemd-run")
 }
 
 /// Stops a machine and waits until nothing of it is left. `force`: it is not asked, but killed.
@@ -388,13 +366,6 @@ pub fn while_held<T>(dir: &Path, f: impl FnOnce() -> T) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_unit_delegates_and_runs_the_machine_it_is_named_for() {
-        let t = unit_text(Path::new("/opt/100%/codchi"), true);
-        assert!(t.contains("ExecStart=\"/opt/100%%/codchi\" supervise %i\nDelegate=yes\n"), "{t}");
-        assert!(t.contains("WantedBy=default.target"));
-    }
 
     #[test]
     fn events_are_one_line_of_json() {

@@ -50,13 +50,17 @@ const TAIL: usize = 20;
 
 /// Runs the machine whose runtime directory is `dir` until it is off. This process must have one thread.
 ///
+/// `begin` yields what serves the machine. It is told whether somebody waits for the machine, and has written its settings; where
+/// a service manager started this process nobody does, and `begin` writes them.
+///
 /// # Errors
-/// What kept the machine from starting; the same is sent to whoever started it.
-pub fn supervise(dir: &Path, mut services: Vec<Box<dyn Service>>) -> Result<()> {
+/// What kept the machine from starting; the same is sent to whoever started it, and remembered for those who look later.
+pub fn supervise(dir: &Path, begin: impl FnOnce(bool) -> Result<Vec<Box<dyn Service>>>) -> Result<()> {
     // Fails only where this is done already (a service manager, a shell's job).
     let _ = rustix::process::setsid();
     let mut teller = Teller::connect(dir);
-    let done = Supervision::begin(dir, &mut teller).and_then(|mut s| {
+    let done = begin(teller.0.is_some()).and_then(|mut services| {
+        let mut s = Supervision::begin(dir, &mut teller)?;
         let done = s.run(&mut services, &mut teller);
         s.end(&services, done.is_err());
         done
@@ -71,9 +75,35 @@ pub fn supervise(dir: &Path, mut services: Vec<Box<dyn Service>>) -> Result<()> 
             Error::Host { hints, .. } => (true, hints.clone()),
             other => (other.kind() == codchi_core::report::Kind::Host, Vec::new()),
         };
+        if !matches!(e, Error::Running(_)) {
+            remember_failure(dir, &message);
+        }
         teller.tell(&Event::Failed { message, console, host, hints });
     }
     done
+}
+
+/// Leaves a state file that says that the machine failed, and why.
+fn remember_failure(dir: &Path, message: &str) {
+    if state::living(dir).ok().flatten().is_some_and(|s| s.pid.cast_unsigned() != std::process::id()) {
+        return;
+    }
+    let told = Supervisor {
+        version: 1,
+        pid: std::process::id().cast_signed(),
+        start_time: state::start_time(std::process::id().cast_signed()).unwrap_or(0),
+        leader: None,
+        state: State::Failed,
+        text: message.into(),
+        network: None,
+        cgroup: PathBuf::new(),
+        warnings: Vec::new(),
+        ports: Vec::new(),
+        revision: 0,
+    };
+    // Where that cannot be written, the journal of the service manager has it.
+    let text = serde_json::to_vec_pretty(&told).unwrap_or_default();
+    let _ = crate::start::write_quick(&dir.join(state::FILE), &text);
 }
 
 /// Whoever started us and listens, if anyone does.
@@ -115,7 +145,7 @@ struct Supervision {
     resolver: Option<OwnedFd>,
     console: Console,
     _lock: codchi_fs::Lock,
-    _range: Option<codchi_fs::Lock>,
+    _range: Vec<codchi_fs::Lock>,
 }
 
 /// How PID 1 ended.
@@ -143,10 +173,10 @@ impl Supervision {
                 )],
             });
         }
-        let range = match (outer::is_root(), launch.uid_base) {
-            (true, Some(base)) => Some(ids::lock_base(base, &who)?),
+        let range = match (outer::is_privileged(), launch.uid_base) {
+            (true, Some(base)) => ids::lock_range(base, launch.uid_count, &who)?,
             (true, None) => return Err(Error::Settings("a machine of root needs `uidBase`".into())),
-            (false, _) => None,
+            (false, _) => Vec::new(),
         };
         let signals = Signals::block(&[
             signal::SIGTERM,
@@ -164,7 +194,8 @@ impl Supervision {
         let base = launch.uid_base.unwrap_or(0);
         let owner = if outer.privileged { Owner { uid: base, gid: base } } else { Owner { uid: 0, gid: 0 } };
         mounts::prepare_root(&launch.root, Owner { uid: 0, gid: 0 })?;
-        let idmap = if outer.privileged { Some(mounts::mapping_namespace(base)?) } else { None };
+        let idmap =
+            if outer.privileged { Some(mounts::mapping_namespace(base, launch.uid_count)?) } else { None };
         if outer.privileged {
             mounts::open_devices();
         }
@@ -255,7 +286,8 @@ impl Supervision {
             match service.run(&mut ready) {
                 Ok(()) => 0,
                 Err(e) => {
-                    // Standard error is the supervisor's log.
+                    // Who waits for it hears why; later on standard error is the supervisor's log.
+                    let _ = rustix::io::write(&w, e.as_bytes());
                     let _ = writeln!(io::stderr(), "{}: {e}", service.name());
                     1
                 }
@@ -266,12 +298,16 @@ impl Supervision {
         let mut fds = [PollFd::new(&r, PollFlags::IN), PollFd::new(&child, PollFlags::IN)];
         let patience = rustix::time::Timespec { tv_sec: SERVICE_PATIENCE.as_secs() as _, tv_nsec: 0 };
         let n = poll(&mut fds, Some(&patience)).doing("wait for a service")?;
-        if n > 0 && rustix::io::read(&r, &mut [0u8]) == Ok(1) {
+        let mut said = [0u8; 1024];
+        let length = if n > 0 { rustix::io::read(&r, &mut said).unwrap_or(0) } else { 0 };
+        let said = said.get(..length).unwrap_or_default();
+        if said == b"x" {
             return Ok(child);
         }
         child.signal(signal::SIGKILL).doing("end a service")?;
         child.wait().doing("end a service")?;
-        Err(Error::Told(format!("the service `{name}` of the machine did not start; see `supervisor.log`")))
+        let why = if said.is_empty() { "nothing was said".into() } else { String::from_utf8_lossy(said) };
+        Err(Error::Told(format!("the service `{name}` of the machine did not start: {why}")))
     }
 
     /// From making the namespaces to the end of PID 1.
@@ -337,7 +373,7 @@ impl Supervision {
 
     fn shake_hands(&mut self, ctl: &OwnedFd, child: &Child, teller: &mut Teller) -> Result<Network> {
         if self.outer.privileged {
-            let all = [ids::Extent { inside: 0, outside: self.owner.uid, count: ids::COUNT }];
+            let all = [ids::Extent { inside: 0, outside: self.owner.uid, count: self.launch.uid_count }];
             mounts::write_maps(child.pid, &all, None)?;
         } else {
             let uids = ids::child_of(&self.outer.ids.uids, self.launch.caller_is);

@@ -28,7 +28,7 @@ fn main() {
     match args.get(1).map(String::as_str) {
         Some("init") => init(&args[2..]),
         Some("supervise") => {
-            let done = codchi_runtime::supervise::supervise(Path::new(&args[2]), vec![]);
+            let done = codchi_runtime::supervise::supervise(Path::new(&args[2]), |_| Ok(vec![]));
             if let Err(e) = done {
                 eprintln!("{e}");
                 std::process::exit(1);
@@ -157,6 +157,7 @@ impl Machine {
             engine: engine(),
             root,
             uid_base: outer::is_root().then(|| ids::choose_base(&[]).unwrap()),
+            uid_count: ids::NESTED,
             caller_is: None,
             outer: Default::default(),
             store: at("store"),

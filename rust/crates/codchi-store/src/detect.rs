@@ -38,7 +38,22 @@ pub fn host(path: Option<&std::ffi::OsStr>) -> Result<HostNix, String> {
     let bin = places
         .into_iter()
         .find(|p| p.is_absolute() && p.join("nix").is_file() && p.join("nix-store").exists());
-    Ok(HostNix { version, bin: bin.ok_or("its program `nix` was not found")? })
+    let bin = bin.ok_or("its program `nix` was not found")?;
+    match program_version(&bin.join("nix")) {
+        Some(v) if v >= Version::FLOOR => Ok(HostNix { version, bin }),
+        Some(v) => Err(format!("`{}` is of version {v}", bin.join("nix").display())),
+        None => Err(format!("`{}` does not tell its version", bin.join("nix").display())),
+    }
+}
+
+/// The version of a program `nix`, which need not be its daemon's: by the store path it lies in, else by asking it.
+fn program_version(nix: &Path) -> Option<Version> {
+    let named = |p: &Path| p.ancestors().nth(2)?.file_name()?.to_str()?.split_once("-nix-")?.1.parse().ok();
+    nix.canonicalize().ok().as_deref().and_then(named).or_else(|| {
+        let out =
+            std::process::Command::new(nix).arg("--version").stdin(std::process::Stdio::null()).output();
+        Version::from_banner(&String::from_utf8_lossy(&out.ok()?.stdout))
+    })
 }
 
 /// Asks the daemon behind a socket for its version.

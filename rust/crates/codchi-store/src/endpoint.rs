@@ -113,7 +113,7 @@ impl Service for Endpoint {
     }
 
     fn run(&mut self, ready: &mut dyn FnMut()) -> Result<(), String> {
-        let outer = Outer { ids: IdMap::default(), privileged: outer::is_root() };
+        let outer = Outer { ids: IdMap::default(), privileged: outer::is_privileged() };
         if self.role == Role::Maintainer {
             outer::become_role(&outer, self.role).map_err(|e| e.to_string())?;
         }
@@ -431,7 +431,8 @@ struct Roots {
     links: PathBuf,
     all: BTreeMap<String, Root>,
     inotify: OwnedFd,
-    inbox_watch: i32,
+    /// None inside a machine: its daemon's folder is not to be seen there.
+    inbox_watch: Option<i32>,
     supervisor: PathBuf,
     supervisor_watch: i32,
     leader: Option<i32>,
@@ -455,8 +456,11 @@ impl Roots {
     fn new(config: &Config, inbox: PathBuf) -> Result<Roots> {
         let links = config.state.join("links");
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).tried("watch for roots")?;
-        let inbox_watch = inotify::add_watch(&inotify, &inbox, WatchFlags::CREATE | WatchFlags::MOVED_TO)
-            .at("watch", &inbox)?;
+        let inbox_watch =
+            match inotify::add_watch(&inotify, &inbox, WatchFlags::CREATE | WatchFlags::MOVED_TO) {
+                Err(rustix::io::Errno::NOENT) if matches!(config.roots, RootsAt::Indirect(_)) => None,
+                watch => Some(watch.at("watch", &inbox)?),
+            };
         let told = WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE;
         let supervisor_watch =
             inotify::add_watch(&inotify, &config.machine, told).at("watch", &config.machine)?;
@@ -542,7 +546,7 @@ impl Roots {
         let mut reader = inotify::Reader::new(self.inotify.as_fd(), &mut buffer);
         while let Ok(event) = reader.next() {
             let overflow = event.events().contains(ReadFlags::QUEUE_OVERFLOW);
-            inbox |= overflow || event.wd() == self.inbox_watch;
+            inbox |= overflow || Some(event.wd()) == self.inbox_watch;
             supervisor |= overflow || event.wd() == self.supervisor_watch;
             touched.push((event.wd(), overflow));
         }

@@ -94,7 +94,7 @@ pub fn run(args: &Args) -> Result<u8> {
     let config = OuterConfig { nix: args.nix.clone() };
     let role = if args.as_root { Role::Maintainer } else { Role::Caller };
     match &args.daemon {
-        Some(daemon) if !args.as_root && !outer::is_root() => with_daemon(&config, daemon, args),
+        Some(daemon) if !args.as_root && !outer::is_privileged() => with_daemon(&config, daemon, args),
         _ => {
             let outer = outer::enter(&config)?;
             outer::become_role(&outer, role)?;

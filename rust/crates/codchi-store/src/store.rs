@@ -45,8 +45,11 @@ impl Place {
             let found = detect::host(std::env::var_os("PATH").as_deref())?;
             // Before, a daemon in front of another could not be told to trust less.
             let enough = Version { major: 2, minor: 20, patch: 0 };
-            if !self.dirs.is_root() && found.version < enough {
-                return Err(format!("its version is {}, and without root {enough} is needed", found.version));
+            if !outer::is_privileged() && found.version < enough {
+                return Err(format!(
+                    "its version is {}, and without the host's root {enough} is needed",
+                    found.version
+                ));
             }
             Ok(found)
         };
@@ -235,7 +238,7 @@ impl Store {
     /// The endpoint of a machine: a service for its supervisor.
     pub fn endpoint(&self, name: &MachineName) -> Endpoint {
         let dirs = &self.place.dirs;
-        let passes_on = matches!(self.kind, Kind::Host(_)) && !dirs.is_root();
+        let passes_on = self.passes_on();
         let mut environment = self.environment();
         if !passes_on {
             environment.push(("NIX_REMOTE".into(), None));
@@ -256,10 +259,15 @@ impl Store {
         Endpoint { config, role: if passes_on { outer::Role::Caller } else { outer::Role::Maintainer } }
     }
 
+    /// Whether what machines ask for can only be asked of the host's daemon, because the store's files are not ours.
+    fn passes_on(&self) -> bool {
+        matches!(self.kind, Kind::Host(_)) && !outer::is_privileged()
+    }
+
     fn endpoint_state(&self, name: &MachineName) -> PathBuf {
         let dirs = &self.place.dirs;
         match self.kind {
-            Kind::Host(_) if !dirs.is_root() => dirs.state.join("endpoints").join(name),
+            Kind::Host(_) if self.passes_on() => dirs.state.join("endpoints").join(name),
             _ => Path::new("/nix/var/nix/codchi/endpoints").join(name),
         }
     }

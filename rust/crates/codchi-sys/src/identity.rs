@@ -91,12 +91,17 @@ pub fn drop_capabilities() -> io::Result<()> {
     set_data(&[Data::default(); 2])
 }
 
-/// Leaves the session keyring that was inherited, for a new one of our own.
+/// Leaves the session keyring that was inherited, for a new one of our own. Where there are no keyrings (another kernel, a
+/// machine's own filter) none was inherited.
 pub fn new_session_keyring() -> io::Result<()> {
     const JOIN_SESSION_KEYRING: libc::c_long = 1;
     // SAFETY: a null name asks for an anonymous keyring.
-    check(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) })
-        .map(|_| ())
+    match check(unsafe {
+        libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>())
+    }) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        done => done.map(|_| ()),
+    }
 }
 
 /// Sets or clears the set-user-id style limit on core dumps and on reading `/proc/self` by others of the same id.

@@ -141,8 +141,14 @@ impl App {
 
 /// The folders of the caller.
 pub fn dirs() -> Result<Dirs> {
-    let dirs = Dirs::from_env(&|name| std::env::var_os(name), rustix::process::geteuid().as_raw())?;
-    Ok(dirs)
+    let uid = rustix::process::geteuid().as_raw();
+    // In a machine `/run/codchi` is the machine's side of Codchi: its root, who runs machines in it, keeps theirs elsewhere.
+    let inside = uid == 0 && Path::new("/run/codchi/bin").exists();
+    let var = |name: &str| match std::env::var_os(name) {
+        None if inside && name == "XDG_RUNTIME_DIR" => Some("/run/nested".into()),
+        value => value,
+    };
+    Ok(Dirs::from_env(&var, uid)?)
 }
 
 /// The caller's settings.

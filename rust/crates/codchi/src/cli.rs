@@ -253,8 +253,11 @@ pub struct Start {
     #[arg(required = true)]
     pub names: Vec<String>,
     /// Also whenever this computer starts (needs systemd)
-    #[arg(long)]
+    #[arg(long, conflicts_with = "no_on_boot")]
     pub on_boot: bool,
+    /// Not any more when this computer starts
+    #[arg(long)]
+    pub no_on_boot: bool,
 }
 
 #[derive(Debug, Args)]

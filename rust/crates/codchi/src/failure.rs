@@ -38,6 +38,11 @@ impl Failure {
     pub fn of(error: &dyn Diagnose) -> Failure {
         Failure { kind: error.kind(), message: error.to_string(), hints: error.hints() }
     }
+    /// As an error of a driver, which tells it to whoever waits for a machine.
+    pub fn into_engine(self) -> codchi_drivers::DriverError {
+        let Failure { kind, message, hints } = self;
+        codchi_drivers::DriverError::Runtime { message, hints, kind }
+    }
     /// What to do next: the hints, and where the disk is full, that. Other programs tell it in the middle of something else.
     pub fn advice(&self) -> impl Iterator<Item = &str> {
         const SIGNS: [&str; 3] = ["No space left on device", "disk is full", "Disk quota exceeded"];

@@ -68,7 +68,6 @@ fn run(args: Vec<OsString>) -> u8 {
     let printer = Printer::new(level, globals.no_color);
     let own = |kind: Kind| if is_exec { cmd::exec::OWN_FAILURE } else { kind.exit_status() };
     let plain = match &parsed.command {
-        Some(Command::Supervise { name }) => Some(cmd::supervise(name)),
         Some(Command::Plumbing(p)) => Some(cmd::plumbing::run(&p.command)),
         Some(Command::Completion { shell }) => {
             completion(&printer, *shell);
@@ -99,6 +98,7 @@ fn run(args: Vec<OsString>) -> u8 {
         // These enter namespaces, which needs a process with one thread.
         Some(Command::Store(args)) => cmd::store::run(&app, &args.command).map(|()| 0),
         Some(Command::Doctor(args)) => cmd::doctor::run(&app, args).map(|()| 0),
+        Some(Command::Supervise { name }) => cmd::supervise(&app, name).map(|()| 0),
         command => with_ticker(&app, command.as_ref()),
     };
     app.printer.done();

@@ -166,14 +166,28 @@ impl<'a> MachineWorker<'a> {
         self.start_as(&self.name, self.attachment()?)
     }
 
-    fn start_as(&self, name: &MachineName, attachment: Attachment) -> Result<()> {
+    /// The system of the current generation.
+    fn current(&self, name: &MachineName, parts: &HostParts) -> Result<System> {
         let current = self.app.generations(name).current()?.ok_or_else(|| {
             Failure::failed(format!("`{name}` has no generation"))
                 .hint(format!("`codchi rebuild {name}` makes one"))
         })?;
+        self.system(current.record.toplevel.as_str(), parts)
+    }
+
+    /// Writes down what a service manager is to start: the current generation.
+    pub fn prepare(&self) -> Result<()> {
+        let parts = HostParts::of(self.app, self.store)?;
+        let attachment = self.attachment()?;
+        let system = Some(self.current(&self.name, &parts)?);
+        let machine = Machine { name: &self.name, attachment: &attachment, system };
+        Ok(self.driver()?.prepare(&parts.host(self.app, self.store), &machine)?)
+    }
+
+    fn start_as(&self, name: &MachineName, attachment: Attachment) -> Result<()> {
         let parts = HostParts::of(self.app, self.store)?;
         let host = parts.host(self.app, self.store);
-        let system = self.system(current.record.toplevel.as_str(), &parts)?;
+        let system = self.current(name, &parts)?;
         self.app.printer.report(Event::Phase("starting"));
         let machine = Machine { name, attachment: &attachment, system: Some(system) };
         let started = codchi_drivers::find(&attachment.driver)?.start(&host, &machine);

@@ -192,6 +192,7 @@ fn status_is_one_json_document_that_fits_its_schema() {
           "driver": "native",
           "base": "debian",
           "state": "stopped",
+          "reason": null,
           "leader": null,
           "generation": null,
           "config": "modified",

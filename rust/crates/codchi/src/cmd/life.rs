@@ -100,9 +100,9 @@ pub fn start_one(app: &App, name: &MachineName) -> Result<()> {
 pub fn start(app: &App, args: &crate::cli::Start) -> Result<()> {
     each(app, &args.names, |name| {
         start_one(app, name)?;
-        if args.on_boot {
+        if (args.on_boot || args.no_on_boot) && !app.globals.dry_run {
             let driver = codchi_drivers::find(&app.attachment(name)?.driver)?;
-            driver.on_boot(&HostParts::none().host(app, None), name, true)?;
+            driver.on_boot(&HostParts::none().host(app, None), name, args.on_boot)?;
         }
         if !app.globals.dry_run {
             app.printer.say(&format!("`{name}` is running"));

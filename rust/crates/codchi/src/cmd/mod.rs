@@ -11,18 +11,24 @@ pub mod rebuild;
 pub mod show;
 pub mod store;
 
-use codchi_core::name::MachineName;
+use codchi_store::Store;
 
+use crate::app::App;
 use crate::failure::{Failure, Result};
+use crate::worker::{HostParts, MachineWorker};
 
 /// `supervise`: the process that looks after a running machine.
-pub fn supervise(given: &str) -> Result<()> {
-    let name: MachineName = given.parse()?;
-    let dirs = crate::app::dirs()?;
-    let settings = crate::app::settings(&dirs)?;
-    let store =
-        codchi_store::Store::open(&dirs, &settings)?.ok_or_else(|| Failure::failed("the store is gone"))?;
-    let file = dirs.host_toml(&name);
-    let attachment = codchi_core::machine::Host::parse(&file, &codchi_fs::read_to_string(&file)?)?;
-    Ok(codchi_drivers::find(&attachment.driver)?.supervise(&dirs, &name, &store)?)
+pub fn supervise(app: &App, given: &str) -> Result<()> {
+    let name = app.machine(given)?;
+    let driver = codchi_drivers::find(&app.attachment(&name)?.driver)?;
+    let begin = |awaited: bool| -> Result<Store> {
+        let store =
+            Store::open(&app.dirs, &app.settings)?.ok_or_else(|| Failure::failed("the store is gone"))?;
+        if !awaited {
+            MachineWorker::new(app, &name, Some(&store), None).prepare()?;
+        }
+        Ok(store)
+    };
+    let mut begin = |awaited| begin(awaited).map_err(Failure::into_engine);
+    Ok(driver.supervise(&HostParts::none().host(app, None), &name, &mut begin)?)
 }

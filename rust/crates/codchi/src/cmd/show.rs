@@ -33,6 +33,7 @@ fn machine_status(app: &App, name: &MachineName, measure: bool) -> Result<Machin
         driver: attachment.driver.to_string(),
         base: attachment.base,
         state: running.state,
+        reason: running.reason.clone().filter(|_| running.state == State::Failed),
         leader: running.leader,
         generation: current.as_ref().map(|g| g.number as u32),
         config,
@@ -112,6 +113,7 @@ fn print_status(app: &App, machines: Vec<MachineStatus>, one: bool) -> Result<()
                 ("generation", m.generation.map_or("none".into(), |g| g.to_string())),
                 ("config", m.config.as_str().to_string()),
             ];
+            rows.extend(m.reason.iter().map(|r| ("reason", text::printable_line(r))));
             rows.extend(m.leader.map(|l| ("process", l.to_string())));
             rows.extend((!m.addresses.is_empty()).then(|| ("addresses", m.addresses.join(", "))));
             rows.extend(m.disk_bytes.map(|b| ("disk", text::bytes(b))));
