@@ -44,6 +44,7 @@ pub const ALL: &[Case] = &[
     ("two_machines_are_two", two_machines),
     ("reboot_from_inside_comes_back", reboot),
     ("stop_and_start_keep_files", stop_start),
+    ("a_full_disk_keeps_no_machine_running", full_disk),
     ("a_rebuild_without_changes_does_nothing", rebuild_noop),
     (
         "a_duplicate_has_every_file_and_an_identity_of_its_own",
@@ -1176,6 +1177,45 @@ fn stop_start(h: &Host) -> Result<(), Failed> {
         h.status("conf")?["state"].as_str(),
         Some("running"),
     )
+}
+
+/// The folders of journals and locks on a disk of one page, which is full.
+fn full_disk(h: &Host) -> Result<(), Failed> {
+    let script = |verb: &str| {
+        let text = r#"set -e
+            for d in "$1/.local/state/codchi/journal" "$1/.local/state/codchi/locks"; do
+                if [ "$2" = umount ]; then umount "$d"; continue; fi
+                mkdir -p "$d"
+                mount -t tmpfs -o size=4k full "$d"
+                chown --reference="$1/.local/state/codchi" "$d"
+                ! dd if=/dev/zero of="$d/filling" bs=4096 count=2 2>/dev/null
+            done"#;
+        let mut c = std::process::Command::new("sh");
+        run(c.args(["-c", text, "-"]).arg(&h.home).arg(verb), b"")?.ok()
+    };
+    h.codchi(&["start", "conf"])?.ok()?;
+    script("mount")?;
+    let stopped = h.codchi(&["stop", "conf"]);
+    let started = h.codchi(&["start", "conf"]);
+    script("umount")?;
+    let said = stopped?.ok()?.err;
+    require!(
+        said.contains("No space left"),
+        "nothing is said of the full disk: {said}"
+    );
+    // What makes something is refused, with the reason.
+    let started = started?.exits(1)?.err;
+    require!(
+        started.contains("free some space"),
+        "no way out is told: {started}"
+    );
+    same(
+        "state",
+        h.status("conf")?["state"].as_str(),
+        Some("stopped"),
+    )?;
+    h.codchi(&["start", "conf"])?.ok()?;
+    Ok(())
 }
 
 fn rebuild_noop(h: &Host) -> Result<(), Failed> {

@@ -299,6 +299,21 @@ impl Plan {
         matches!(self.command.as_str(), "init" | "duplicate" | "import")
     }
 
+    /// Whether it only ends or removes something, so that it is to be done even where nothing can be written down.
+    pub fn only_frees(&self) -> bool {
+        let frees = |s: &PlanStep| {
+            matches!(
+                s.step,
+                Step::Stop
+                    | Step::RemoveRoot { .. }
+                    | Step::RemoveGenerations { .. }
+                    | Step::RemoveConfig { .. }
+                    | Step::RemoveLogs { .. }
+            )
+        };
+        self.steps.iter().all(frees)
+    }
+
     /// The names that it concerns.
     pub fn names(&self) -> impl Iterator<Item = &MachineName> {
         std::iter::once(&self.machine).chain(&self.renamed)

@@ -25,6 +25,11 @@ impl FsError {
     pub fn is_not_found(&self) -> bool {
         self.source.kind() == io::ErrorKind::NotFound
     }
+
+    /// Whether there was no space left for it.
+    pub fn is_full(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
 }
 
 /// Adds operation and path to an I/O result.
@@ -211,8 +216,11 @@ impl Lock {
             }
         };
         file.set_len(0).at("write", path)?;
-        file.write_all(who.as_bytes()).at("write", path)?;
-        Ok(Lock { _file: file })
+        match file.write_all(who.as_bytes()).at("write", path) {
+            // On a full disk it holds all the same; others are not told by whom.
+            Err(e) if !e.is_full() => Err(e.into()),
+            _ => Ok(Lock { _file: file }),
+        }
     }
 
     fn open(path: &Path) -> Result<File, LockError> {

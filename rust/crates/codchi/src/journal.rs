@@ -30,7 +30,13 @@ pub fn execute(app: &App, _lock: &Lock, plan: &Plan, worker: &dyn Worker) -> Res
         fault::point("before", n);
         if !step.step.prepares() {
             journal.begun = n + 1;
-            write(app, &journal)?;
+            match write(app, &journal) {
+                // Who gives up or frees something on a full disk must not be kept from it.
+                Err(e) if e.is_full() && plan.only_frees() => {
+                    app.printer.warn(&format!("{e}; going on without a record of it"));
+                }
+                written => written?,
+            }
             app.printer.detail(&step.summary);
         }
         if let Err(failure) = worker.run(&step.step) {
@@ -132,7 +138,7 @@ pub fn recover(app: &App, _lock: &Lock, machine: &MachineName, worker: &dyn Work
     Ok(())
 }
 
-fn write(app: &App, journal: &Journal) -> Result<()> {
+fn write(app: &App, journal: &Journal) -> codchi_fs::Result<()> {
     let text = serde_json::to_string_pretty(journal).unwrap_or_default();
     for name in journal.plan.names() {
         codchi_fs::write_atomic(app.dirs.journal(name), &text, 0o600)?;
