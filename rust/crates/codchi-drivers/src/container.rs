@@ -21,7 +21,7 @@ use crate::{DriverError, Exec, Host, Result};
 
 /// The folder with the agent's socket, as this host sees it.
 pub(crate) fn agent_dir(host: &Host, machine: &MachineName) -> PathBuf {
-    host.dirs.machine_runtime(machine).join("agent")
+    codchi_runtime::state::agent_dir(&host.dirs.machine_runtime(machine))
 }
 
 /// A command as the agent takes it.

@@ -14,7 +14,7 @@ use codchi_core::report::{Diagnose, Kind};
 use codchi_core::status::{Finding, Level, State};
 use codchi_runtime::manager::Manager;
 use codchi_runtime::spec::{Launch, Mount, MountKind};
-use codchi_runtime::{enter, outer, probe, start, state};
+use codchi_runtime::{enter, guard, outer, probe, start, state};
 
 use codchi_store::Store;
 
@@ -272,6 +272,8 @@ fn launch(host: &Host, machine: &Machine) -> Result<Launch> {
     let Some(system) = &machine.system else {
         return Err(DriverError::Settings("there is no system".into()));
     };
+    // A module of a stranger may have put it there.
+    let engine = guard::settled(&system.manifest.engine)?;
     let needs = &system.manifest.needs;
     let mounts: Vec<Mount> = needs
         .mounts
@@ -299,7 +301,7 @@ fn launch(host: &Host, machine: &Machine) -> Result<Launch> {
     Ok(Launch {
         version: 1,
         name: machine.name.to_string(),
-        engine: system.manifest.engine.clone(),
+        engine,
         root: host.dirs.machine_root(machine.name),
         uid_base: machine.attachment.ids.map(|r| r.base),
         uid_count: machine.attachment.ids.map_or(IDS, |r| r.count),

@@ -3,10 +3,16 @@
 //! Everything in Codchi that touches a file by path goes through here, so that no error is a bare "No such file".
 #![allow(clippy::disallowed_methods)]
 
+use std::ffi::{CStr, CString};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
 
 /// A file operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -133,11 +139,90 @@ pub fn remove_if_exists(path: impl AsRef<Path>) -> Result<()> {
 }
 
 /// Removes a directory and all in it; that it is gone already is fine.
+///
+/// One folder is open at a time, however deep the tree is: what a machine leaves may be deeper than any path is long, and
+/// than this process may hold descriptors. No link is followed.
 pub fn remove_dir_all(path: impl AsRef<Path>) -> Result<()> {
-    match std::fs::remove_dir_all(&path) {
+    let path = path.as_ref();
+    match remove_tree(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).at("remove", path),
         _ => Ok(()),
     }
+}
+
+/// A folder that is being emptied.
+struct Emptied {
+    /// What it is called in the folder above.
+    name: CString,
+    /// Which it is.
+    id: (u64, u64),
+    /// The folders in it that are left.
+    folders: Vec<CString>,
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = |at: BorrowedFd<'_>, name: &CStr| rustix::fs::openat(at, name, flags, Mode::empty());
+    let top = CString::new(path.as_os_str().as_bytes())?;
+    let mut here = match open(CWD, &top) {
+        // A link to a folder is no folder: it goes, and what it leads to stays.
+        Err(Errno::LOOP | Errno::NOTDIR) if path.symlink_metadata()?.is_symlink() => {
+            return std::fs::remove_file(path);
+        }
+        r => r?,
+    };
+    let mut above: Vec<Emptied> = Vec::new();
+    let mut current = empty(&here, top)?;
+    loop {
+        if let Some(name) = current.folders.pop() {
+            match open(here.as_fd(), &name) {
+                Ok(fd) => {
+                    here = fd;
+                    above.push(std::mem::replace(&mut current, empty(&here, name)?));
+                }
+                Err(Errno::NOENT) => {}
+                Err(e) => return Err(e.into()),
+            }
+            continue;
+        }
+        let Some(parent) = above.pop() else { return std::fs::remove_dir(path) };
+        here = open(here.as_fd(), c"..")?;
+        if identity(&here)? != parent.id {
+            return Err(io::Error::other("a folder in it was moved meanwhile"));
+        }
+        match rustix::fs::unlinkat(&here, &current.name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(e) => return Err(e.into()),
+        }
+        current = parent;
+    }
+}
+
+/// Removes what is in a folder, except for the folders.
+fn empty(dir: &OwnedFd, name: CString) -> io::Result<Emptied> {
+    let mut folders = Vec::new();
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        if entry.file_type() != FileType::Directory {
+            match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => continue,
+                // Not every file system tells the kind of an entry.
+                Err(Errno::ISDIR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        folders.push(name.to_owned());
+    }
+    Ok(Emptied { name, id: identity(dir)?, folders })
+}
+
+fn identity(dir: &OwnedFd) -> io::Result<(u64, u64)> {
+    let stat = rustix::fs::fstat(dir)?;
+    Ok((stat.st_dev, stat.st_ino))
 }
 
 /// Renames a file or directory.
@@ -249,6 +334,42 @@ impl Lock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tree_is_removed_whole_and_what_its_links_lead_to_stays() {
+        let dir = std::env::temp_dir().join(format!("codchi-fs-tree-{}", std::process::id()));
+        let (tree, kept) = (dir.join("tree"), dir.join("kept"));
+        create_dir_all(&kept).unwrap();
+        write(kept.join("file"), "x").unwrap();
+        for n in 0..3 {
+            create_dir_all(tree.join(format!("a{n}/b/c"))).unwrap();
+            write(tree.join(format!("a{n}/b/file")), "x").unwrap();
+        }
+        symlink_atomic(&kept, tree.join("a1/link")).unwrap();
+        remove_dir_all(&tree).unwrap();
+        assert!(!tree.exists() && kept.join("file").exists());
+        remove_dir_all(&tree).unwrap();
+        // The link itself goes where the top is one.
+        symlink_atomic(&kept, &tree).unwrap();
+        remove_dir_all(&tree).unwrap();
+        assert!(tree.symlink_metadata().is_err() && kept.join("file").exists());
+        assert!(remove_dir_all(kept.join("file")).is_err());
+        remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_tree_deeper_than_a_path_is_long_is_removed() {
+        let dir = std::env::temp_dir().join(format!("codchi-fs-deep-{}", std::process::id()));
+        create_dir_all(&dir).unwrap();
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut at = rustix::fs::open(&dir, flags, Mode::empty()).unwrap();
+        for _ in 0..5000 {
+            rustix::fs::mkdirat(&at, "d", Mode::from(0o755)).unwrap();
+            at = rustix::fs::openat(&at, "d", flags, Mode::empty()).unwrap();
+        }
+        remove_dir_all(&dir).unwrap();
+        assert!(!dir.exists());
+    }
 
     #[test]
     fn a_lock_names_its_holder_and_is_free_again_when_dropped() {

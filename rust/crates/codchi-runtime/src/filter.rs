@@ -27,6 +27,12 @@ const KILL: u32 = 0x8000_0000;
 const NO_SUCH_CALL: u32 = 38;
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
+/// The lower half of the first argument; both processors put it first.
+const FIRST_ARGUMENT: u32 = 16;
+/// EAFNOSUPPORT.
+const NO_SUCH_FAMILY: u32 = 97;
+/// Families of sockets by name (linux/socket.h).
+const FAMILIES: [(&str, u32); 1] = [("AF_VSOCK", 40)];
 
 // linux/bpf_common.h
 const LOAD: u16 = 0x20;
@@ -59,7 +65,11 @@ pub fn program(list: &Seccomp) -> Result<Vec<Instruction>> {
     if let Some(n) = named.find(|n| TABLES.iter().all(|(_, lookup)| lookup(n).is_none())) {
         return Err(Error::Settings(format!("`{n}` is not a system call")));
     }
-    if list.deny.is_empty() && list.absent.is_empty() {
+    let family = |n: &String| FAMILIES.iter().find(|(name, _)| name == n).map(|(_, number)| *number);
+    if let Some(n) = list.families.iter().find(|n| family(n).is_none()) {
+        return Err(Error::Settings(format!("`{n}` is not a family of sockets")));
+    }
+    if list.deny.is_empty() && list.absent.is_empty() && list.families.is_empty() {
         return Ok(Vec::new());
     }
     let refuse = ERRNO | u32::from(list.errno);
@@ -74,6 +84,24 @@ pub fn program(list: &Seccomp) -> Result<Vec<Instruction>> {
         if *arch == X86_64 {
             block.push(Instruction { code: JUMP_AT_LEAST, jt: 0, jf: 1, k: X32 });
             block.push(op(RETURN, refuse));
+        }
+        if !list.families.is_empty() {
+            // An old call whose arguments lie where no filter looks; whoever has that has the new one, too.
+            if let Some(number) = lookup("socketcall") {
+                answers.entry(number).or_insert(ERRNO | NO_SUCH_CALL);
+            }
+            let of = list.families.iter().filter_map(family);
+            let checks = of.flat_map(|f| {
+                let then = op(RETURN, ERRNO | NO_SUCH_FAMILY);
+                [Instruction { code: JUMP_EQUAL, jt: 0, jf: 1, k: f }, then]
+            });
+            let mut inner = vec![op(LOAD, FIRST_ARGUMENT)];
+            inner.extend(checks);
+            inner.push(op(LOAD, NUMBER));
+            if let (Some(socket), Ok(over)) = (lookup("socket"), u8::try_from(inner.len())) {
+                block.push(Instruction { code: JUMP_EQUAL, jt: 0, jf: over, k: socket });
+                block.extend(inner);
+            }
         }
         for (number, answer) in answers {
             block.push(Instruction { code: JUMP_EQUAL, jt: 0, jf: 1, k: number });
@@ -96,11 +124,16 @@ mod tests {
 
     /// What the kernel would answer.
     fn run(p: &[Instruction], arch: u32, nr: u32) -> u32 {
+        run_with(p, arch, nr, 0)
+    }
+
+    fn run_with(p: &[Instruction], arch: u32, nr: u32, first: u32) -> u32 {
         let (mut i, mut a) = (0, 0);
         loop {
             let Instruction { code, jt, jf, k } = p[i];
             i += 1;
             match code {
+                LOAD if k == FIRST_ARGUMENT => a = first,
                 LOAD => a = if k == NUMBER { nr } else { arch },
                 JUMP_EQUAL => i += usize::from(if a == k { jt } else { jf }),
                 JUMP_AT_LEAST => i += usize::from(if a >= k { jt } else { jf }),
@@ -141,6 +174,22 @@ mod tests {
         assert_eq!(run(&p, I386, 246), ALLOW);
         assert_eq!(run(&p, X86_64, X32 | 39), ERRNO | 1);
         assert_eq!(run(&p, AARCH64, 39), KILL);
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn a_refused_family_of_sockets_looks_as_if_the_kernel_lacked_it() {
+        let p = program(&Seccomp { families: vec!["AF_VSOCK".into()], ..list(&["acct"]) }).unwrap();
+        // socket: 41 and, for 32-bit programs, 359; socketcall: 102 there
+        for (arch, socket) in [(X86_64, 41), (I386, 359)] {
+            assert_eq!(run_with(&p, arch, socket, 40), ERRNO | 97);
+            assert_eq!(run_with(&p, arch, socket, 1), ALLOW);
+        }
+        assert_eq!(run_with(&p, I386, 102, 1), ERRNO | 38);
+        assert_eq!(run_with(&p, X86_64, 163, 40), ERRNO | 1);
+        assert_eq!(run_with(&p, X86_64, 42, 40), ALLOW);
+        let wrong = Seccomp { families: vec!["AF_NONE".into()], ..Seccomp::default() };
+        assert!(program(&wrong).is_err());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use codchi_fs::Context;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Error, Result};
@@ -167,7 +168,19 @@ pub fn lock_range(base: u32, count: u32, who: &str) -> Result<Vec<codchi_fs::Loc
 
 fn lock_part(base: u32, who: &str) -> Result<codchi_fs::Lock> {
     let dir = Path::new("/run/lock/codchi/uid");
-    codchi_fs::create_dir_all(dir)?;
+    codchi_fs::create_dir_all("/run/lock")?;
+    for d in dir.parent().into_iter().chain([dir]) {
+        // All users may write to /run/lock: what one of them has put there leads where that user likes.
+        codchi_fs::create_private_dir(d)?;
+        let s = rustix::fs::lstat(d).at("examine", d)?;
+        let is_dir = rustix::fs::FileType::from_raw_mode(s.st_mode).is_dir();
+        if !is_dir || s.st_uid != rustix::process::geteuid().as_raw() || s.st_mode & 0o022 != 0 {
+            return Err(Error::Host {
+                what: format!("`{}` is not a folder of root's alone", d.display()),
+                hints: vec![format!("no machine needs what is there: `rm -r {}`", d.display())],
+            });
+        }
+    }
     match codchi_fs::Lock::try_take(dir.join(base.to_string()), who) {
         Ok(l) => Ok(l),
         Err(codchi_fs::LockError::File(e)) => Err(e.into()),

@@ -9,6 +9,7 @@ mod cgroup;
 pub mod enter;
 pub mod error;
 mod filter;
+pub mod guard;
 pub mod ids;
 mod inside;
 pub mod manager;

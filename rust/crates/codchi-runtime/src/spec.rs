@@ -143,6 +143,9 @@ pub struct Seccomp {
     /// Names of calls that answer ENOSYS, as a kernel without them would: programs that can do without ask no further.
     #[serde(default)]
     pub absent: Vec<String>,
+    /// Families of sockets that answer as if the kernel lacked them: `AF_VSOCK`, which no network namespace bounds.
+    #[serde(default)]
+    pub families: Vec<String>,
 }
 
 impl Seccomp {
@@ -153,7 +156,7 @@ impl Seccomp {
 
 impl Default for Seccomp {
     fn default() -> Self {
-        Seccomp { deny: Vec::new(), errno: 1, absent: Vec::new() }
+        Seccomp { deny: Vec::new(), errno: 1, absent: Vec::new(), families: Vec::new() }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a supervisor tells of itself, for those who look without asking it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use codchi_core::port::PortState;
 use serde::{Deserialize, Serialize};
@@ -147,6 +147,16 @@ fn read(dir: &Path) -> Result<Option<Supervisor>> {
         .map(Some)
         .map_err(std::io::Error::other)
         .doing(format!("read `{}`", path.display()))
+}
+
+/// The folder in which a machine's agent listens, as the host reaches it: memory that only its supervisor's namespace shows.
+/// Where no supervisor lives, nobody listens either.
+pub fn agent_dir(dir: &Path) -> PathBuf {
+    let own = dir.join("agent");
+    match (living(dir), own.strip_prefix("/")) {
+        (Ok(Some(s)), Ok(below)) => Path::new("/proc").join(s.pid.to_string()).join("root").join(below),
+        _ => own,
+    }
 }
 
 /// What a machine does now. `dir` is its runtime directory; that there is none means stopped.

@@ -12,7 +12,8 @@ use codchi_sys::process::{self, Child, End, Namespaces};
 use codchi_sys::signal::{self, Signals};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify::{CreateFlags, WatchFlags};
-use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::cgroup::{self, Tree};
@@ -698,6 +699,7 @@ impl Supervision {
         if let Some(t) = self.tree.take() {
             t.leave();
         }
+        let _ = rustix::mount::unmount(self.dir.join("agent"), UnmountFlags::DETACH);
         for d in ["agent", "daemon", "notify", "host"] {
             let _ = codchi_fs::remove_dir_all(self.dir.join(d));
         }
@@ -728,8 +730,13 @@ fn lay_out(dir: &Path, owner: Owner) -> Result<OwnedFd> {
         codchi_fs::create_dir_all(&d)?;
         rustix::fs::chmod(&d, Mode::from_raw_mode(0o755)).at("change the mode of", &d)?;
         if machines {
-            rustix::fs::chown(&d, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)))
-                .at("change the owner of", &d)?;
+            // Memory with a limit: the machine may write here, and the host's runtime folder is not the machine's to fill.
+            // Only this namespace shows it; the host looks by way of this process ([`state::agent_dir`]).
+            let options = format!("mode=0755,size=256k,nr_inodes=64,uid={},gid={}", owner.uid, owner.gid);
+            let options = std::ffi::CString::new(options).map_err(io::Error::other).doing("mount memory")?;
+            let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+            rustix::mount::mount("agent", &d, "tmpfs", flags, options.as_c_str())
+                .doing(format!("mount memory at `{}`", d.display()))?;
         }
     }
     let at = dir.join("notify");

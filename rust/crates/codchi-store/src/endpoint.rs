@@ -610,6 +610,7 @@ impl Roots {
     fn check(&mut self, name: &str) {
         let (Some(machine), Some(root)) = (&self.machine, self.all.get(name)) else { return };
         let link = root.link.clone();
+        let before = root.watch;
         // The watch comes first, so that a change after the look is told of.
         let (found, watch) = look(machine, &link, &self.inotify);
         match found {
@@ -631,6 +632,20 @@ impl Roots {
                 let _ = codchi_fs::remove_if_exists(dir(&self.at).join(name));
                 let _ = codchi_fs::remove_if_exists(self.links.join(name));
             }
+        }
+        for watch in [before, watch].into_iter().flatten() {
+            self.forget_watch(watch);
+        }
+    }
+
+    /// Ends a watch that no root needs: the kernel lends a person only so many, and a machine could use them up.
+    fn forget_watch(&self, watch: i32) {
+        let needed = Some(watch) == self.inbox_watch
+            || watch == self.supervisor_watch
+            || self.all.values().any(|r| r.watch == Some(watch));
+        if !needed {
+            // It may have gone with its folder.
+            let _ = inotify::remove_watch(&self.inotify, watch);
         }
     }
 }

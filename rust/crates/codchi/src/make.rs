@@ -326,6 +326,14 @@ impl Tools {
         let toplevel =
             outputs.get("out").cloned().ok_or_else(|| Failure::failed("the build has no output `out`"))?;
         self.nix.add_root(link, &toplevel)?;
+        // What was shown to a person and granted is what the evaluation told; a module can put other words into the system.
+        let manifest = self.manifest(&toplevel)?;
+        if manifest.needs != evaluation.needs || manifest.driver != evaluation.driver {
+            return Err(Failure::failed(
+                "the built system asks its host for other things than its evaluation told",
+            )
+            .hint("a module changes `codchi/manifest.json` in the system: it is not used"));
+        }
         Ok(toplevel)
     }
 

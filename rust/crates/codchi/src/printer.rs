@@ -85,6 +85,12 @@ impl Printer {
         let _ = out.write_all(bytes).and_then(|()| out.flush());
     }
 
+    /// The same on stderr: what another program said there, already made printable.
+    pub fn raw_err(&self, bytes: &[u8]) {
+        self.clear();
+        let _ = std::io::stderr().write_all(bytes);
+    }
+
     /// One JSON document on stdout.
     pub fn json(&self, value: &impl serde::Serialize) {
         self.clear();

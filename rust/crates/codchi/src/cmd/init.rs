@@ -510,6 +510,8 @@ pub fn choose_ids(app: &App, driver: &dyn Driver) -> Result<Option<IdRange>> {
 fn hint_untracked(app: &App, source: &Source) {
     let Some(folder) = source.folder.as_ref().filter(|_| source.url.starts_with("git+file:")) else { return };
     let listed = std::process::Command::new("git")
+        // A hook or monitor of the repository has no business here.
+        .args(["-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"])
         .arg("-C")
         .arg(folder)
         .args(["ls-files", "--others", "--exclude-standard", "--", "*.nix"])

@@ -197,8 +197,7 @@ pub fn logs(app: &App, args: &cli::Logs) -> Result<u8> {
             Some(unit) => argv.push(format!("--unit={unit}")),
             None => argv.push("--boot".into()),
         }
-        let argv: Vec<std::ffi::OsString> = argv.into_iter().map(Into::into).collect();
-        return crate::cmd::exec::become_exec(app, &name, &["-T", "-u", "root"], &argv);
+        return journal(app, &name, &argv);
     }
     if let Some(unit) = &args.unit {
         return Err(Failure::failed(format!(
@@ -231,6 +230,57 @@ pub fn logs(app: &App, args: &cli::Logs) -> Result<u8> {
         let length = log.metadata().map_or(0, |m| m.len());
         if log.stream_position().is_ok_and(|at| at > length) {
             let _ = log.seek(SeekFrom::Start(0));
+        }
+    }
+}
+
+/// Runs the machine's journalctl, which may be anything, and shows what it says without obeying it.
+fn journal(app: &App, name: &MachineName, argv: &[String]) -> Result<u8> {
+    use std::process::{Command, Stdio};
+    app.printer.done();
+    let failed = |e: std::io::Error| Failure::failed(format!("cannot run `codchi exec`: {e}"));
+    let mut child = Command::new(&app.program)
+        .args(["exec", "-T", "-u", "root", name.as_str(), "--"])
+        .args(argv)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    std::thread::scope(|s| {
+        s.spawn(|| lines(err, &mut |text| app.printer.raw_err(text.as_bytes())));
+        lines(out, &mut |text| app.printer.raw(text.as_bytes()));
+    });
+    let status = child.wait().map_err(failed)?;
+    use std::os::unix::process::ExitStatusExt;
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    Ok(u8::try_from(code).unwrap_or(crate::cmd::exec::OWN_FAILURE))
+}
+
+/// Gives whole lines on, made printable; of a line without an end, what has come so far is enough.
+fn lines(from: Option<impl Read>, to: &mut dyn FnMut(&str)) {
+    const LONGEST: usize = 64 << 10;
+    let Some(mut from) = from else { return };
+    let (mut held, mut buffer) = (Vec::new(), vec![0; 16 << 10]);
+    loop {
+        let n = match from.read(&mut buffer) {
+            Ok(n) => n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(_) => 0,
+        };
+        held.extend_from_slice(&buffer[..n]);
+        let end = if n == 0 || held.len() > LONGEST {
+            held.len()
+        } else {
+            held.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1)
+        };
+        let ready: Vec<u8> = held.drain(..end).collect();
+        if !ready.is_empty() {
+            to(&text::printable(&String::from_utf8_lossy(&ready).replace('\r', "")));
+        }
+        if n == 0 {
+            return;
         }
     }
 }
