@@ -30,6 +30,7 @@ in
   inherit (config.system) stateVersion;
   user = {
     inherit (cfg.user) name uid;
+    inherit (config.users.groups.${config.users.users.${cfg.user.name}.group}) gid;
     home = config.users.users.${cfg.user.name}.home;
   };
   needs = renderNeeds cfg;

@@ -3,6 +3,21 @@ let
   cfg = config.codchi;
   isAbsolute = path: lib.hasPrefix "/" path && !(lib.hasInfix "/../" "${path}/");
   badTargets = lib.filter (path: !(isAbsolute path)) (lib.attrNames cfg.mounts);
+  # Places that hold what a machine runs on; below them, or where one would be hidden, is no host folder.
+  taken = [
+    "/boot"
+    "/dev"
+    "/etc/static"
+    "/nix"
+    "/proc"
+    "/run/codchi"
+    "/run/systemd"
+    "/sys"
+  ];
+  covers = above: below: lib.hasPrefix "${lib.removeSuffix "/" above}/" "${below}/";
+  systemTargets = lib.filter (path: lib.any (place: covers place path || covers path place) taken) (
+    lib.attrNames cfg.mounts
+  );
 in
 {
   imports = [ ./enable.nix ];
@@ -38,7 +53,10 @@ in
         readOnly = true;
       };
     };
-    description = "Host folders in the machine, by their absolute path inside.";
+    description = ''
+      Host folders in the machine, by their absolute path inside. The owner of a folder is the machine's user there, both
+      ways. The person is asked before the first start, and can choose another folder with `codchi mount add`.
+    '';
   };
 
   config = lib.mkIf cfg.enable {
@@ -46,6 +64,10 @@ in
       {
         assertion = badTargets == [ ];
         message = "codchi.mounts: ${lib.concatStringsSep ", " badTargets}: give absolute paths inside the machine, without `..`";
+      }
+      {
+        assertion = systemTargets == [ ];
+        message = "codchi.mounts: ${lib.concatStringsSep ", " systemTargets}: these belong to the machine's system; choose other paths";
       }
     ];
   };

@@ -39,6 +39,7 @@ pub const ALL: &[Case] = &[
     ("a_current_nix_works_inside", current_nix),
     ("roots_made_inside_hold", roots_hold),
     ("ports_lead_into_the_machine", ports),
+    ("folders_of_the_host_are_in_the_machine", mounts),
     ("the_network_reaches_out_but_not_the_host", network),
     ("forbidden_system_calls_are_refused", seccomp),
     ("two_machines_are_two", two_machines),
@@ -959,8 +960,8 @@ fn ports(h: &Host) -> Result<(), Failed> {
         "conf".into(),
     )?;
     let mut wanted = vec![
-        (u64::from(tcp), 8421, "forwarded".to_string()),
-        (u64::from(udp), u64::from(udp), "forwarded".to_string()),
+        (u64::from(tcp), 8421, "given".to_string()),
+        (u64::from(udp), u64::from(udp), "given".to_string()),
         (u64::from(taken), 8423, "refused".to_string()),
     ];
     wanted.sort();
@@ -977,7 +978,7 @@ fn ports(h: &Host) -> Result<(), Failed> {
     same(
         "one is left",
         listed_ports(h, "conf")?,
-        vec![(u64::from(tcp), 8421, "forwarded".to_string())],
+        vec![(u64::from(tcp), 8421, "given".to_string())],
     )?;
     same(
         "the one that is left",
@@ -988,6 +989,198 @@ fn ports(h: &Host) -> Result<(), Failed> {
         h.codchi(&["port", "add", "conf", bad])?.exits(2)?;
     }
     Ok(())
+}
+
+fn mounts(h: &Host) -> Result<(), Failed> {
+    use std::os::unix::fs::MetadataExt;
+    let share = h.home.join("share folder");
+    let on_host = |script: &str| -> Result<String, Failed> {
+        Ok(
+            run(h.command("sh").args(["-euc", script]).arg(&share), b"")?
+                .ok()?
+                .text(),
+        )
+    };
+    on_host("mkdir \"$0\"; echo from the host > \"$0/file\"")?;
+    let first = h.codchi(&[
+        "mount",
+        "add",
+        "conf",
+        "share folder:/home/codchi/new/share",
+    ])?;
+    if h.kind == Kind::Rootless {
+        // Its user is not the person yet: that takes a start.
+        let first = first.exits(1)?;
+        require!(
+            first.err.contains("codchi restart conf"),
+            "what to do is not told: {}",
+            first.err
+        );
+        h.codchi(&["restart", "conf"])?.ok()?;
+    } else {
+        // Root's, and open to all: a set-user-id file in it would be anybody's.
+        let first = first.exits(1)?;
+        require!(
+            first.err.contains("set-user-id"),
+            "why is not told: {}",
+            first.err
+        );
+        on_host("chmod 700 \"$0\"")?;
+        let again = "share folder:/home/codchi/new/share";
+        h.codchi(&["mount", "add", "conf", again])?.ok()?;
+    }
+    same(
+        "files from before",
+        h.sh("conf", "cat ~/keep")?,
+        "precious".into(),
+    )?;
+    same(
+        "the folder inside",
+        h.sh(
+            "conf",
+            "cd ~/new/share && cat file && echo from inside > made && stat -c '%U %G' . file made ..",
+        )?,
+        "from the host\ncodchi users\ncodchi users\ncodchi users\ncodchi users".to_string(),
+    )?;
+    let owner = std::fs::metadata(&h.home)?.uid();
+    same(
+        "owner on the host",
+        std::fs::metadata(share.join("made"))?.uid(),
+        owner,
+    )?;
+    same(
+        "content on the host",
+        on_host("cat \"$0/made\"; echo more >> \"$0/made\"")?,
+        "from inside".into(),
+    )?;
+    same(
+        "what the host adds",
+        h.sh("conf", "tail -n 1 ~/new/share/made")?,
+        "more".into(),
+    )?;
+    let options = h.sh(
+        "conf",
+        "grep ' /home/codchi/new/share ' /proc/self/mounts | cut -d' ' -f4",
+    )?;
+    require!(
+        options.contains("nosuid") && options.contains("nodev"),
+        "the folder is mounted {options}"
+    );
+
+    // A second one comes while the machine runs, and stays as it was given.
+    let leader = h.status("conf")?["leader"].clone();
+    h.codchi(&["mount", "add", "conf", "~/share folder:/read:ro"])?
+        .ok()?;
+    same("leader", &h.status("conf")?["leader"], &leader)?;
+    same(
+        "read",
+        h.sh("conf", "cat /read/file")?,
+        "from the host".into(),
+    )?;
+    for attempt in [
+        "echo x > /read/file",
+        "rm /read/file",
+        "mount -o remount,rw /read",
+        "mount -o remount,bind,rw /read",
+        "mkdir -p /tmp/again && mount --bind /read /tmp/again && mount -o remount,bind,rw /tmp/again",
+        "unshare --mount mount -o remount,bind,rw /read",
+        "mount -o remount,bind,suid,dev /home/codchi/new/share",
+    ] {
+        let done = h.codchi(&["exec", "-u", "root", "conf", "--", "sh", "-c", attempt])?;
+        require!(done.status != 0, "this was possible: {attempt}");
+    }
+    h.root_sh("conf", "umount /tmp/again")?;
+    same(
+        "still as it was",
+        on_host("cat \"$0/file\"")?,
+        "from the host".into(),
+    )?;
+
+    // Links of the machine lead nowhere on the host.
+    let name = format!("codchi-conformance-{}", std::process::id());
+    h.sh(
+        "conf",
+        "ln -s / /tmp/up; ln -s ../../../../../../../var/tmp /tmp/out",
+    )?;
+    for way in ["up/var/tmp", "out"] {
+        h.codchi(&[
+            "mount",
+            "add",
+            "conf",
+            &format!("share folder:/tmp/{way}/{name}"),
+        ])?
+        .ok()?;
+        h.sh("conf", &format!("test -e /var/tmp/{name}/file"))?;
+        require!(
+            !std::path::Path::new("/var/tmp").join(&name).exists(),
+            "a link of the machine led to the host's /var/tmp"
+        );
+        h.codchi(&["mount", "remove", "conf", &format!("/tmp/{way}/{name}")])?
+            .ok()?;
+        h.sh("conf", &format!("! test -e /var/tmp/{name}/file"))?;
+    }
+    // Nor do the host's own.
+    on_host("ln -s /etc \"$0/link\"")?;
+    let host_toml = h.home.join(".config/codchi/machines/conf/host.toml");
+    let kept = codchi_fs::read(&host_toml)?;
+    h.codchi(&["mount", "add", "conf", "~/share folder/file:/opt/one file"])?
+        .ok()?;
+    same(
+        "a file",
+        h.sh("conf", "cat '/opt/one file'")?,
+        "from the host".into(),
+    )?;
+    let text = codchi_fs::read_to_string(&host_toml)?;
+    codchi_fs::write(
+        &host_toml,
+        text.replace("share folder/file\"", "share folder/link\""),
+    )?;
+    h.codchi(&["stop", "conf"])?.ok()?;
+    let refused = h.codchi(&["start", "conf"])?.exits(3)?;
+    require!(
+        refused.err.contains("a link is on that way")
+            && refused.err.contains("codchi mount remove conf"),
+        "the link is not named: {}",
+        refused.err
+    );
+    codchi_fs::write(&host_toml, kept)?;
+    h.codchi(&["start", "conf"])?.ok()?;
+
+    h.codchi(&["mount", "add", "conf", "missing:/missing"])?
+        .exits(5)?;
+    h.codchi(&["mount", "add", "conf", "missing:/missing", "--optional"])?
+        .ok()?;
+    let text = h.codchi(&["mount", "list", "conf", "--json"])?.ok()?.text();
+    let all: serde_json::Value = serde_json::from_str(&text)?;
+    let states: Vec<(&str, &str)> = all["mounts"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|m| Some((m["target"].as_str()?, m["state"].as_str()?)))
+        .collect();
+    same(
+        "list",
+        states,
+        vec![
+            ("/home/codchi/new/share", "given"),
+            ("/missing", "refused"),
+            ("/read", "given"),
+        ],
+    )?;
+    for bad in [
+        "share folder",
+        "share folder:relative",
+        "share folder:/nix/x",
+        "share folder:/",
+    ] {
+        h.codchi(&["mount", "add", "conf", bad])?.exits(2)?;
+    }
+    for gone in ["/missing", "/read"] {
+        h.codchi(&["mount", "remove", "conf", gone])?.ok()?;
+    }
+    h.codchi(&["mount", "remove", "conf", "/read"])?.exits(5)?;
+    h.sh("conf", "! test -e /read/file && test -e ~/new/share/file")?;
+    systemd_running(h)
 }
 
 fn network(h: &Host) -> Result<(), Failed> {
@@ -1152,7 +1345,7 @@ fn reboot(h: &Host) -> Result<(), Failed> {
         .into_iter()
         .map(|(_, _, state)| state)
         .collect();
-    same("ports", states, vec!["forwarded".to_string()])?;
+    same("ports", states, vec!["given".to_string()])?;
     require!(boot != h.sh("conf", "cat /proc/sys/kernel/random/boot_id; systemctl show -p UserspaceTimestampMonotonic --value")?, "it did not boot anew");
     same("machine id", h.sh("conf", "cat /etc/machine-id")?, id)?;
     same("files", h.sh("conf", "cat ~/keep")?, "precious".to_string())
@@ -1256,6 +1449,20 @@ fn rebuild(h: &Host) -> Result<(), Failed> {
         "systemctl show -p MainPID --value codchi-agent.service",
     )?;
     serve(h, "STREAM", 8424)?;
+    let lacking = h.codchi(&["rebuild", "conf"])?.exits(3)?;
+    require!(
+        lacking.err.contains("mkdir -p") && lacking.err.contains("module-data"),
+        "the folder that is missing is not named: {}",
+        lacking.err
+    );
+    run(
+        h.command("sh").args([
+            "-c",
+            "mkdir ~/module-data; echo theirs > ~/module-data/file",
+        ]),
+        b"",
+    )?
+    .ok()?;
     let asked = h.codchi(&["rebuild", "conf"])?.exits(4)?;
     let item = format!("port:{port}");
     require!(
@@ -1263,7 +1470,15 @@ fn rebuild(h: &Host) -> Result<(), Failed> {
         "what to grant is not told: {}",
         asked.err
     );
-    let done = h.codchi(&["rebuild", "conf", "--accept", &item])?.ok()?;
+    let folder = "mount:~/module-data";
+    require!(
+        asked.err.contains(folder),
+        "what to grant is not told: {}",
+        asked.err
+    );
+    let done = h
+        .codchi(&["rebuild", "conf", "--accept", &item, "--accept", folder])?
+        .ok()?;
     let said = format!("{}{}", done.text(), done.err);
     require!(
         said.contains("tree"),
@@ -1314,6 +1529,17 @@ fn rebuild(h: &Host) -> Result<(), Failed> {
             "systemctl show -p MainPID --value codchi-agent.service",
         )?,
         agent,
+    )?;
+    same(
+        "the new generation's folder",
+        h.sh(
+            "conf",
+            "cat /srv/module-data/file; ! touch /srv/module-data/x 2>&1",
+        )?
+        .lines()
+        .next()
+        .map(String::from),
+        Some("theirs".to_string()),
     )?;
     same(
         "the new generation's port",

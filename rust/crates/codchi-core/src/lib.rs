@@ -8,6 +8,7 @@ pub mod document;
 pub mod engine;
 #[cfg(feature = "host")]
 pub mod flake;
+pub mod folder;
 #[cfg(feature = "host")]
 pub mod machine;
 pub mod manifest;

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::document::{DocumentError, parse_toml};
+use crate::folder::OwnFolder;
 use crate::name::DriverName;
 use crate::port::{GuestPort, HostPort, Protocol};
 
@@ -36,6 +37,9 @@ pub struct Host {
     /// Ports in the machine and where they are on the host: the person's own, and answers to what modules ask for.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<GuestPort, HostPort>,
+    /// Paths in the machine and the host's folders there: the person's own, and answers to what modules ask for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub mounts: BTreeMap<String, OwnFolder>,
 }
 
 /// A range of user and group ids.
@@ -136,6 +140,31 @@ impl HostEdit {
         self.entry("ports", &key, value);
     }
 
+    /// What folder of the host is at a path of the machine; none: what a module says.
+    pub fn mount(&mut self, target: &Path, folder: Option<&OwnFolder>) {
+        let same = |k: &str| crate::folder::target(k).is_ok_and(|t| t == target);
+        let old = self
+            .0
+            .get("mounts")
+            .and_then(|t| t.as_table_like())
+            .and_then(|t| t.iter().map(|(k, _)| k.to_string()).find(|k| same(k)));
+        let key = old.unwrap_or_else(|| target.display().to_string());
+        let value = folder.map(|f| match f {
+            OwnFolder::Withheld => toml_edit::Value::from(false),
+            OwnFolder::Given(g) => {
+                let mut table = toml_edit::InlineTable::new();
+                table.insert("source", g.source.as_str().into());
+                for (key, on) in [("read-only", g.read_only), ("optional", g.optional)] {
+                    if on {
+                        table.insert(key, on.into());
+                    }
+                }
+                toml_edit::Value::from(table)
+            }
+        });
+        self.entry("mounts", &key, value);
+    }
+
     /// Sets an entry of a table, or removes it, and the table with its last one.
     fn entry(&mut self, table: &str, key: &str, value: Option<toml_edit::Value>) {
         let there = self.0.entry(table).or_insert_with(toml_edit::table);
@@ -162,6 +191,7 @@ impl HostEdit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::folder::Given;
 
     #[test]
     fn a_host_file_is_read_back_as_written() {
@@ -176,6 +206,13 @@ mod tests {
             ports: BTreeMap::from([
                 ("80/tcp".parse().unwrap(), HostPort::Port(8080)),
                 ("53/udp".parse().unwrap(), HostPort::Withheld),
+            ]),
+            mounts: BTreeMap::from([
+                ("/gone".into(), OwnFolder::Withheld),
+                (
+                    "/data".into(),
+                    OwnFolder::Given(Given { source: "~/data".into(), read_only: true, optional: false }),
+                ),
             ]),
         };
         let text = host.render();
@@ -199,7 +236,12 @@ mod tests {
         edit.port("80/tcp".parse().unwrap(), None);
         edit.port("53/udp".parse().unwrap(), None);
         edit.granted(&["x".into()]);
+        let given = Given { source: "/a b".into(), read_only: true, optional: false };
+        edit.mount(Path::new("/data"), Some(&OwnFolder::Given(given)));
+        edit.mount(Path::new("/x"), Some(&OwnFolder::Withheld));
+        edit.mount(Path::new("/x"), None);
         let done = edit.text();
+        assert!(done.ends_with("[mounts]\n\"/data\" = { source = \"/a b\", read-only = true }\n"), "{done}");
         assert!(!done.contains("ports") && done.contains("# long ago\n"), "{done}");
         assert_eq!(Host::parse(file, &done).unwrap().granted, ["x"]);
         for bad in ["80 = 0", "80 = true", "80 = 70000", "x = 1"] {

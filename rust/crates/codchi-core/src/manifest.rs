@@ -59,6 +59,9 @@ pub struct User {
     pub name: String,
     /// Numeric id in the machine.
     pub uid: u32,
+    /// Numeric id of its group, where that is fixed.
+    #[serde(default)]
+    pub gid: Option<u32>,
     /// Home directory.
     pub home: String,
 }

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::folder::Folder;
 use crate::name::MachineName;
 use crate::port::{Forward, Origin};
 
@@ -148,18 +149,45 @@ pub struct PortStatus {
     /// Who asked for it.
     pub by: Origin,
     /// What became of it.
-    pub state: PortStanding,
+    pub state: Standing,
     /// Why it is refused.
     pub problem: Option<String>,
 }
 
-/// What became of a port.
+/// `codchi mount list --json`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+pub struct Mounts {
+    /// Schema version of this document: 1.
+    pub version: u32,
+    /// The machine.
+    pub machine: MachineName,
+    /// By path in the machine.
+    pub mounts: Vec<MountStatus>,
+}
+
+/// A folder of the host that a machine has, or should.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+pub struct MountStatus {
+    /// The folder.
+    #[serde(flatten)]
+    pub folder: Folder,
+    /// Who asked for it.
+    pub by: Origin,
+    /// What became of it.
+    pub state: Standing,
+    /// Why it is refused.
+    pub problem: Option<String>,
+}
+
+/// What became of something that a machine is to have of its host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
-pub enum PortStanding {
-    /// It leads into the machine.
-    Forwarded,
+pub enum Standing {
+    /// The machine has it.
+    Given,
     /// It cannot be had.
     Refused,
     /// The machine is off.
@@ -170,15 +198,15 @@ pub enum PortStanding {
     Withheld,
 }
 
-impl PortStanding {
+impl Standing {
     /// As in the document.
     pub fn as_str(self) -> &'static str {
         match self {
-            PortStanding::Forwarded => "forwarded",
-            PortStanding::Refused => "refused",
-            PortStanding::Stopped => "stopped",
-            PortStanding::Pending => "pending",
-            PortStanding::Withheld => "withheld",
+            Standing::Given => "given",
+            Standing::Refused => "refused",
+            Standing::Stopped => "stopped",
+            Standing::Pending => "pending",
+            Standing::Withheld => "withheld",
         }
     }
 }

@@ -13,6 +13,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use codchi_core::dirs::Dirs;
+use codchi_core::folder::{self, Folder, FolderState};
 use codchi_core::machine::{Host as Attachment, IdRange};
 use codchi_core::manifest::Manifest;
 use codchi_core::name::{DriverName, MachineName};
@@ -105,6 +106,15 @@ impl Machine<'_> {
         let asked = self.system.as_ref().map_or(&none, |s| &s.manifest.needs.ports);
         port::wanted(asked, &self.attachment.ports).into_iter().map(|(forward, _)| forward).collect()
     }
+
+    /// The folders of the host that it shall have, outer ones first.
+    pub fn folders(&self, home: &Path) -> Result<Vec<Folder>> {
+        let none = BTreeMap::new();
+        let asked = self.system.as_ref().map_or(&none, |s| &s.manifest.needs.mounts);
+        let all = folder::wanted(asked, &self.attachment.mounts, home)
+            .map_err(|e| DriverError::Settings(e.to_string()))?;
+        Ok(all.into_iter().map(|(folder, _)| folder).collect())
+    }
 }
 
 /// What a running machine has of its host.
@@ -112,6 +122,8 @@ impl Machine<'_> {
 pub struct Given {
     /// Ports that lead into it, and those that do not although they were asked for.
     pub ports: Vec<PortState>,
+    /// Folders of the host in it, and those that are not although they were asked for.
+    pub folders: Vec<FolderState>,
     /// What it should have and does not, and what to do about that, for people.
     pub refusals: Vec<String>,
 }

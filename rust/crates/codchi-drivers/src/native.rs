@@ -13,7 +13,7 @@ use codchi_core::progress::Event as Told;
 use codchi_core::report::{Diagnose, Kind};
 use codchi_core::status::{Finding, Level, State};
 use codchi_runtime::manager::Manager;
-use codchi_runtime::spec::{Launch, Mount, MountKind};
+use codchi_runtime::spec::{CALLER_FILE, Launch, User};
 use codchi_runtime::{enter, guard, outer, probe, start, state};
 
 use codchi_store::Store;
@@ -167,6 +167,7 @@ impl Driver for Native {
         for dir in [&host.dirs.machine_root(machine), &runtime] {
             container::remove_tree(host.program, dir)?;
         }
+        codchi_fs::remove_if_exists(host.dirs.machine_data(machine).join(CALLER_FILE))?;
         let others = runtime.parent().map(codchi_fs::read_dir).transpose();
         let last = !others.is_ok_and(|o| o.is_some_and(|o| !o.is_empty()));
         Ok(Manager::of_caller().forget(machine.as_str(), last)?)
@@ -239,7 +240,7 @@ impl Driver for Native {
 }
 
 fn given(machine: &MachineName, status: state::Status) -> Given {
-    Given { refusals: status.refusals(machine.as_str()), ports: status.ports }
+    Given { refusals: status.refusals(machine.as_str()), ports: status.ports, folders: status.folders }
 }
 
 /// Runs a command in the machine's namespaces, without its agent: no login environment, but a way in.
@@ -274,30 +275,9 @@ fn launch(host: &Host, machine: &Machine) -> Result<Launch> {
     };
     // A module of a stranger may have put it there.
     let engine = guard::settled(&system.manifest.engine)?;
-    let needs = &system.manifest.needs;
-    let mounts: Vec<Mount> = needs
-        .mounts
-        .iter()
-        .map(|(guest, m)| {
-            let source = match m.source.strip_prefix('~') {
-                Some(rest) => host.dirs.home.join(rest.trim_start_matches('/')),
-                None => PathBuf::from(&m.source),
-            };
-            let mut options: Vec<String> = vec!["nosuid".into(), "nodev".into()];
-            if m.read_only {
-                options.push("ro".into());
-            }
-            Mount {
-                kind: MountKind::Bind,
-                source: Some(source),
-                target: guest.into(),
-                options,
-                idmap: outer::is_privileged(),
-                outer: false,
-                optional: m.optional,
-            }
-        })
-        .collect();
+    let user = &system.manifest.user;
+    let folders =
+        machine.folders(&host.dirs.home.canonicalize().unwrap_or_else(|_| host.dirs.home.clone()))?;
     Ok(Launch {
         version: 1,
         name: machine.name.to_string(),
@@ -305,12 +285,13 @@ fn launch(host: &Host, machine: &Machine) -> Result<Launch> {
         root: host.dirs.machine_root(machine.name),
         uid_base: machine.attachment.ids.map(|r| r.base),
         uid_count: machine.attachment.ids.map_or(IDS, |r| r.count),
-        caller_is: (!outer::is_privileged() && !mounts.is_empty()).then_some(system.manifest.user.uid),
+        user: User { uid: user.uid, gid: user.gid.unwrap_or(User::default().gid) },
+        user_is_caller: !outer::is_privileged() && !folders.is_empty(),
         outer: outer::OuterConfig { nix: host.nix.map(Into::into) },
         store: "/nix/store".into(),
         toplevel: PathBuf::from(&system.toplevel),
         bin: host.bin.into(),
-        mounts,
+        folders,
         ports: machine.ports(),
         revision: revision(),
         console_log: host.dirs.console_log(machine.name),

@@ -9,6 +9,7 @@ mod cgroup;
 pub mod enter;
 pub mod error;
 mod filter;
+mod folders;
 pub mod guard;
 pub mod ids;
 mod inside;

@@ -81,6 +81,12 @@ impl Options {
 
 /// A user namespace that exists only as a descriptor, to map the owners of mounts with.
 pub(crate) fn mapping_namespace(base: u32, count: u32) -> Result<OwnedFd> {
+    let all = [Extent { inside: 0, outside: base, count }];
+    user_namespace(&all, &all)
+}
+
+/// The same with any map.
+pub(crate) fn user_namespace(uids: &[Extent], gids: &[Extent]) -> Result<OwnedFd> {
     let (r, w) = pipe()?;
     let child = codchi_sys::process::clone(Namespaces::USER, None, || {
         // Both ends are here; only a kill ends this.
@@ -89,7 +95,7 @@ pub(crate) fn mapping_namespace(base: u32, count: u32) -> Result<OwnedFd> {
     })
     .doing("make a user namespace")?;
     drop(w);
-    let done = write_maps(child.pid, &[Extent { inside: 0, outside: base, count }], None).and_then(|()| {
+    let done = write_maps(child.pid, uids, Some(gids)).and_then(|()| {
         let path = format!("/proc/{}/ns/user", child.pid);
         Ok(rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).at("open", path)?)
     });
@@ -149,7 +155,7 @@ fn open_dir(path: &Path) -> Result<OwnedFd> {
         .at("open", path)?)
 }
 
-fn idmap_refused(e: io::Error, path: &Path, asked: bool) -> Error {
+pub(crate) fn idmap_refused(e: io::Error, path: &Path, asked: bool) -> Error {
     if asked && e.raw_os_error() == Some(22) {
         return Error::Host {
             what: format!("the file system of `{}` cannot map owners (idmapped mounts)", path.display()),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use codchi_core::engine::{Variable, substitute};
+use codchi_core::folder::Folder;
 use codchi_core::port::Forward;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -16,6 +17,9 @@ pub const VERSION: u32 = 1;
 
 /// The file's name in a machine's runtime directory.
 pub(crate) const FILE: &str = "spec.json";
+
+/// Rootless: the file beside a machine's root that says which of its accounts is the caller on the host.
+pub const CALLER_FILE: &str = "caller";
 
 /// Engine settings of a machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -241,6 +245,23 @@ impl Default for Stop {
     }
 }
 
+/// An account of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct User {
+    /// Its number.
+    pub uid: u32,
+    /// Its group's.
+    pub gid: u32,
+}
+
+impl Default for User {
+    /// The first account that NixOS makes for a person.
+    fn default() -> User {
+        User { uid: 1000, gid: 100 }
+    }
+}
+
 /// What a supervisor is told: the engine settings as the manifest has them, and this host's side.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -259,9 +280,12 @@ pub struct Launch {
     /// As root: how many ids that range has.
     #[serde(default = "own_ids", skip_serializing_if = "is_own_ids")]
     pub uid_count: u32,
-    /// Rootless: this user of the machine is the caller on the host.
+    /// The person's account in the machine.
     #[serde(default)]
-    pub caller_is: Option<u32>,
+    pub user: User,
+    /// Rootless: that account shall be the caller on the host.
+    #[serde(default)]
+    pub user_is_caller: bool,
     /// The outer namespace.
     #[serde(default)]
     pub outer: OuterConfig,
@@ -271,9 +295,9 @@ pub struct Launch {
     pub toplevel: PathBuf,
     /// The directory with the static programs.
     pub bin: PathBuf,
-    /// Mounts beyond those of the settings (host folders).
+    /// Folders of the host in it.
     #[serde(default)]
-    pub mounts: Vec<Mount>,
+    pub folders: Vec<Folder>,
     /// Ports of the host that lead into it.
     #[serde(default)]
     pub ports: Vec<Forward>,
@@ -333,8 +357,7 @@ impl Launch {
         ]);
         let done =
             substitute(&self.engine, &VARIABLES, &values).map_err(|e| Error::Settings(e.to_string()))?;
-        let mut spec: Spec = serde_json::from_value(done).map_err(|e| Error::Settings(e.to_string()))?;
-        spec.mounts.extend(self.mounts.iter().cloned());
+        let spec: Spec = serde_json::from_value(done).map_err(|e| Error::Settings(e.to_string()))?;
         spec.check()?;
         Ok(spec)
     }

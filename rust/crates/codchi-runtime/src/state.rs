@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use codchi_core::folder::FolderState;
 use codchi_core::port::PortState;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Result};
 use crate::network::Way;
-use crate::ports;
+use crate::{folders, ports};
 
 /// The state of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,9 @@ pub struct Supervisor {
     /// Ports of the host that lead into it.
     #[serde(default)]
     pub ports: Vec<PortState>,
+    /// Folders of the host in it.
+    #[serde(default)]
+    pub folders: Vec<FolderState>,
     /// [`Launch::revision`](crate::spec::Launch::revision) of what is carried out.
     #[serde(default)]
     pub revision: u64,
@@ -72,6 +76,8 @@ pub struct Status {
     pub network: Option<Way>,
     /// Ports of the host that lead into it.
     pub ports: Vec<PortState>,
+    /// Folders of the host in it.
+    pub folders: Vec<FolderState>,
     /// What a person should know.
     pub warnings: Vec<String>,
     /// What PID 1 says of itself.
@@ -83,7 +89,8 @@ pub struct Status {
 impl Status {
     /// What of the host it should have and does not, for people, and what to do. `machine` is its name.
     pub fn refusals(&self, machine: &str) -> Vec<String> {
-        self.ports.iter().filter_map(|p| ports::warning(machine, p)).collect()
+        let ports = self.ports.iter().filter_map(|p| ports::warning(machine, p));
+        ports.chain(self.folders.iter().filter_map(folders::warning)).collect()
     }
 }
 
@@ -170,6 +177,7 @@ pub fn status(dir: &Path) -> Result<Status> {
             supervisor: Some(s.pid),
             network: s.network,
             ports: s.ports,
+            folders: s.folders,
             warnings: s.warnings,
             text: s.text,
             addresses: s.leader.map(addresses).unwrap_or_default(),
@@ -181,6 +189,7 @@ pub fn status(dir: &Path) -> Result<Status> {
             supervisor: None,
             network: None,
             ports: vec![],
+            folders: vec![],
             warnings: vec![],
             text: other.map(|s| s.text).unwrap_or_default(),
             addresses: vec![],

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use codchi_core::folder::{Folder, FolderState};
 use codchi_core::port::PortState;
 use codchi_fs::Context;
 use codchi_sys::process::{self, Child, End, Namespaces};
@@ -22,10 +23,10 @@ use crate::inside::{self, hear, say, word};
 use crate::mounts::{self, Owner};
 use crate::network::{self, Network, Way};
 use crate::outer::{self, Outer};
-use crate::spec::{Launch, NetworkMode, Spec};
+use crate::spec::{CALLER_FILE, Launch, NetworkMode, Spec, User};
 use crate::start::Event;
 use crate::state::{State, Supervisor};
-use crate::{ids, ports, state};
+use crate::{folders, ids, ports, state};
 
 /// Something that serves a machine for as long as it runs, such as its endpoint at the nix-daemon.
 pub trait Service {
@@ -100,6 +101,7 @@ fn remember_failure(dir: &Path, message: &str) {
         cgroup: PathBuf::new(),
         warnings: Vec::new(),
         ports: Vec::new(),
+        folders: Vec::new(),
         revision: 0,
     };
     // Where that cannot be written, the journal of the service manager has it.
@@ -138,6 +140,8 @@ struct Supervision {
     outer: Outer,
     owner: Owner,
     idmap: Option<OwnedFd>,
+    /// Rootless: the account of the machine that is the caller on the host.
+    caller_is: Option<User>,
     tree: Option<Tree>,
     signals: Signals,
     notify: OwnedFd,
@@ -195,6 +199,8 @@ impl Supervision {
         let base = launch.uid_base.unwrap_or(0);
         let owner = if outer.privileged { Owner { uid: base, gid: base } } else { Owner { uid: 0, gid: 0 } };
         mounts::prepare_root(&launch.root, Owner { uid: 0, gid: 0 })?;
+        folders::require(&launch.name, &launch.folders)?;
+        let caller_is = if outer.privileged { None } else { become_caller(&launch)? };
         let idmap =
             if outer.privileged { Some(mounts::mapping_namespace(base, launch.uid_count)?) } else { None };
         if outer.privileged {
@@ -212,6 +218,7 @@ impl Supervision {
             text: String::new(),
             network: None,
             ports: Vec::new(),
+            folders: Vec::new(),
             revision: launch.revision,
             cgroup: tree.shown(),
             warnings: Vec::new(),
@@ -223,6 +230,7 @@ impl Supervision {
             outer,
             owner,
             idmap,
+            caller_is,
             tree: Some(tree),
             signals,
             notify,
@@ -263,6 +271,10 @@ impl Supervision {
                     // A switch may have put another system in force meanwhile.
                     self.launch = Launch::read(&self.dir)?;
                     self.spec = self.launch.spec(&self.dir)?;
+                    folders::require(&self.launch.name, &self.launch.folders)?;
+                    if !self.outer.privileged {
+                        self.caller_is = become_caller(&self.launch)?;
+                    }
                     self.told.revision = self.launch.revision;
                     self.told.state = State::Starting;
                     self.told.leader = None;
@@ -377,8 +389,8 @@ impl Supervision {
             let all = [ids::Extent { inside: 0, outside: self.owner.uid, count: self.launch.uid_count }];
             mounts::write_maps(child.pid, &all, None)?;
         } else {
-            let uids = ids::child_of(&self.outer.ids.uids, self.launch.caller_is);
-            let gids = ids::child_of(&self.outer.ids.gids, self.launch.caller_is);
+            let uids = ids::child_of(&self.outer.ids.uids, self.caller_is.map(|u| u.uid));
+            let gids = ids::child_of(&self.outer.ids.gids, self.caller_is.map(|u| u.gid));
             mounts::write_maps(child.pid, &uids, Some(&gids))?;
         }
         let ctl = ctl.as_fd();
@@ -390,6 +402,7 @@ impl Supervision {
         let mut ends = self.expect(ctl, word::CONSOLE)?.into_iter();
         self.console.from = ends.next();
         self.console.other_end = ends.next();
+        self.give_all(child.pid)?;
         say(ctl, word::GO, &[]).doing("speak to the machine")?;
         // Its end closes when PID 1 becomes another program.
         match hear(ctl).doing("hear from the machine")? {
@@ -639,8 +652,54 @@ impl Supervision {
             stop_program(network)?;
             self.reconnect(network, teller)?;
         }
+        self.change_folders(new.folders);
         self.told.revision = new.revision;
         self.write_state()
+    }
+
+    fn folders_of(&self, leader: i32) -> folders::Machine {
+        folders::Machine {
+            leader,
+            owner: self.owner,
+            user: self.launch.user,
+            count: self.launch.uid_count,
+            mapped: self.outer.privileged,
+            is_caller: self.caller_is == Some(self.launch.user),
+        }
+    }
+
+    /// Gives a machine that is about to start its folders.
+    fn give_all(&mut self, leader: i32) -> Result<()> {
+        let machine = self.folders_of(leader);
+        self.told.folders.clear();
+        for folder in &self.launch.folders {
+            let problem = folders::give(&machine, folder).err();
+            if let Some(problem) = problem.as_ref().filter(|_| !folder.optional) {
+                return Err(folders::refused(&self.launch.name, folder, problem));
+            }
+            self.told.folders.push(FolderState { folder: folder.clone(), problem });
+        }
+        Ok(())
+    }
+
+    /// Takes from a running machine the folders it shall not have any more, and gives it the others.
+    fn change_folders(&mut self, wanted: Vec<Folder>) {
+        let machine = self.folders_of(self.told.leader.unwrap_or(0));
+        let (stays, goes): (Vec<_>, Vec<_>) = std::mem::take(&mut self.told.folders)
+            .into_iter()
+            .filter(|s| s.problem.is_none())
+            .partition(|s| wanted.contains(&s.folder));
+        for state in goes.iter().rev() {
+            if let Err(e) = folders::take(&machine, &state.folder) {
+                let _ = writeln!(io::stderr(), "{e}");
+            }
+        }
+        for folder in &wanted {
+            let there = stays.iter().any(|s| s.folder == *folder);
+            let problem = if there { None } else { folders::give(&machine, folder).err() };
+            self.told.folders.push(FolderState { folder: folder.clone(), problem });
+        }
+        self.launch.folders = wanted;
     }
 
     /// Drains NOTIFY_SOCKET; only PID 1's own words count. Answers whether it said that it is ready.
@@ -711,6 +770,12 @@ impl Supervision {
             let _ = codchi_fs::remove_if_exists(self.dir.join(state::FILE));
         }
     }
+}
+
+/// Rootless: makes the machine's user the caller where that is wanted, or was before.
+fn become_caller(launch: &Launch) -> Result<Option<User>> {
+    let state = launch.root.with_file_name(CALLER_FILE);
+    folders::become_caller(&launch.root, &state, launch.user_is_caller.then_some(launch.user))
 }
 
 /// Ends the network program, to start it anew.

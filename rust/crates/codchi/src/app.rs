@@ -133,6 +133,11 @@ impl App {
         if self.globals.yes { Ok(()) } else { self.confirm(question, "--yes") }
     }
 
+    /// The caller's home, without links on the way.
+    pub fn home(&self) -> PathBuf {
+        self.dirs.home.canonicalize().unwrap_or_else(|_| self.dirs.home.clone())
+    }
+
     /// A path as a person would write it.
     pub fn shown(&self, path: &Path) -> String {
         self.dirs.shown(path)

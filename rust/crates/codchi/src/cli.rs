@@ -126,6 +126,8 @@ pub enum Command {
     /// Delete machines with all their files
     #[command(visible_alias = "rm")]
     Delete(Names),
+    /// Folders of this computer in a machine
+    Mount(Mount),
     /// Ports of this computer that lead into a machine
     Port(Port),
     /// Show how an option of a machine is set
@@ -329,6 +331,42 @@ pub struct Diff {
     pub from: Option<u64>,
     /// To this generation; none: the current one
     pub to: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub struct Mount {
+    #[command(subcommand)]
+    pub command: MountCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum MountCommand {
+    /// Have a folder or file in a machine, at once and at each start; its owner is the machine's user there
+    Add {
+        /// The machine
+        name: String,
+        /// The path on this computer and the path in the machine; with :ro it is only read
+        #[arg(value_name = "HOST:GUEST[:ro]")]
+        folder: String,
+        /// Start the machine also where this computer lacks the folder
+        #[arg(long)]
+        optional: bool,
+    },
+    /// Have a folder in a machine no more, whoever asked for it
+    #[command(visible_alias = "rm")]
+    Remove {
+        /// The machine
+        name: String,
+        /// The path in the machine
+        #[arg(value_name = "GUEST")]
+        path: String,
+    },
+    /// List the folders that a machine has, and those that it should
+    #[command(visible_alias = "ls")]
+    List {
+        /// The machine
+        name: String,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -175,6 +175,7 @@ fn dispatch(app: &App, command: Option<&Command>) -> Result<u8> {
         Some(Command::Rename(args)) => done(cmd::copies::rename(app, args)),
         Some(Command::Duplicate(args)) => done(cmd::copies::duplicate(app, args)),
         Some(Command::Delete(args)) => done(cmd::life::delete(app, &args.names)),
+        Some(Command::Mount(args)) => done(cmd::mount::run(app, &args.command)),
         Some(Command::Port(args)) => done(cmd::port::run(app, &args.command)),
         Some(Command::Option(args)) => done(cmd::show::option(app, args)),
         // Handled before there is an App.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use codchi_core::folder::{self, OwnFolder};
 use codchi_core::manifest::Needs;
 use codchi_core::report::Kind;
 use codchi_core::text;
@@ -74,7 +75,7 @@ pub fn check(
     nix_config: bool,
     secrets: &BTreeMap<String, PathBuf>,
 ) -> Result<Vec<String>> {
-    check_again(app, needs, foreign, nix_config, secrets, &[])
+    check_again(app, needs, foreign, nix_config, secrets, &[], &BTreeMap::new())
 }
 
 /// The same for a machine that was granted some things before.
@@ -85,8 +86,10 @@ pub fn check_again(
     nix_config: bool,
     secrets: &BTreeMap<String, PathBuf>,
     before: &[String],
+    own: &BTreeMap<String, OwnFolder>,
 ) -> Result<Vec<String>> {
     capabilities(needs)?;
+    folders(app, needs, own)?;
     for name in secrets.keys() {
         if !needs.secrets.contains_key(name) {
             let near = text::nearest(name, needs.secrets.keys().map(String::as_str), 1);
@@ -105,11 +108,6 @@ pub fn check_again(
                 "the machine expects a secret `{name}` ({described}), which cannot be supplied yet"
             ));
         }
-    }
-    // Asked for and consented to, but no driver does it yet: nobody is to find that out by trying.
-    for guest in needs.mounts.keys() {
-        let guest = text::printable_line(guest);
-        app.printer.warn(&format!("the host folder for `{guest}` is not mounted into the machine yet"));
     }
     if !foreign {
         return Ok(before.to_vec());
@@ -149,6 +147,21 @@ pub fn check_again(
         app.confirm("grant all of this?", "--accept ITEM")?;
     }
     Ok(wanted.iter().map(remembered).collect())
+}
+
+/// Refuses a machine whose folders this computer lacks before anything is built for it.
+fn folders(app: &App, needs: &Needs, own: &BTreeMap<String, OwnFolder>) -> Result<()> {
+    let all = folder::wanted(&needs.mounts, own, &app.home()).map_err(|e| Failure::failed(e.to_string()))?;
+    let mut failure: Option<Failure> = None;
+    for (folder, _) in all.iter().filter(|(f, _)| !f.optional && f.source.symlink_metadata().is_err()) {
+        let shown = text::printable_line(&folder.source.to_string_lossy());
+        let f = failure.get_or_insert_with(|| {
+            Failure::new(Kind::Host, "this computer lacks folders that the machine asks for")
+        });
+        let target = text::printable_line(&folder.target.to_string_lossy());
+        f.hints.push(format!("`mkdir -p '{shown}'` makes the one for `{target}` in the machine"));
+    }
+    failure.map_or(Ok(()), Err)
 }
 
 fn capabilities(needs: &Needs) -> Result<()> {

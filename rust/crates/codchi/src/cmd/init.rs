@@ -145,6 +145,7 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
         ids,
         granted,
         ports: Default::default(),
+        mounts: Default::default(),
     };
     codchi_fs::write_atomic(folder.join("host.toml"), attachment.render(), 0o644)?;
     let record = record(&tools, &evaluation, &toplevel, &folder, &locked.text)?;

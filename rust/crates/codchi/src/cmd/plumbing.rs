@@ -2,7 +2,7 @@
 
 use clap::CommandFactory;
 use codchi_core::plan::Plan;
-use codchi_core::status::{Doctor, Generations, Ports, Status};
+use codchi_core::status::{Doctor, Generations, Mounts, Ports, Status};
 
 use crate::cli::{Cli, PlumbingCommand};
 use crate::failure::{Failure, Result};
@@ -55,6 +55,7 @@ fn schemas(dir: &std::path::Path) -> Result<()> {
         ("plan", schemars::schema_for!(Plan)),
         ("status", schemars::schema_for!(Status)),
         ("generations", schemars::schema_for!(Generations)),
+        ("mounts", schemars::schema_for!(Mounts)),
         ("ports", schemars::schema_for!(Ports)),
         ("doctor", schemars::schema_for!(Doctor)),
         ("agent", schemars::schema_for!(codchi_core::protocol::Control)),

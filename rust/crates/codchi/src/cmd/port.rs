@@ -8,7 +8,7 @@ use codchi_core::name::MachineName;
 use codchi_core::plan::{Plan, Step};
 use codchi_core::port::{Forward, GuestPort, HostPort, Origin, wanted};
 use codchi_core::report::Kind;
-use codchi_core::status::{PortStanding, PortStatus, Ports, State};
+use codchi_core::status::{PortStatus, Ports, Standing, State};
 use codchi_drivers::Given;
 use codchi_store::Store;
 
@@ -58,10 +58,10 @@ fn list(app: &App, name: &MachineName) -> Result<()> {
         let now = given.ports.iter().find(|p| p.forward == forward);
         let problem = now.and_then(|p| p.problem.clone());
         let state = match (running, now) {
-            (false, _) => PortStanding::Stopped,
-            (true, Some(p)) if p.problem.is_some() => PortStanding::Refused,
-            (true, Some(_)) => PortStanding::Forwarded,
-            (true, None) => PortStanding::Pending,
+            (false, _) => Standing::Stopped,
+            (true, Some(p)) if p.problem.is_some() => Standing::Refused,
+            (true, Some(_)) => Standing::Given,
+            (true, None) => Standing::Pending,
         };
         ports.push(PortStatus { forward, by, state, problem });
     }
@@ -69,7 +69,7 @@ fn list(app: &App, name: &MachineName) -> Result<()> {
         ports.push(PortStatus {
             forward: Forward { host: port.host, guest: guest.port, protocol: guest.protocol },
             by: Origin::Module,
-            state: PortStanding::Withheld,
+            state: Standing::Withheld,
             problem: None,
         });
     }

@@ -134,6 +134,7 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
         false,
         &Default::default(),
         &attachment.granted,
+        &attachment.mounts,
     )?;
     let missing = tools.missing(&evaluation)?;
 

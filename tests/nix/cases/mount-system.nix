@@ -1,0 +1,3 @@
+# needs: packages
+{ machine, ... }:
+(machine [ { codchi.mounts."/nix/x".source = "~/x"; } ]).config.codchi.build.evaluation.drvPath
