@@ -212,6 +212,11 @@ impl Driver for Native {
             // It never started.
             return Ok(codchi_files::Report::default());
         }
+        // Which of the owners on disk is the caller.
+        let file = |m| host.dirs.machine_data(m).join(CALLER_FILE);
+        if let Some(account) = codchi_fs::read_if_exists(file(from))? {
+            codchi_fs::write_atomic(file(to), account, 0o600)?;
+        }
         let dir = host.dirs.machine_runtime(from);
         let held = state::status(&dir)?.leader.map(|_| Held::new(host.program, &dir)).transpose()?;
         let report = files::copy(host, &source, &root)?;
