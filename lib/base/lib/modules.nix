@@ -770,23 +770,6 @@ let
     in
     "The option `${name}' does not exist. Definition values:${shown}${hint}";
 
-  # Whether any part of a definition is really meant once its conditions are decided.
-  isMeant =
-    depth: value:
-    let
-      alive = dischargeProperties value;
-      reach =
-        v:
-        depth == 0
-        || !isAttrs v
-        || v ? _type
-        || lib.isDerivation v
-        || v == { }
-        || any (name: isMeant (depth - 1) v.${name}) (attrNames v);
-      attempt = builtins.tryEval (any reach alive);
-    in
-    !attempt.success || attempt.value;
-
   # -- Evaluation.
 
   evalModules =
@@ -797,10 +780,6 @@ let
       class ? null,
       args ? { },
       check ? true,
-      # Decides about definitions of options that do not exist: a function of
-      # { config; undefined = [ { loc; path; files; definitions; message; } ]; }
-      # that gives a message to throw, or null to let them pass.
-      _undefinedOption ? null,
     }:
     let
       internalModule = {
@@ -907,34 +886,12 @@ let
       config =
         if freeformType == null then declaredConfig else lib.recursiveUpdate freeformConfig declaredConfig;
 
-      meant =
-        if _undefinedOption == null then
-          unmatched
-        else
-          filter (entry: any (def: isMeant 3 def.value) entry.defs) unmatched;
-
-      undefined = map (entry: {
-        loc = prefix ++ entry.prefix;
-        path = showOption (prefix ++ entry.prefix);
-        files = lib.unique (map (def: toString def.file) entry.defs);
-        definitions = entry.defs;
-        message = undefinedMessage {
-          inherit prefix options entry;
-        };
-      }) meant;
-
-      verdict =
-        if _undefinedOption == null then
-          (head undefined).message
-        else
-          _undefinedOption {
-            inherit undefined;
-            config = declaredConfig;
-          };
-
       checkUnmatched =
-        if declaredConfig._module.check && freeformType == null && meant != [ ] && verdict != null then
-          throw verdict
+        if declaredConfig._module.check && freeformType == null && unmatched != [ ] then
+          throw (undefinedMessage {
+            inherit prefix options;
+            entry = head unmatched;
+          })
         else
           null;
       checked = builtins.seq checkUnmatched;
@@ -966,8 +923,6 @@ let
       inherit (config) _module;
       inherit (collected) graph;
       inherit extendModules type class;
-      # Definitions without an option, for those who list instead of refuse them.
-      _undefined = undefined;
     };
 
   # -- Modules that keep old option names alive.

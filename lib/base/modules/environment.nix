@@ -7,6 +7,7 @@
 }:
 let
   inherit (lib) mkOption types;
+  inherit (import ./options.nix { inherit lib; }) lines;
   cfg = config.environment;
 
   variables =
@@ -44,13 +45,6 @@ let
         else
           toString v
       );
-    };
-  lines =
-    description:
-    mkOption {
-      type = types.lines;
-      default = "";
-      inherit description;
     };
   strings =
     default: description:

@@ -7,17 +7,12 @@
 }:
 let
   inherit (lib) mkOption types;
+  inherit (import ./options.nix { inherit lib; }) yes;
   cfg = config.fonts;
   families =
     default: description:
     mkOption {
       type = types.listOf types.str;
-      inherit default description;
-    };
-  yes =
-    default: description:
-    mkOption {
-      type = types.bool;
       inherit default description;
     };
   prefer =

@@ -6,27 +6,8 @@
 }:
 let
   inherit (lib) mkOption types;
+  inherit (import ./options.nix { inherit lib; }) free strings yes;
   cfg = config.networking;
-  strings =
-    description:
-    mkOption {
-      type = types.listOf types.str;
-      default = [ ];
-      inherit description;
-    };
-  yes =
-    default: description:
-    mkOption {
-      type = types.bool;
-      inherit default description;
-    };
-  free =
-    description:
-    mkOption {
-      type = types.lazyAttrsOf types.anything;
-      default = { };
-      inherit description;
-    };
   ports =
     type: description:
     mkOption {

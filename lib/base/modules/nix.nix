@@ -7,6 +7,7 @@
 }:
 let
   inherit (lib) mkOption types;
+  inherit (import ./options.nix { inherit lib; }) free strings;
   cfg = config.nix;
   atom = types.nullOr (
     types.oneOf [
@@ -28,20 +29,6 @@ let
       lib.concatMapStringsSep " " toString v
     else
       toString v;
-  strings =
-    description:
-    mkOption {
-      type = types.listOf types.str;
-      default = [ ];
-      inherit description;
-    };
-  free =
-    description:
-    mkOption {
-      type = types.lazyAttrsOf types.anything;
-      default = { };
-      inherit description;
-    };
 
   entry =
     { name, config, ... }:

@@ -6,13 +6,8 @@
 }:
 let
   inherit (lib) mkOption types;
+  inherit (import ./options.nix { inherit lib; }) yes;
   cfg = config.security.pam;
-  yes =
-    default: description:
-    mkOption {
-      type = types.bool;
-      inherit default description;
-    };
 
   session = ''
     session required pam_unix.so

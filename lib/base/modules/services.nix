@@ -7,27 +7,8 @@
 }:
 let
   inherit (lib) mkOption types;
+  inherit (import ./options.nix { inherit lib; }) free lines yes;
   cfg = config.services;
-  yes =
-    default: description:
-    mkOption {
-      type = types.bool;
-      inherit default description;
-    };
-  free =
-    description:
-    mkOption {
-      type = types.lazyAttrsOf types.anything;
-      default = { };
-      inherit description;
-    };
-  lines =
-    description:
-    mkOption {
-      type = types.lines;
-      default = "";
-      inherit description;
-    };
   settings =
     description:
     mkOption {

@@ -7,15 +7,10 @@
 }:
 let
   inherit (lib) mkEnableOption mkOption types;
+  inherit (import ./options.nix { inherit lib; }) yes;
   cfg = config.virtualisation;
   toml = pkgs.formats.toml { };
   json = pkgs.formats.json { };
-  yes =
-    default: description:
-    mkOption {
-      type = types.bool;
-      inherit default description;
-    };
   strings =
     default: description:
     mkOption {

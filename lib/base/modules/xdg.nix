@@ -7,13 +7,8 @@
 }:
 let
   inherit (lib) mkOption types;
+  inherit (import ./options.nix { inherit lib; }) yes;
   cfg = config.xdg;
-  yes =
-    default: description:
-    mkOption {
-      type = types.bool;
-      inherit default description;
-    };
   associations =
     description:
     mkOption {

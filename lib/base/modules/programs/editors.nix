@@ -7,13 +7,8 @@
 }:
 let
   inherit (lib) mkEnableOption mkOption types;
+  inherit (import ../options.nix { inherit lib; }) yes;
   cfg = config.programs;
-  yes =
-    default: description:
-    mkOption {
-      type = types.bool;
-      inherit default description;
-    };
   editor = name: lib.mkOverride 900 name;
   # A second name of a program.
   alias = name: program: pkgs.writeShellScriptBin name ''exec ${program} "$@"'';

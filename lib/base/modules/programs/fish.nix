@@ -7,21 +7,9 @@
 }:
 let
   inherit (lib) mkOption types;
+  inherit (import ../options.nix { inherit lib; }) lines yes;
   cfg = config.programs.fish;
   env = config.environment;
-  yes =
-    default: description:
-    mkOption {
-      type = types.bool;
-      inherit default description;
-    };
-  lines =
-    description:
-    mkOption {
-      type = types.lines;
-      default = "";
-      inherit description;
-    };
   each =
     word: all:
     lib.concatStrings (

@@ -7,14 +7,9 @@
 }:
 let
   inherit (lib) mkOption types;
+  inherit (import ../options.nix { inherit lib; }) yes;
   cfg = config.programs.ssh;
 
-  yes =
-    default: description:
-    mkOption {
-      type = types.bool;
-      inherit default description;
-    };
   algorithms =
     description:
     mkOption {

@@ -7,20 +7,8 @@
 }:
 let
   inherit (lib) mkEnableOption mkOption types;
+  inherit (import ../options.nix { inherit lib; }) lines yes;
   inherit (config.programs) tmux htop screen;
-  yes =
-    default: description:
-    mkOption {
-      type = types.bool;
-      inherit default description;
-    };
-  lines =
-    description:
-    mkOption {
-      type = types.lines;
-      default = "";
-      inherit description;
-    };
   number =
     default: description:
     mkOption {

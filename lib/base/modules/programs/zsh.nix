@@ -7,22 +7,10 @@
 }:
 let
   inherit (lib) mkOption types;
+  inherit (import ../options.nix { inherit lib; }) lines yes;
   cfg = config.programs.zsh;
   env = config.environment;
 
-  yes =
-    default: description:
-    mkOption {
-      type = types.bool;
-      inherit default description;
-    };
-  lines =
-    description:
-    mkOption {
-      type = types.lines;
-      default = "";
-      inherit description;
-    };
   aliases =
     all:
     lib.concatStrings (

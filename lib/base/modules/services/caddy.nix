@@ -7,14 +7,8 @@
 }:
 let
   inherit (lib) mkEnableOption mkOption types;
+  inherit (import ../options.nix { inherit lib; }) lines;
   cfg = config.services.caddy;
-  lines =
-    description:
-    mkOption {
-      type = types.lines;
-      default = "";
-      inherit description;
-    };
   host =
     { name, config, ... }:
     {

@@ -5,6 +5,7 @@
     ./cron.nix
     ./memcached.nix
     ./mysql.nix
+    ./nats.nix
     ./nginx.nix
     ./openssh.nix
     ./postgresql.nix

@@ -70,16 +70,7 @@ in
         }
       );
     };
-    initialScript = mkOption {
-      type = types.nullOr types.path;
-      default = null;
-      description = "SQL that is run once, when the data is made.";
-    };
-    ensureDatabases = mkOption {
-      type = types.listOf types.str;
-      default = [ ];
-      description = "Databases that are made when they are missing.";
-    };
+    inherit (import ./database.nix { inherit lib; }) initialScript ensureDatabases;
     ensureUsers = mkOption {
       default = [ ];
       description = "Users that are made when they are missing; they log in as the system's user of their name.";

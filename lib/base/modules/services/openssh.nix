@@ -7,13 +7,8 @@
 }:
 let
   inherit (lib) mkEnableOption mkOption types;
+  inherit (import ../options.nix { inherit lib; }) yes;
   cfg = config.services.openssh;
-  yes =
-    default: description:
-    mkOption {
-      type = types.bool;
-      inherit default description;
-    };
   names =
     description:
     mkOption {

@@ -87,16 +87,7 @@ in
       default = [ ];
       description = "Arguments of initdb.";
     };
-    initialScript = mkOption {
-      type = types.nullOr types.path;
-      default = null;
-      description = "SQL that is run once, when the data is made.";
-    };
-    ensureDatabases = mkOption {
-      type = types.listOf types.str;
-      default = [ ];
-      description = "Databases that are made when they are missing.";
-    };
+    inherit (import ./database.nix { inherit lib; }) initialScript ensureDatabases;
     ensureUsers = mkOption {
       default = [ ];
       description = "Roles that are made when they are missing.";

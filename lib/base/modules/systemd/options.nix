@@ -2,6 +2,7 @@
 { lib }:
 let
   inherit (lib) mkOption types;
+  inherit (import ../options.nix { inherit lib; }) lines strings yes;
 
   atom = types.nullOr (
     types.oneOf [
@@ -21,26 +22,6 @@ let
       default = { };
       type = types.attrsOf value;
       description = "${description} Names are those of systemd; a list gives one line per element.";
-    };
-  strings =
-    description:
-    mkOption {
-      type = types.listOf types.str;
-      default = [ ];
-      inherit description;
-    };
-  lines =
-    description:
-    mkOption {
-      type = types.lines;
-      default = "";
-      inherit description;
-    };
-  yes =
-    default: description:
-    mkOption {
-      type = types.bool;
-      inherit default description;
     };
   number =
     description:
