@@ -36,8 +36,7 @@ pub fn records(
     let mut all = match all {
         Some(all) => all,
         None => {
-            let suite = state.packages(mirror, cache, &[], progress)?;
-            let all: Vec<_> = names.iter().map(|name| suite.closure(&[name])).collect::<Result<_>>()?;
+            let all = state.closures(names, mirror, cache, progress)?;
             codchi_fs::create_dir_all(&dir)?;
             for (name, records) in names.iter().zip(&all) {
                 let text = serde_json::to_string(records).unwrap_or_default();

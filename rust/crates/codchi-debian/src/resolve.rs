@@ -3,6 +3,7 @@
 //! The choice does not depend on what else a machine has, so that a package has one store path for all machines.
 //! Conflicts are looked at when the packages of one machine are put together.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::depends::{Atom, Relation, clauses};
@@ -114,6 +115,26 @@ pub fn resolve(packages: &Packages, architecture: &str, roots: &[&str]) -> Resol
             all
         })
         .unwrap_or(Resolution { depends: Vec::new(), ends: Vec::new(), broken: BTreeMap::new() })
+}
+
+/// Resolves only some packages and what they need, by id: what [`resolve`] gives them where no package is preferred.
+pub fn resolve_some(
+    packages: &Packages,
+    architecture: &str,
+    roots: impl IntoIterator<Item = Id>,
+) -> BTreeMap<Id, Vec<Id>> {
+    let resolver = Resolver { packages, architecture, providers: providers(packages) };
+    let none = HashSet::new();
+    let mut open: Vec<Id> = roots.into_iter().collect();
+    let mut done = BTreeMap::new();
+    while let Some(id) = open.pop() {
+        if let Entry::Vacant(new) = done.entry(id) {
+            let found = resolver.package(id, &none).unwrap_or_else(|(found, _)| found);
+            open.extend(&found);
+            new.insert(found);
+        }
+    }
+    done
 }
 
 /// A package, and the version in which it provides something, if that is said.
@@ -339,5 +360,8 @@ mod tests {
         let resolution = resolve(&packages, "amd64", &[]);
         let names: Vec<_> = resolution.closure([0]).into_iter().map(|id| packages.name(id)).collect();
         assert_eq!(names, ["a", "b", "c"]);
+        let some = resolve_some(&packages, "amd64", [0]);
+        assert_eq!(some.keys().copied().collect::<Vec<_>>(), resolution.closure([0]));
+        assert!(some.iter().all(|(id, depends)| depends == resolution.depends(*id)));
     }
 }

@@ -126,6 +126,32 @@ impl State {
         roots: &[&str],
         progress: &dyn Progress,
     ) -> Result<Suite> {
+        let packages = self.read(mirror, cache, progress)?;
+        let resolution = resolve::resolve(&packages, self.architecture, roots);
+        Ok(Suite { state: self, packages, resolution })
+    }
+
+    /// Reads the packages, and gives of each name the package with all it needs, sorted by name. Nothing else is resolved.
+    pub fn closures(
+        &self,
+        names: &[&str],
+        mirror: &Mirror,
+        cache: &Path,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Vec<Record>>> {
+        let packages = self.read(mirror, cache, progress)?;
+        let closure = |name: &&str| {
+            let id = find(&packages, self.known.name, name)?;
+            let found = resolve::resolve_some(&packages, self.architecture, [id]);
+            let mut records: Vec<_> =
+                found.iter().map(|(id, depends)| record(&packages, *id, depends, None)).collect();
+            records.sort_by(|a, b| a.name.cmp(&b.name));
+            Ok(records)
+        };
+        names.iter().map(closure).collect()
+    }
+
+    fn read(&self, mirror: &Mirror, cache: &Path, progress: &dyn Progress) -> Result<Packages> {
         let folder = cache.join("lists").join("by-hash");
         codchi_fs::create_dir_all(&folder)?;
         let fetched: Vec<Result<()>> = parallel(&self.releases, |release| {
@@ -161,8 +187,7 @@ impl State {
             written.map_err(|e| bad(e.to_string()))?;
         }
         self.remove_old_indexes(&folder);
-        let resolution = resolve::resolve(&packages, self.architecture, roots);
-        Ok(Suite { state: self, packages, resolution })
+        Ok(packages)
     }
 
     /// Indexes that no kept Release file names any more are removed after a week: other suites use the same folder.
@@ -313,11 +338,7 @@ impl Suite {
     }
 
     pub(crate) fn id(&self, name: &str) -> Result<Id> {
-        self.packages.find(name).ok_or_else(|| Error::NoPackage {
-            suite: self.name().into(),
-            name: name.into(),
-            nearest: nearest::nearest_or_provided(&self.names(), resolve::provided(&self.packages), name),
-        })
+        find(&self.packages, self.name(), name)
     }
 
     pub(crate) fn parts(&self) -> (&Packages, &Resolution) {
@@ -325,16 +346,31 @@ impl Suite {
     }
 
     fn record(&self, id: Id) -> Record {
-        let p = &self.packages;
-        Record {
-            name: p.name(id).into(),
-            version: p.version(id).into(),
-            file: p.file(id).into(),
-            archive: p.archive(id),
-            sha256: hash::to_hex(p.sha256(id)),
-            size: p.size(id),
-            depends: self.resolution.depends(id).iter().map(|d| p.name(*d).to_owned()).collect(),
-            broken: self.resolution.broken(id).map(str::to_owned),
+        record(&self.packages, id, self.resolution.depends(id), self.resolution.broken(id))
+    }
+}
+
+fn find(packages: &Packages, suite: &str, name: &str) -> Result<Id> {
+    packages.find(name).ok_or_else(|| {
+        let names: Vec<_> = packages.ids().map(|id| packages.name(id)).collect();
+        Error::NoPackage {
+            suite: suite.into(),
+            name: name.into(),
+            nearest: nearest::nearest_or_provided(&names, resolve::provided(packages), name),
         }
+    })
+}
+
+fn record(packages: &Packages, id: Id, depends: &[Id], broken: Option<&str>) -> Record {
+    let p = packages;
+    Record {
+        name: p.name(id).into(),
+        version: p.version(id).into(),
+        file: p.file(id).into(),
+        archive: p.archive(id),
+        sha256: hash::to_hex(p.sha256(id)),
+        size: p.size(id),
+        depends: depends.iter().map(|d| p.name(*d).to_owned()).collect(),
+        broken: broken.map(str::to_owned),
     }
 }
