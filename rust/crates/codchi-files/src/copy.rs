@@ -23,13 +23,8 @@ const STEP: u64 = 64 << 20;
 /// # Errors
 /// Whatever could not be read or written; `to` then holds a part.
 pub fn copy(from: &Path, to: &Path, without: &dyn Fn(&[u8]) -> bool, watch: Watch) -> Result<Report> {
-    let failed = |e: codchi_fs::FsError| FilesError::File {
-        op: e.op,
-        path: e.path.display().to_string(),
-        source: e.source,
-    };
-    let source = tree::open_root(from).map_err(failed)?;
-    let target = tree::open_root(to).map_err(failed)?;
+    let source = tree::open_root(from)?;
+    let target = tree::open_root(to)?;
     let whole = target.try_clone().at("open", b"")?;
     let mut copy = Copy {
         to: Branch::new(target).at("open", b"")?,

@@ -17,6 +17,23 @@ pub enum FilesError {
         /// Why it failed.
         source: io::Error,
     },
+    /// A tar could not be read.
+    #[error("cannot read the tar: {0}")]
+    Read(io::Error),
+    /// A tar could not be written.
+    #[error("cannot write the tar: {0}")]
+    Write(io::Error),
+    /// A tar that is none, or not whole.
+    #[error("this is no tar that can be used: {0}")]
+    Tar(String),
+    /// Something in a tar that is refused.
+    #[error("`{entry}` in the tar {why}")]
+    Entry {
+        /// Its name, made printable.
+        entry: String,
+        /// Why.
+        why: String,
+    },
     /// Whoever watches said no.
     #[error("interrupted")]
     Interrupted,
@@ -24,6 +41,12 @@ pub enum FilesError {
 
 /// Result of a copy.
 pub type Result<T, E = FilesError> = std::result::Result<T, E>;
+
+impl From<codchi_fs::FsError> for FilesError {
+    fn from(e: codchi_fs::FsError) -> FilesError {
+        FilesError::File { op: e.op, path: e.path.display().to_string(), source: e.source }
+    }
+}
 
 impl Diagnose for FilesError {
     fn kind(&self) -> Kind {

@@ -6,15 +6,23 @@
 //!
 //! Ids are those that this process sees: in a user namespace the kernel maps owners, ACLs and file capabilities alike.
 
+mod acl;
+mod compress;
 mod copy;
 mod error;
+mod header;
 mod meta;
+mod pack;
 mod tree;
+mod unpack;
 
 use serde::{Deserialize, Serialize};
 
+pub use compress::{Compression, decompress};
 pub use copy::copy;
 pub use error::{FilesError, Result};
+pub use pack::{Tree, Without, pack};
+pub use unpack::{Pick, Wish, unpack};
 
 /// How far a copy is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +53,38 @@ impl Report {
         if self.named.len() < NAMED {
             let shown = codchi_core::text::printable_line(&String::from_utf8_lossy(path));
             self.named.push(format!("`{shown}`: {why}"));
+        }
+    }
+}
+
+/// How the ids of a machine are called in this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ids {
+    /// An id that stands for another one of the machine: how it is called here, and in the machine.
+    pub standing_for: Option<(u32, u32)>,
+}
+
+/// Ids that a machine has: 0 to this.
+const LAST: u32 = 65_535;
+/// Who owns what nobody of a machine owns.
+const NOBODY: u32 = 65_534;
+
+impl Ids {
+    /// What an id that is seen here is in the machine.
+    pub(crate) fn inside(&self, id: u32) -> u32 {
+        match self.standing_for {
+            Some((here, inside)) if here == id => inside,
+            _ if id <= LAST => id,
+            _ => NOBODY,
+        }
+    }
+
+    /// How an id of the machine is called here, and whether it is one.
+    pub(crate) fn outside(&self, id: u64) -> (u32, bool) {
+        match (self.standing_for, u32::try_from(id)) {
+            (Some((here, inside)), Ok(id)) if inside == id => (here, true),
+            (_, Ok(id)) if id <= LAST => (id, true),
+            _ => (NOBODY, false),
         }
     }
 }

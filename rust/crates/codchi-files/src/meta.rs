@@ -20,6 +20,8 @@ pub(crate) struct Meta {
     pub modified: (i64, u32),
     pub device: u64,
     pub size: u64,
+    /// Bytes on the disk.
+    pub used: u64,
     pub links: u64,
     pub id: (u64, u64),
     pub attributes: Vec<Attribute>,
@@ -38,6 +40,7 @@ impl Meta {
             modified: (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
             device: stat.st_rdev,
             size: u64::try_from(stat.st_size).unwrap_or(0),
+            used: u64::try_from(stat.st_blocks).unwrap_or(0) * 512,
             links: stat.st_nlink.into(),
             id: (stat.st_dev, stat.st_ino),
             attributes: Vec::new(),
