@@ -20,7 +20,8 @@ in
 
   Takes the machine flake's `inputs` (its `nixpkgs` gives packages and options), `modules`, `system`,
   `stateVersion` (the release at the machine's creation) and, if wanted, `specialArgs`. Gives
-  `{ nixosConfigurations.<driver>; }`. It never passes `pkgs`, so `nixpkgs.config` and overlays work as in any
+  `{ nixosConfigurations.<driver>; }`, and beside the record of an export `nixosConfigurations.nixos`: the system
+  without a driver, with the machine's name, `hardware-configuration.nix` and `configuration.nix` where they are. It never passes `pkgs`, so `nixpkgs.config` and overlays work as in any
   NixOS configuration.
 
   Example:
@@ -61,19 +62,50 @@ let
       # The machine's own release wins over one a module brings along: its data was created with it. mkForce still wins.
       system.stateVersion = lib.mkOverride 75 stateVersion;
     };
+  configuration =
+    driver: more:
+    nixpkgs.lib.nixosSystem {
+      inherit specialArgs;
+      modules = [
+        ../modules
+        (machine driver)
+      ]
+      ++ modules
+      ++ more;
+    };
+
+  # Beside the flake of an export lies a record, and on a NixOS of its own what a person adds for the hardware.
+  beside =
+    name:
+    let
+      file = "${inputs.self}/${name}";
+    in
+    if inputs ? self && builtins.pathExists file then [ file ] else [ ];
+  record = builtins.concatMap (file: [ (builtins.fromJSON (builtins.readFile file)) ]) (
+    beside "codchi.json"
+  );
+  plain =
+    { lib, ... }:
+    {
+      networking.hostName = lib.mkOverride 900 (builtins.head record).name;
+    };
 in
 {
-  nixosConfigurations = builtins.listToAttrs (
-    map (driver: {
-      inherit (driver) name;
-      value = nixpkgs.lib.nixosSystem {
-        inherit specialArgs;
-        modules = [
-          ../modules
-          (machine driver)
-        ]
-        ++ modules;
-      };
-    }) runnable
-  );
+  nixosConfigurations =
+    builtins.listToAttrs (
+      map (driver: {
+        inherit (driver) name;
+        value = configuration driver [ ];
+      }) runnable
+    )
+    // (
+      if record == [ ] then
+        { }
+      else
+        {
+          nixos = configuration drivers.none (
+            [ plain ] ++ beside "hardware-configuration.nix" ++ beside "configuration.nix"
+          );
+        }
+    );
 }

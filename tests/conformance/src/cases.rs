@@ -55,6 +55,10 @@ pub const ALL: &[Case] = &[
         "a_renamed_machine_has_everything_under_its_new_name",
         crate::copies::rename,
     ),
+    (
+        "an_export_comes_back_whole_and_builds_without_a_driver",
+        crate::copies::export,
+    ),
     ("rebuild_applies_the_change", rebuild),
     ("rollback_returns_to_the_first_generation", rollback),
     ("a_broken_module_changes_nothing", rebuild_broken),

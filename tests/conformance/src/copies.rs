@@ -182,3 +182,115 @@ pub fn rename(h: &Host) -> Result<(), Failed> {
         String::new(),
     )
 }
+
+/// Exported, imported under another name, and the same; the flake of the export builds the system without a driver.
+pub fn export(h: &Host) -> Result<(), Failed> {
+    make(h, "conf")?;
+    // What no tar can hold; and what a person's own tools would have to put right.
+    let seen = |m: &str| -> Result<String, Failed> {
+        let all = look(h, m)?;
+        Ok(all
+            .lines()
+            .filter(|l| !l.contains("copies/socket|") && !l.starts_with("var/lib/copies|"))
+            .collect::<Vec<_>>()
+            .join("\n"))
+    };
+    let before = seen("conf")?;
+    let file = h.home.join("conf.tar.zst");
+    let file = file.to_string_lossy();
+    let out = h.codchi(&["tar", "conf", &file, "--json", "--yes"])?.ok()?;
+    answers(h, "conf")?;
+    let told: serde_json::Value = serde_json::from_str(&out.text())?;
+    same(
+        "what could not be exported",
+        told["lost"].clone(),
+        serde_json::json!([]),
+    )?;
+    h.codchi(&["import", &file])?.exits(1)?;
+    h.codchi(&["import", &file, "back", "--start"])?.ok()?;
+    same("files", seen("back")?, before)?;
+    same("host name", h.sh("back", "hostname")?, "back".to_string())?;
+    same(
+        "the command of the module",
+        h.sh("back", "hello")?,
+        "Hello, world!".to_string(),
+    )?;
+    same(
+        "system",
+        h.status("back")?["toplevel"].clone(),
+        h.status("conf")?["toplevel"].clone(),
+    )?;
+    same(
+        "config",
+        h.status("back")?["config"].as_str(),
+        Some("up-to-date"),
+    )?;
+    let flake = |m: &str| {
+        codchi_fs::read_to_string(
+            h.home
+                .join(".config/codchi/machines")
+                .join(m)
+                .join("flake.nix"),
+        )
+    };
+    same("flake.nix", flake("back")?, flake("conf")?)?;
+    h.codchi(&["delete", "--yes", "back"])?.ok()?;
+    same("what is left of it", named(h, "back")?, String::new())?;
+
+    // The flake: evaluated and built where it was unpacked.
+    let plain = h.home.join("conf.tar");
+    h.codchi(&["tar", "conf", &plain.to_string_lossy(), "--yes"])?
+        .ok()?;
+    let script = r#"rm -rf plain; mkdir plain; tar -xf conf.tar -C plain etc/nixos; cd plain/etc/nixos
+        cp codchi.json /dev/stderr; "$0" store shell -- nix build --offline --no-link --print-out-paths \
+        --extra-experimental-features 'nix-command flakes' --option substitute false \
+        "path:$PWD#nixosConfigurations.nixos.config.system.build.toplevel""#;
+    let built =
+        crate::host::run(h.command("sh").args(["-c", script]).arg(h.program()), b"")?.ok()?;
+    let system = built.text();
+    let read = |what: &str| -> Result<String, Failed> {
+        Ok(
+            h.codchi(&["store", "shell", "--", "cat", &format!("{system}/{what}")])?
+                .ok()?
+                .text(),
+        )
+    };
+    same(
+        "the name of the plain system",
+        read("etc/hostname")?,
+        "conf".to_string(),
+    )?;
+    h.codchi(&[
+        "store",
+        "shell",
+        "--",
+        "test",
+        "-e",
+        &format!("{system}/codchi/manifest.json"),
+    ])?
+    .exits(1)?;
+
+    // What is no export changes nothing.
+    let script = "rm -rf plain; printf 'not a tar' > bad.tar; head -c 100000 conf.tar > cut.tar; tar -cf other.tar conf.tar";
+    crate::host::run(h.command("sh").args(["-c", script]), b"")?.ok()?;
+    for bad in ["bad.tar", "cut.tar", "other.tar", "missing.tar"] {
+        let done = h
+            .codchi(&["import", &h.home.join(bad).to_string_lossy(), "bad"])?
+            .exits(1)?;
+        if !done.err.contains(bad) {
+            return Err(format!("`{bad}` is not named: {}", done.err).into());
+        }
+        same("what is left of it", named(h, "bad")?, String::new())?;
+    }
+    h.codchi(&["tar", "conf", "x.zip"])?.exits(2)?;
+    h.codchi(&["tar", "conf", "/nonexistent/x.tar"])?.exits(1)?;
+    crate::host::run(
+        h.command("sh").args([
+            "-c",
+            "rm -f conf.tar conf.tar.zst bad.tar cut.tar other.tar",
+        ]),
+        b"",
+    )?
+    .ok()?;
+    Ok(())
+}

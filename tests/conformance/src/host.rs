@@ -109,6 +109,11 @@ impl Host {
         Ok(host)
     }
 
+    /// The program under test.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// A command on the host, as the person under test, in the person's home.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut c = match self.kind {

@@ -7,6 +7,7 @@ pub mod credentials;
 pub mod dirs;
 pub mod document;
 pub mod engine;
+pub mod export;
 #[cfg(feature = "host")]
 pub mod flake;
 pub mod folder;

@@ -157,6 +157,15 @@ pub enum Step {
         /// First id of the machine's range, as root; none where the caller's subordinate ids are used.
         uid_base: Option<u32>,
     },
+    /// Make a root file system with the files in a tar.
+    UnpackRoot {
+        /// The tar.
+        file: PathBuf,
+        /// Where.
+        path: PathBuf,
+        /// First id of the machine's range, as root; none where the caller's subordinate ids are used.
+        uid_base: Option<u32>,
+    },
     /// Give a part of a machine to another name.
     Rename {
         /// Which.
@@ -202,7 +211,7 @@ impl Step {
     /// What undoes it; none where nothing needs to be, or nothing can be.
     pub fn inverse(&self) -> Option<Step> {
         match self {
-            Step::CreateRoot { path, .. } | Step::CopyRoot { path, .. } => {
+            Step::CreateRoot { path, .. } | Step::CopyRoot { path, .. } | Step::UnpackRoot { path, .. } => {
                 Some(Step::RemoveRoot { path: path.clone() })
             }
             Step::Rename { part, from, to } => {
@@ -260,6 +269,9 @@ impl Step {
             }
             Step::CopyRoot { from, path, uid_base: None } => {
                 format!("copy the files of `{from}` to `{}`", path.display())
+            }
+            Step::UnpackRoot { file, path, .. } => {
+                format!("unpack `{}` to `{}`", file.display(), path.display())
             }
             Step::Rename { part, from, to } => {
                 let what = match part {

@@ -13,7 +13,7 @@ use codchi_core::progress::Event as Told;
 use codchi_runtime::manager::Manager;
 use codchi_runtime::probe;
 
-pub use files::{copy_tree_here, hold_here};
+pub use files::{copy_tree_here, hold_here, pack_tree_here, unpack_tree_here};
 pub use root::{remove_tree, remove_tree_here};
 
 use crate::agent::{self, AgentError, CaptureLimits, ExecRequest, Tty};

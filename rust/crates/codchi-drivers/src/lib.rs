@@ -21,11 +21,13 @@ use codchi_core::port::{self, Forward, PortState};
 use codchi_core::progress::Progress;
 use codchi_core::settings::Settings;
 use codchi_core::status::{Finding, State};
-use codchi_files::Report;
+use codchi_files::{Compression, Report};
 use codchi_store::Store;
 use serde::{Deserialize, Serialize};
 
-pub use container::{copy_tree_here, hold_here, remove_tree, remove_tree_here};
+pub use container::{
+    copy_tree_here, hold_here, pack_tree_here, remove_tree, remove_tree_here, unpack_tree_here,
+};
 pub use error::DriverError;
 
 /// Result of a driver's verb.
@@ -45,6 +47,19 @@ pub fn find(name: &DriverName) -> Result<&'static dyn Driver> {
         given: name.to_string(),
         known: all().map(|d| d.info().name.to_string()).collect(),
     })
+}
+
+/// What a tar of a machine holds beside its files.
+#[derive(Debug)]
+pub struct Export<'a> {
+    /// A folder with what comes first in the tar.
+    pub head: &'a Path,
+    /// Where that lies in the tar.
+    pub at: &'a str,
+    /// Further folders, and where they lie in the tar.
+    pub inputs: &'a [(PathBuf, String)],
+    /// How the tar is compressed.
+    pub compression: Compression,
 }
 
 /// What kind of thing a driver runs machines in.
@@ -252,6 +267,16 @@ pub trait Driver: Sync {
     fn duplicate(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<Report> {
         let _ = (host, from, to);
         Err(DriverError::Unsupported { driver: self.info().name, what: "duplicate machines" })
+    }
+    /// Writes the files of a machine as a tar, with what `export` adds. One that runs is held still meanwhile.
+    fn pack(&self, host: &Host, machine: &Machine, export: &Export, to: std::fs::File) -> Result<Report> {
+        let _ = (host, machine, export, to);
+        Err(DriverError::Unsupported { driver: self.info().name, what: "export the files of machines" })
+    }
+    /// Makes the files of a machine that is being made from such a tar, but for what is below `without`.
+    fn unpack(&self, host: &Host, machine: &Machine, from: std::fs::File, without: &str) -> Result<Report> {
+        let _ = (host, machine, from, without);
+        Err(DriverError::Unsupported { driver: self.info().name, what: "import the files of machines" })
     }
     /// Gives everything that a stopped machine has beyond its folder, generations and logs to another name: the folder of
     /// its data, and what the driver keeps elsewhere.

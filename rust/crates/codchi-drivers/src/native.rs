@@ -16,12 +16,15 @@ use codchi_runtime::manager::Manager;
 use codchi_runtime::spec::{CALLER_FILE, Launch, User};
 use codchi_runtime::{enter, guard, outer, probe, start, state};
 
+use codchi_files::Report;
 use codchi_store::Store;
 
 use crate::agent::{self, AgentError};
 use crate::container::files::{self, Held};
 use crate::container::{self, agent_dir, failed, prepare, request, switch, wait_for_agent};
-use crate::{Driver, DriverError, Exec, Flavour, Given, Host, Info, Machine, Result, Running, Switched};
+use crate::{
+    Driver, DriverError, Exec, Export, Flavour, Given, Host, Info, Machine, Result, Running, Switched,
+};
 
 /// The driver.
 pub struct Native;
@@ -200,7 +203,7 @@ impl Driver for Native {
         Ok(codchi_runtime::supervise::supervise(&host.dirs.machine_runtime(machine), begin)?)
     }
 
-    fn duplicate(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<codchi_files::Report> {
+    fn duplicate(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<Report> {
         let root = host.dirs.machine_root(to);
         // What an earlier attempt left.
         container::remove_tree(host.program, &root)?;
@@ -210,7 +213,7 @@ impl Driver for Native {
         let source = host.dirs.machine_root(from);
         if source.symlink_metadata().is_err() {
             // It never started.
-            return Ok(codchi_files::Report::default());
+            return Ok(Report::default());
         }
         // Which of the owners on disk is the caller.
         let file = |m| host.dirs.machine_data(m).join(CALLER_FILE);
@@ -222,6 +225,26 @@ impl Driver for Native {
         let report = files::copy(host, &source, &root)?;
         drop(held);
         Ok(report)
+    }
+
+    fn pack(&self, host: &Host, machine: &Machine, export: &Export, to: std::fs::File) -> Result<Report> {
+        let dir = host.dirs.machine_runtime(machine.name);
+        let held = state::status(&dir)?.leader.map(|_| Held::new(host.program, &dir)).transpose()?;
+        let caller = caller(host, machine.name)?;
+        let report = files::pack(host, &host.dirs.machine_root(machine.name), caller, export, to)?;
+        drop(held);
+        Ok(report)
+    }
+
+    fn unpack(&self, host: &Host, machine: &Machine, from: std::fs::File, without: &str) -> Result<Report> {
+        let root = host.dirs.machine_root(machine.name);
+        // What an earlier attempt left.
+        container::remove_tree(host.program, &root)?;
+        codchi_fs::remove_if_exists(host.dirs.machine_data(machine.name).join(CALLER_FILE))?;
+        codchi_fs::create_private_dir(&host.dirs.data)?;
+        codchi_fs::create_private_dir(host.dirs.machine_data(machine.name))?;
+        codchi_fs::create_dir_all(&root)?;
+        files::unpack(host, &root, without, from)
     }
 
     fn rename(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<()> {
@@ -301,6 +324,13 @@ fn launch(host: &Host, machine: &Machine) -> Result<Launch> {
         revision: revision(),
         console_log: host.dirs.console_log(machine.name),
     })
+}
+
+/// Whose files of the machine are the caller's on disk, as [`CALLER_FILE`] says: a user and a group.
+fn caller(host: &Host, machine: &MachineName) -> Result<Option<(u32, u32)>> {
+    let text = codchi_fs::read_if_exists(host.dirs.machine_data(machine).join(CALLER_FILE))?.unwrap_or_default();
+    let mut ids = text.split_whitespace().map_while(|word| word.parse().ok());
+    Ok(ids.next().zip(ids.next()))
 }
 
 /// A number that no earlier launch of this machine has.

@@ -9,8 +9,8 @@ const NOBODY: u32 = u32::MAX;
 const TAGS: [(u16, &str); 6] =
     [(0x01, "user"), (0x02, "user"), (0x04, "group"), (0x08, "group"), (0x10, "mask"), (0x20, "other")];
 
-/// The text of an ACL in the kernel's form; none where it is not one. Ids go through `id`.
-pub(crate) fn to_text(value: &[u8], id: &dyn Fn(u32) -> u32) -> Option<Vec<u8>> {
+/// The text of an ACL in the kernel's form; none where it is not one. Users and groups go through a function each.
+pub(crate) fn to_text(value: &[u8], user: &dyn Fn(u32) -> u32, group: &dyn Fn(u32) -> u32) -> Option<Vec<u8>> {
     let (version, entries) = value.split_first_chunk::<4>()?;
     if u32::from_le_bytes(*version) != VERSION || entries.len() % 8 != 0 {
         return None;
@@ -21,7 +21,11 @@ pub(crate) fn to_text(value: &[u8], id: &dyn Fn(u32) -> u32) -> Option<Vec<u8>> 
         let permissions = u16::from_le_bytes([entry[2], entry[3]]);
         let owner = u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
         let name = TAGS.iter().find(|(t, _)| *t == tag)?.1;
-        let who = if matches!(tag, 0x02 | 0x08) { id(owner).to_string() } else { String::new() };
+        let who = match tag {
+            0x02 => user(owner).to_string(),
+            0x08 => group(owner).to_string(),
+            _ => String::new(),
+        };
         let bit = |b: u16, c: char| if permissions & b == 0 { '-' } else { c };
         lines.push(format!("{name}:{who}:{}{}{}", bit(4, 'r'), bit(2, 'w'), bit(1, 'x')));
     }
@@ -76,15 +80,15 @@ mod tests {
     fn text_is_what_other_programs_write_and_read() {
         let text = b"user::rwx,user:1000:r--,group::r-x,group:7:-w-,mask::rwx,other::--x";
         let value = from_text(text, &|i| i).unwrap();
-        assert_eq!(to_text(&value, &|i| i).unwrap(), text);
+        assert_eq!(to_text(&value, &|i| i, &|i| i).unwrap(), text);
         let star = b"user::rwx\nuser:joe:r--:1000\ngroup::r-x\ngroup:wheel:-w-:7\nmask::rwx\nother::--x\n";
         assert_eq!(from_text(star, &|i| i).unwrap(), value);
         assert_eq!(from_text(b"user:joe:r--", &|i| i), None);
         assert_eq!(from_text(b"user::rwz", &|i| i), None);
-        assert_eq!(to_text(b"\x02\0\0\0\x01", &|i| i), None);
+        assert_eq!(to_text(b"\x02\0\0\0\x01", &|i| i, &|i| i), None);
         assert_eq!(
-            to_text(&from_text(b"user:5:rwx", &|i| i + 1).unwrap(), &|i| i * 2).unwrap(),
-            b"user:12:rwx"
+            to_text(&from_text(b"user:5:rwx,group:5:r--", &|i| i + 1).unwrap(), &|i| i * 2, &|i| i).unwrap(),
+            b"user:12:rwx,group:6:r--"
         );
     }
 }

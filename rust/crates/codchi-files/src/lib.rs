@@ -60,8 +60,8 @@ impl Report {
 /// How the ids of a machine are called in this process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ids {
-    /// An id that stands for another one of the machine: how it is called here, and in the machine.
-    pub standing_for: Option<(u32, u32)>,
+    /// An id that stands for an account of the machine: how it is called here, and the account's user and group.
+    pub standing_for: Option<(u32, u32, u32)>,
 }
 
 /// Ids that a machine has: 0 to this.
@@ -70,22 +70,30 @@ const LAST: u32 = 65_535;
 const NOBODY: u32 = 65_534;
 
 impl Ids {
-    /// What an id that is seen here is in the machine.
-    pub(crate) fn inside(&self, id: u32) -> u32 {
+    /// What a user that is seen here is in the machine.
+    pub(crate) fn user(&self, id: u32) -> u32 {
+        self.inside(id, |(_, user, _)| user)
+    }
+
+    /// What a group that is seen here is in the machine.
+    pub(crate) fn group(&self, id: u32) -> u32 {
+        self.inside(id, |(_, _, group)| group)
+    }
+
+    fn inside(&self, id: u32, account: fn((u32, u32, u32)) -> u32) -> u32 {
         match self.standing_for {
-            Some((here, inside)) if here == id => inside,
+            Some(s) if s.0 == id => account(s),
             _ if id <= LAST => id,
             _ => NOBODY,
         }
     }
+}
 
-    /// How an id of the machine is called here, and whether it is one.
-    pub(crate) fn outside(&self, id: u64) -> (u32, bool) {
-        match (self.standing_for, u32::try_from(id)) {
-            (Some((here, inside)), Ok(id)) if inside == id => (here, true),
-            (_, Ok(id)) if id <= LAST => (id, true),
-            _ => (NOBODY, false),
-        }
+/// An id in a tar as one of a machine, and whether it is one.
+pub(crate) fn of_machine(id: u64) -> (u32, bool) {
+    match u32::try_from(id) {
+        Ok(id) if id <= LAST => (id, true),
+        _ => (NOBODY, false),
     }
 }
 

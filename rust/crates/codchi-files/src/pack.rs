@@ -148,14 +148,14 @@ impl Pack<'_> {
             name.push(b'/');
         }
         let roots = self.tree.is_some_and(|t| t.roots);
-        let (uid, gid) = if roots { (0, 0) } else { (self.ids.inside(meta.uid), self.ids.inside(meta.gid)) };
+        let (uid, gid) = if roots { (0, 0) } else { (self.ids.user(meta.uid), self.ids.group(meta.gid)) };
         let (seconds, nanos) = meta.modified;
         if nanos != 0 || !(0..1 << 33).contains(&seconds) {
             records.push((b"mtime".to_vec(), time(seconds, nanos).into_bytes()));
         }
         if kind != b'1' && !roots {
             for (attribute, value) in &meta.attributes {
-                let acl = || acl::to_text(value, &|i| self.ids.inside(i));
+                let acl = || acl::to_text(value, &|i| self.ids.user(i), &|i| self.ids.group(i));
                 match attribute.as_slice() {
                     b"system.posix_acl_access" => {
                         records.extend(acl().map(|t| (b"SCHILY.acl.access".to_vec(), t)))

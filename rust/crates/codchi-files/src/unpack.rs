@@ -15,7 +15,7 @@ use crate::error::{At, FilesError, Result};
 use crate::header::{self, BLOCK, Header, filling};
 use crate::meta::Meta;
 use crate::tree::{self, Branch};
-use crate::{Ids, Report, Watch};
+use crate::{Report, Watch, of_machine};
 
 /// What becomes of a path of a tar.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,8 +34,6 @@ pub struct Wish<'a> {
     pub pick: &'a dyn Fn(&[u8]) -> Pick,
     /// Whether owners, set-user-id bits and attributes are wanted, too; else everything is the caller's.
     pub faithful: bool,
-    /// How ids are called here.
-    pub ids: &'a Ids,
 }
 
 /// The most an extended header may hold: attributes have at most 64 KiB each.
@@ -112,7 +110,7 @@ impl Reader<'_> {
     }
 
     /// The next entry; what was left of the one before is passed over.
-    fn next(&mut self, ids: &Ids) -> Result<Option<Entry>> {
+    fn next(&mut self) -> Result<Option<Entry>> {
         self.skip()?;
         let (mut records, mut long_name, mut long_link) = (Vec::new(), None, None);
         loop {
@@ -133,13 +131,13 @@ impl Reader<'_> {
                         link: long_link.unwrap_or_else(|| header.link.clone()),
                         ..header
                     };
-                    return self.entry(header, records, ids).map(Some);
+                    return self.entry(header, records).map(Some);
                 }
             }
         }
     }
 
-    fn entry(&mut self, mut header: Header, records: header::Records, ids: &Ids) -> Result<Entry> {
+    fn entry(&mut self, mut header: Header, records: header::Records) -> Result<Entry> {
         let mut modified = (header.modified, 0);
         let (mut attributes, mut sparse_size, mut major, mut unknown_acl) = (Vec::new(), None, None, false);
         for (key, value) in records {
@@ -160,7 +158,7 @@ impl Reader<'_> {
                     } else {
                         b"system.posix_acl_default"
                     };
-                    match acl::from_text(&value, &|i| ids.outside(i.into()).0) {
+                    match acl::from_text(&value, &|i| of_machine(i.into()).0) {
                         Some(v) => attributes.push((name.to_vec(), v)),
                         None => unknown_acl = true,
                     }
@@ -201,8 +199,8 @@ impl Reader<'_> {
         let meta = Meta {
             kind,
             mode: header.mode,
-            uid: ids.outside(header.uid).0,
-            gid: ids.outside(header.gid).0,
+            uid: of_machine(header.uid).0,
+            gid: of_machine(header.gid).0,
             modified,
             device: rustix::fs::makedev(header.device.0, header.device.1),
             size: self.left,
@@ -319,7 +317,7 @@ pub fn unpack(input: &mut dyn Read, to: &Path, wish: &Wish, watch: Watch) -> Res
         watch,
     };
     let mut reader = Reader { input, left: 0, filling: 0 };
-    while let Some(mut entry) = reader.next(wish.ids)? {
+    while let Some(mut entry) = reader.next()? {
         let told = entry.path.clone();
         match (wish.pick)(&entry.path) {
             Pick::As(path) => entry.path = path,
@@ -423,7 +421,7 @@ impl Unpack<'_> {
         if entry.unknown_acl {
             self.report.lose(path, "an ACL that names users, not numbers");
         }
-        if !self.wish.ids.outside(entry.header.uid).1 || !self.wish.ids.outside(entry.header.gid).1 {
+        if !of_machine(entry.header.uid).1 || !of_machine(entry.header.gid).1 {
             self.report.lose(path, "an owner that no machine has; nobody owns it now");
         }
         if path.is_empty() {

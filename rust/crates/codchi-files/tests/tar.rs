@@ -19,8 +19,7 @@ fn packed(from: &Path) -> Vec<u8> {
 }
 
 fn unpacked(tar: &[u8], to: &Path) -> Result<Report, FilesError> {
-    let ids = Ids::default();
-    let wish = Wish { pick: &|p| Pick::As(p.to_vec()), faithful: true, ids: &ids };
+    let wish = Wish { pick: &|p| Pick::As(p.to_vec()), faithful: true };
     unpack(&mut &*tar, to, &wish, &mut |_| true)
 }
 
@@ -308,13 +307,12 @@ fn a_folder_keeps_links_and_modes_of_what_it_picks_only() {
     std::fs::write(a.join("rest"), "2").unwrap();
     symlink("rest", a.join("link")).unwrap();
     let tar = packed(&a);
-    let ids = Ids::default();
     let pick = |p: &[u8]| match p.strip_prefix(b"head/") {
         Some(rest) => Pick::As(rest.to_vec()),
         None if p == b"rest" => Pick::Stop,
         None => Pick::Skip,
     };
-    unpack(&mut &*tar, &b, &Wish { pick: &pick, faithful: false, ids: &ids }, &mut |_| true).unwrap();
+    unpack(&mut &*tar, &b, &Wish { pick: &pick, faithful: false }, &mut |_| true).unwrap();
     assert_eq!(std::fs::read_to_string(b.join("in/f")).unwrap(), "1");
     assert_eq!(b.join("in/f").metadata().unwrap().mode() & 0o7777, 0o755);
     assert_eq!(std::fs::read_dir(&b).unwrap().count(), 1);

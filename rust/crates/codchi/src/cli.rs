@@ -128,6 +128,10 @@ pub enum Command {
     Rename(Rename),
     /// Make a second machine with the same system and a copy of all files
     Duplicate(Duplicate),
+    /// Export a machine: its files, and a flake that rebuilds it on any NixOS
+    Tar(Tar),
+    /// Make a machine from an export
+    Import(Import),
     /// Show what differs between two generations
     Diff(Diff),
     /// Delete machines with all their files
@@ -518,6 +522,30 @@ pub struct Duplicate {
 }
 
 #[derive(Debug, Args)]
+pub struct Tar {
+    /// The machine; one that runs is held still meanwhile
+    pub name: String,
+    /// The file; compressed as its name says: .tar.zst, .tar.gz, .tar.xz. `-`: stdout, not compressed
+    pub file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct Import {
+    /// What `codchi tar` wrote
+    pub file: PathBuf,
+    /// The machine's name; none: the one it had
+    pub name: Option<String>,
+    /// What it shall run on; none: what it ran on
+    #[arg(long)]
+    pub driver: Option<String>,
+    /// Start it
+    #[arg(long)]
+    pub start: bool,
+    #[command(flatten)]
+    pub nix: NixFlags,
+}
+
+#[derive(Debug, Args)]
 pub struct OptionArgs {
     /// The machine
     pub name: String,
@@ -573,6 +601,31 @@ pub enum PlumbingCommand {
     RemoveTree { path: PathBuf },
     /// Copy a tree with files of subordinate ids to an empty folder
     CopyTree { from: PathBuf, to: PathBuf },
+    /// Write a tree with files of subordinate ids to stdout, as a tar
+    PackTree {
+        root: PathBuf,
+        /// What comes first
+        #[arg(long)]
+        head: PathBuf,
+        /// Where that lies in the tar
+        #[arg(long)]
+        at: String,
+        /// A further folder, and where it lies in the tar
+        #[arg(long, num_args = 2)]
+        input: Vec<OsString>,
+        #[arg(long)]
+        compression: String,
+        /// The user and group of the machine whose files are the caller's here
+        #[arg(long, value_parser = account)]
+        caller: Option<(u32, u32)>,
+    },
+    /// Make a tree with files of subordinate ids from a tar on stdin
+    UnpackTree {
+        root: PathBuf,
+        /// What is left out of it
+        #[arg(long)]
+        without: String,
+    },
     /// Hold a running machine still until stdin ends
     Hold {
         /// Its runtime directory
@@ -596,4 +649,10 @@ impl PlumbingCommand {
     pub fn needs_app(&self) -> bool {
         matches!(self, PlumbingCommand::CheckUpdates { .. })
     }
+}
+
+/// `USER:GROUP`, in numbers.
+fn account(text: &str) -> Result<(u32, u32), String> {
+    let ids = text.split_once(':').and_then(|(user, group)| Some((user.parse().ok()?, group.parse().ok()?)));
+    ids.ok_or_else(|| "give two numbers, as `1000:100`".into())
 }

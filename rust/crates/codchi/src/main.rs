@@ -179,6 +179,8 @@ fn dispatch(app: &App, command: Option<&Command>) -> Result<u8> {
         Some(Command::Diff(args)) => done(cmd::rebuild::diff(app, args)),
         Some(Command::Rename(args)) => done(cmd::copies::rename(app, args)),
         Some(Command::Duplicate(args)) => done(cmd::copies::duplicate(app, args)),
+        Some(Command::Tar(args)) => done(cmd::leave::tar(app, args)),
+        Some(Command::Import(args)) => done(cmd::leave::import(app, args)),
         Some(Command::Delete(args)) => done(cmd::life::delete(app, &args.names)),
         Some(Command::Mount(args)) => done(cmd::mount::run(app, &args.command)),
         Some(Command::Port(args)) => done(cmd::port::run(app, &args.command)),

@@ -28,12 +28,22 @@ pub struct MachineWorker<'a> {
     pub attachment: Option<Attachment>,
     /// What a new generation records.
     pub record: Option<Record>,
+    /// What is unpacked from a tar.
+    pub unpack: Option<Unpack>,
     /// The init script that the first start runs.
     pub script: Option<String>,
     /// What the last switch did.
     pub switched: std::cell::RefCell<Switched>,
     /// What the machine has of the host, where a step changed that.
     pub given: std::cell::RefCell<Given>,
+}
+
+/// How a tar becomes a machine's files.
+pub struct Unpack {
+    /// The system that they are for.
+    pub toplevel: String,
+    /// The folder in the tar that is not of them.
+    pub without: String,
 }
 
 /// The host as drivers see it, kept as owned parts.
@@ -88,6 +98,7 @@ impl<'a> MachineWorker<'a> {
             nix,
             attachment: None,
             record: None,
+            unpack: None,
             script: None,
             switched: Default::default(),
             given: Default::default(),
@@ -212,6 +223,26 @@ impl<'a> MachineWorker<'a> {
         self.app.printer.done();
         *self.given.borrow_mut() = given?;
         Ok(())
+    }
+
+    fn unpack_root(&self, file: &Path) -> Result<()> {
+        let app = self.app;
+        let Some(unpack) = &self.unpack else {
+            return Err(Failure::failed("the tar is not known any more"));
+        };
+        let parts = HostParts::of(app, self.store)?;
+        let attachment = self.attachment()?;
+        let system = self.system(&unpack.toplevel, &parts)?;
+        let machine = Machine { name: &self.name, attachment: &attachment, system: Some(system) };
+        app.printer.report(Event::Phase("unpacking files"));
+        let from = codchi_fs::open(file)?;
+        let report = self.driver()?.unpack(&parts.host(app, self.store), &machine, from, &unpack.without)?;
+        app.printer.done();
+        tell_lost(app, &report);
+        match &self.script {
+            Some(script) => Ok(codchi_fs::write_atomic(pending_script(app, &self.name), script, 0o600)?),
+            None => Ok(()),
+        }
     }
 
     fn copy_root(&self, from: &MachineName) -> Result<()> {
@@ -402,6 +433,7 @@ impl Worker for MachineWorker<'_> {
                 Ok(())
             }
             Step::CopyRoot { from, .. } => self.copy_root(from),
+            Step::UnpackRoot { file, .. } => self.unpack_root(file),
             Step::Rename { part, from, to } => self.rename(*part, from, to),
             Step::StartAs { machine } => self.start_as(machine, app.attachment(machine)?),
             Step::RemoveGenerations { path } => {

@@ -3,17 +3,18 @@
 //! Rootless, that process sees the files' owners as the machine does: it is root of an outer namespace.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::Path;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use codchi_core::progress::Event;
-use codchi_files::{FilesError, Report, Tally, Watch};
+use codchi_files::{Compression, FilesError, Ids, Pick, Report, Tally, Tree, Watch, Wish};
 use codchi_runtime::outer::{self, OuterConfig, Role};
 use codchi_runtime::start;
 use serde::{Deserialize, Serialize};
 
-use crate::{DriverError, Host, Result};
+use crate::{DriverError, Export, Host, Result};
 
 /// What such a process says, a line of JSON each, on stderr: its stdout may be what it makes.
 #[derive(Serialize, Deserialize)]
@@ -35,6 +36,38 @@ pub fn copy(host: &Host, from: &Path, to: &Path) -> Result<Report> {
     let mut c = Command::new(host.program);
     c.args(["plumbing", "copy-tree"]).arg(from).arg(to).stdin(Stdio::null()).stdout(Stdio::null());
     listen(host, c, format!("copy `{}`", from.display()))
+}
+
+/// Writes a root file system as a tar. `caller`: the account whose files are the caller's here.
+pub fn pack(
+    host: &Host,
+    root: &Path,
+    caller: Option<(u32, u32)>,
+    export: &Export,
+    to: std::fs::File,
+) -> Result<Report> {
+    let mut c = Command::new(host.program);
+    c.args(["plumbing", "pack-tree"]).arg(root).arg("--head").arg(export.head).args(["--at", export.at]);
+    for (from, at) in export.inputs {
+        c.arg("--input").arg(from).arg(at);
+    }
+    c.arg("--compression").arg(format!("{:?}", export.compression).to_lowercase());
+    c.args(caller.map(|(user, group)| format!("--caller={user}:{group}")));
+    c.stdin(Stdio::null()).stdout(to);
+    listen(host, c, format!("export `{}`", root.display()))
+}
+
+/// Makes a root file system from a tar, but for what is below `without`.
+pub fn unpack(
+    host: &Host,
+    root: &Path,
+    without: &str,
+    from: std::fs::File,
+) -> Result<Report> {
+    let mut c = Command::new(host.program);
+    c.args(["plumbing", "unpack-tree"]).arg(root).args(["--without", without]);
+    c.stdin(from).stdout(Stdio::null());
+    listen(host, c, "import the tar".into())
 }
 
 fn listen(host: &Host, mut command: Command, what: String) -> Result<Report> {
@@ -67,8 +100,63 @@ fn listen(host: &Host, mut command: Command, what: String) -> Result<Report> {
 
 /// What [`copy`] runs; this process must have one thread.
 pub fn copy_tree_here(from: &Path, to: &Path) -> Result<()> {
-    let (from, to) = (from.to_owned(), to.to_owned());
-    here(move |watch: Watch| codchi_files::copy(&from, &to, &is_of_one_machine, watch))
+    here(move |watch: Watch| codchi_files::copy(from, to, &is_of_one_machine, watch))
+}
+
+/// What [`pack`] runs; this process must have one thread.
+pub fn pack_tree_here(
+    root: &Path,
+    head: &Path,
+    at: &str,
+    inputs: &[(PathBuf, String)],
+    compression: Compression,
+    caller: Option<(u32, u32)>,
+) -> Result<()> {
+    here(move |watch: Watch| {
+        let ids = Ids { standing_for: caller.map(|(user, group)| (codchi_runtime::ids::CALLER, user, group)) };
+        let all = |_: &[u8], _: Option<&[u8]>| false;
+        let mut trees = vec![Tree { from: head, at: at.as_bytes(), roots: true, without: &all }];
+        trees.extend(inputs.iter().map(|(from, at)| Tree {
+            from,
+            at: at.as_bytes(),
+            roots: true,
+            without: &all,
+        }));
+        if root.symlink_metadata().is_ok() {
+            trees.push(Tree { from: root, at: b"", roots: false, without: &is_made_anew });
+        }
+        // Not by way of the standard library's line buffer.
+        let out = std::io::stdout().as_fd().try_clone_to_owned().map_err(FilesError::Write)?;
+        let out = std::io::BufWriter::with_capacity(1 << 20, std::fs::File::from(out));
+        compression.around(out, |w| codchi_files::pack(&trees, &ids, w, watch))
+    })
+}
+
+/// What [`unpack`] runs; this process must have one thread.
+pub fn unpack_tree_here(root: &Path, without: &str) -> Result<()> {
+    here(move |watch: Watch| {
+        let without = without.as_bytes();
+        let pick = |path: &[u8]| match path.strip_prefix(without) {
+            Some([] | [b'/', ..]) => Pick::Skip,
+            _ => Pick::As(path.to_vec()),
+        };
+        let input = BufReader::with_capacity(1 << 20, std::io::stdin());
+        let wish = Wish { pick: &pick, faithful: true };
+        codchi_files::unpack(&mut *codchi_files::decompress(input)?, root, &wish, watch)
+    })
+}
+
+/// What a machine does not own but is given at each start, and what each activation makes: the store, and links into the
+/// system in /etc.
+fn is_made_anew(path: &[u8], target: Option<&[u8]>) -> bool {
+    match target {
+        None => {
+            let folder =
+                [&b"nix/"[..], b"proc/", b"sys/", b"dev/", b"run/"].iter().any(|d| path.starts_with(d));
+            folder || path == b"etc/static"
+        }
+        Some(target) => path.starts_with(b"etc/") && target.starts_with(b"/etc/static/"),
+    }
 }
 
 /// What makes a machine itself: made anew in a copy, by the first start and by the ssh server.
@@ -93,7 +181,7 @@ fn here(work: impl FnOnce(Watch) -> Result<Report, FilesError>) -> Result<()> {
             Err(e) => Said::Failed(e.to_string()),
         });
     };
-    if outer::is_root() {
+    if outer::is_privileged() {
         work();
         return Ok(());
     }

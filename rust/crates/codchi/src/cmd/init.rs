@@ -173,7 +173,7 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
 }
 
 /// Chooses what a new machine runs on, as a person or the settings say; else the first driver that works here.
-fn choose_driver(app: &App, given: Option<&str>) -> Result<&'static dyn Driver> {
+pub fn choose_driver(app: &App, given: Option<&str>) -> Result<&'static dyn Driver> {
     if let Some(name) = given.or(app.settings.defaults.driver.as_deref()) {
         let name: DriverName = name.parse()?;
         let driver = codchi_drivers::find(&name)?;

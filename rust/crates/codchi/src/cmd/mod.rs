@@ -4,6 +4,7 @@ pub mod copies;
 pub mod doctor;
 pub mod exec;
 pub mod init;
+pub mod leave;
 pub mod life;
 pub mod module;
 pub mod mount;

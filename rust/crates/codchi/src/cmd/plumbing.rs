@@ -13,6 +13,18 @@ pub fn run(command: &PlumbingCommand) -> Result<()> {
     match command {
         PlumbingCommand::RemoveTree { path } => Ok(codchi_drivers::remove_tree_here(path)?),
         PlumbingCommand::CopyTree { from, to } => Ok(codchi_drivers::copy_tree_here(from, to)?),
+        PlumbingCommand::PackTree { root, head, at, input, compression, caller } => {
+            let compression = codchi_files::Compression::of_word(compression)
+                .ok_or_else(|| Failure::usage(format!("there is no compression `{compression}`")))?;
+            let inputs: Vec<(std::path::PathBuf, String)> = input
+                .chunks(2)
+                .filter_map(|pair| Some((pair.first()?.into(), pair.get(1)?.to_string_lossy().into_owned())))
+                .collect();
+            Ok(codchi_drivers::pack_tree_here(root, head, at, &inputs, compression, *caller)?)
+        }
+        PlumbingCommand::UnpackTree { root, without } => {
+            Ok(codchi_drivers::unpack_tree_here(root, without)?)
+        }
         PlumbingCommand::Hold { dir } => {
             // Whoever asked says when; it ends with them.
             crate::interrupt::ignore();
@@ -68,6 +80,8 @@ fn schemas(dir: &std::path::Path) -> Result<()> {
         ("mounts", schemars::schema_for!(Mounts)),
         ("ports", schemars::schema_for!(Ports)),
         ("modules", schemars::schema_for!(codchi_core::status::Modules)),
+        ("export", schemars::schema_for!(codchi_core::export::Exported)),
+        ("export-record", schemars::schema_for!(codchi_core::export::Export)),
         ("doctor", schemars::schema_for!(Doctor)),
         ("agent", schemars::schema_for!(codchi_core::protocol::Control)),
     ];
