@@ -23,6 +23,7 @@ in
       default
       check
       services
+      userServices
       ;
   }) cfg.secrets;
   requiredCapabilities = required;

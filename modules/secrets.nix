@@ -11,7 +11,7 @@ let
     descriptionClass = "noun";
     check =
       value:
-      lib.isString value && !(builtins.hasContext value) && !(lib.hasPrefix builtins.storeDir value);
+      lib.isString value && !(builtins.hasContext value) && !(lib.hasInfix builtins.storeDir value);
     inherit (lib.types.str) merge;
   };
 
@@ -81,7 +81,16 @@ let
           type = lib.types.listOf lib.types.str;
           default = [ ];
           example = [ "myapp" ];
-          description = "Units that get it by LoadCredential, under its name.";
+          description = ''
+            Services that get it by LoadCredential, under its name: they read `$CREDENTIALS_DIRECTORY/NAME`, and are
+            restarted when its value changes. One that is not required and has no value is an empty credential.
+          '';
+        };
+        userServices = lib.mkOption {
+          type = lib.types.listOf lib.types.str;
+          default = [ ];
+          example = [ "editor-server" ];
+          description = "Services of the user's own manager that get it so.";
         };
       };
     };
@@ -93,7 +102,49 @@ let
     );
   quoted = names: lib.concatMapStringsSep ", " (name: "`${name}`") names;
   badVariables = named "[A-Za-z_][A-Za-z0-9_]*" "env";
-  badNames = named "[A-Za-z0-9_.-]+" "file" ++ named "[A-Za-z0-9_.-]+" "credential";
+  fileName = "[A-Za-z0-9_-][A-Za-z0-9_.-]*";
+  badNames = named fileName "file" ++ named fileName "credential";
+  isAbsolute = path: lib.hasPrefix "/" path && !(lib.hasInfix "/../" "${path}/");
+  badPaths = lib.filter (
+    name:
+    let
+      secret = cfg.secrets.${name};
+    in
+    secret.kind == "file" && !(secret.path != null && isAbsolute secret.path)
+  ) (lib.attrNames cfg.secrets);
+
+  # What the agent in the machine is told; no value is in it.
+  declared = builtins.toJSON {
+    user = cfg.user.name;
+    secrets = lib.mapAttrs (_: secret: {
+      inherit (secret)
+        kind
+        path
+        owner
+        mode
+        services
+        userServices
+        ;
+    }) cfg.secrets;
+  };
+
+  # Units with the credentials they load out of a folder: { UNIT.serviceConfig.LoadCredential = [ ... ]; }.
+  credentials =
+    uses: folder:
+    lib.mkMerge (
+      lib.concatLists (
+        lib.mapAttrsToList (
+          name: secret:
+          map (unit: {
+            ${lib.removeSuffix ".service" unit}.serviceConfig = {
+              LoadCredential = [ "${name}:${folder}/${name}" ];
+            }
+            # systemd refuses to start a service whose credential is missing and has no default.
+            // lib.optionalAttrs (!secret.required) { SetCredential = [ "${name}:\\n" ]; };
+          }) (uses secret)
+        ) cfg.secrets
+      )
+    );
 in
 {
   imports = [
@@ -111,25 +162,61 @@ in
     description = "Values each person supplies, by name. They never enter the Nix store.";
   };
 
-  config = lib.mkIf cfg.enable {
-    assertions = [
-      {
-        assertion = badVariables == [ ];
-        message = "codchi.secrets: ${quoted badVariables} cannot name an environment variable; use letters, digits and `_`";
-      }
-      {
-        assertion = badNames == [ ];
-        message = "codchi.secrets: ${quoted badNames} cannot name a file; use letters, digits, `_`, `.` and `-`";
-      }
-    ];
+  config = lib.mkMerge [
+    (lib.mkIf cfg.enable {
+      assertions = [
+        {
+          assertion = badVariables == [ ];
+          message = "codchi.secrets: ${quoted badVariables} cannot name an environment variable; use letters, digits and `_`";
+        }
+        {
+          assertion = badNames == [ ];
+          message = "codchi.secrets: ${quoted badNames} cannot name a file; use letters, digits, `_`, `.` and `-`";
+        }
+        {
+          assertion = badPaths == [ ];
+          message = "codchi.secrets: ${quoted badPaths} need an absolute path, without `..`";
+        }
+      ];
 
-    # Without a host the person keeps the values in a file of their own.
-    environment.extraInit = lib.mkIf (driver.kind == "none") ''
-      if [ -r /etc/codchi-env ]; then
-        set -a
-        . /etc/codchi-env
-        set +a
-      fi
-    '';
-  };
+      # Without a host the person keeps the values in a file of their own.
+      environment.extraInit = lib.mkIf (driver.kind == "none") ''
+        if [ -r /etc/codchi-env ]; then
+          set -a
+          . /etc/codchi-env
+          set +a
+        fi
+      '';
+    })
+    (lib.mkIf (cfg.enable && driver.kind == "container" && cfg.secrets != { }) {
+      environment.etc."codchi/secrets.json".text = declared;
+      # For log-ins by other ways than the host's, which lays the variables over the environment itself.
+      environment.extraInit = ''
+        if [ -z "''${__CODCHI_WITHOUT_SECRETS-}" ] && [ -r /run/codchi/environment ]; then
+          . /run/codchi/environment
+        fi
+      '';
+
+      systemd.services = lib.mkMerge [
+        (credentials (secret: secret.services) "/run/codchi/credentials")
+        {
+          codchi-secrets = {
+            description = "Secrets of this machine";
+            documentation = [ "https://github.com/codchi/codchi" ];
+            wantedBy = [ "sysinit.target" ];
+            before = [ "sysinit.target" ];
+            after = [ "local-fs.target" ];
+            restartTriggers = [ config.environment.etc."codchi/secrets.json".source ];
+            unitConfig.DefaultDependencies = false;
+            serviceConfig = {
+              Type = "oneshot";
+              RemainAfterExit = true;
+              ExecStart = "/run/codchi/bin/codchi-agent --secrets";
+            };
+          };
+        }
+      ];
+      systemd.user.services = credentials (secret: secret.userServices) "/run/codchi/user-credentials";
+    })
+  ];
 }

@@ -59,12 +59,12 @@ in
       "nodev"
     ])
     (
-      kernel "tmpfs" "/run/codchi/credentials" [
+      # Never swapped out, as a tmpfs would be.
+      kernel "ramfs" "/run/codchi/credentials" [
         "mode=0700"
         "nosuid"
         "nodev"
         "noexec"
-        "size=16m"
       ]
       // {
         outer = true;

@@ -17,6 +17,7 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 use crate::command::{Identity, become_user};
 use crate::connection::wait;
 use crate::error::Error;
+use crate::secrets::WITHOUT;
 use crate::server::Settings;
 use crate::user::User;
 
@@ -216,7 +217,11 @@ fn parse(vars: &[u8]) -> Environment {
         let at = pair.iter().position(|b| *b == b'=').filter(|at| *at > 0)?;
         Some((pair[..at].to_vec(), pair[at + 1..].to_vec()))
     });
-    pairs.filter(|(name, _)| !matches!(&name[..], b"_" | b"SHLVL" | b"PWD" | b"OLDPWD")).collect()
+    pairs
+        .filter(|(name, _)| {
+            !matches!(&name[..], b"_" | b"SHLVL" | b"PWD" | b"OLDPWD") && name != WITHOUT.as_bytes()
+        })
+        .collect()
 }
 
 /// Runs the user's login shell as the user, and has it run this program.
@@ -237,7 +242,9 @@ fn compute(user: &User, settings: &Settings, cgroup: Option<BorrowedFd<'_>>) -> 
     };
     let c = |s: &[u8]| CString::new(s).map_err(|e| e.to_string());
     let argv = words.iter().map(|w| c(w.as_bytes())).collect::<Result<Vec<_>, _>>()?;
-    let env = list(&minimal(user)).map_err(|e| e.to_string())?;
+    let mut env = minimal(user);
+    env.insert(WITHOUT.into(), b"1".into());
+    let env = list(&env).map_err(|e| e.to_string())?;
     let path = c(shell.as_os_str().as_bytes())?;
     let who = Identity::of(user);
 

@@ -53,6 +53,9 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// What the machine's modules declare cannot be carried out.
+    #[error("{0}")]
+    Declared(String),
     /// No such program.
     #[error("{0}: command not found")]
     NotFound(String),

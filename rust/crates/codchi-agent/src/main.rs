@@ -8,6 +8,7 @@ mod command;
 mod connection;
 mod environment;
 mod error;
+mod secrets;
 mod server;
 mod session;
 mod stream;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     let result = match (args.next(), args.next()) {
         (None, _) => server::serve().map(|never| match never {}),
         (Some(flag), Some(mark)) if flag == environment::FLAG => environment::dump(&mark),
+        (Some(flag), None) if flag == secrets::FLAG => secrets::settle(),
         (Some(dir), None) if dir.as_bytes().starts_with(b"/") => {
             server::serve_in(dir.as_ref(), OsStr::new("/run/codchi-agent").as_ref())
                 .map(|never| match never {})

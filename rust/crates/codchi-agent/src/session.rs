@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use codchi_core::protocol::{
-    self, Exec, Exit, Frame, FrameType, Hello, ProtocolError, Signal, Started, WindowSize,
+    self, Delivery, Exec, Exit, Frame, FrameType, Hello, ProtocolError, Signal, Started, WindowSize,
 };
 use codchi_sys::signal::{kill_group, kill_process};
 use codchi_sys::spawn::Child;
@@ -16,6 +16,7 @@ use crate::command::{self, Command, Starting, Streams};
 use crate::connection::{Connection, PATIENCE, wait};
 use crate::environment;
 use crate::error::Error;
+use crate::secrets;
 use crate::server::Settings;
 use crate::stream::Relay;
 use crate::user::User;
@@ -77,6 +78,9 @@ fn begin(
             }
         }
     };
+    if frame.kind == FrameType::Deliver {
+        return take(conn, frame).map(|()| None);
+    }
     let exec: Exec = expect(frame, FrameType::Exec)?.json("request")?;
     let user = match exec.user.as_deref() {
         Some(name) => User::find(name)?,
@@ -84,7 +88,7 @@ fn begin(
     };
     *cgroup = settings.cgroups.create();
     let group = cgroup.as_ref().map(AsFd::as_fd);
-    let (env, warning) = match exec.argv.is_empty() {
+    let (mut env, warning) = match exec.argv.is_empty() {
         true => (environment::minimal(&user), None),
         false => environment::login(&user, settings, group, || {
             // A login shell takes its time: the host shall know that someone is here.
@@ -92,6 +96,7 @@ fn begin(
             conn.flush_all();
         }),
     };
+    secrets::overlay(&mut env, &user, settings.default_user.as_deref());
     let command = Command::new(&exec, &user, env)?;
     let streams = Streams::make(&user, exec.tty, exec.stderr_apart)?;
     let command = command.start(&streams, group)?;
@@ -124,6 +129,18 @@ fn begin(
     };
     let terminal = if exec.tty.is_some() { host.into_iter().next() } else { None };
     Ok(Some(Running { command, terminal, relay, exit }))
+}
+
+/// Puts delivered secrets in place and tells what came of it.
+fn take(conn: &mut Connection, mut frame: Frame) -> Result<(), Error> {
+    // Services may take their time to restart: the host shall know that someone is here.
+    conn.greet()?;
+    conn.flush_all();
+    let told = secrets::deliver(&Delivery::parse(&frame.payload)?);
+    codchi_sys::memory::wipe(&mut frame.payload);
+    conn.queue_json(FrameType::Delivered, "delivered", &told?)?;
+    conn.flush_all();
+    Ok(())
 }
 
 /// Passes signals and sizes on until the command ends, and tells how it did.

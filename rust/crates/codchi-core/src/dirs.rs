@@ -132,6 +132,14 @@ impl Dirs {
     pub fn machine_root(&self, name: &MachineName) -> PathBuf {
         self.machine_data(name).join("root")
     }
+    /// Encrypted secrets of all machines.
+    pub fn secrets(&self) -> PathBuf {
+        self.data.join("secrets")
+    }
+    /// The key of the encrypted secrets, apart from them.
+    pub fn secrets_key(&self) -> PathBuf {
+        self.state.join("secrets-key")
+    }
     /// Static programs, by content hash.
     pub fn bin(&self) -> PathBuf {
         self.data.join("bin")

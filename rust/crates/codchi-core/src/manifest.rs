@@ -108,6 +108,9 @@ pub struct Secret {
     pub check: Option<String>,
     /// Units that get it by LoadCredential.
     pub services: Vec<String>,
+    /// Units of the user's own manager that do.
+    #[serde(default)]
+    pub user_services: Vec<String>,
 }
 
 /// A host folder in a machine.

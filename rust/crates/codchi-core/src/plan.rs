@@ -59,6 +59,8 @@ pub enum Part {
     Generations,
     /// The roots that were made inside.
     Roots,
+    /// The values of its secrets.
+    Secrets,
     /// Its logs.
     Logs,
     /// The machine folder: under its name the machine exists.
@@ -180,6 +182,18 @@ pub enum Step {
         /// That name.
         machine: MachineName,
     },
+    /// Keep the values of secrets on the host.
+    KeepSecrets {
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// Give it the values that another machine's secrets have.
+    CopySecrets {
+        /// The other machine.
+        from: MachineName,
+    },
+    /// Remove the values of all its secrets.
+    RemoveSecrets,
     /// Replace the machine's flake.nix and flake.lock with those of a generation.
     RestoreConfig {
         /// The generation.
@@ -219,6 +233,7 @@ impl Step {
             }
             Step::AddGeneration { .. } => None,
             Step::InstallConfig { to, .. } => Some(Step::RemoveConfig { path: to.clone() }),
+            Step::KeepSecrets { .. } | Step::CopySecrets { .. } => Some(Step::RemoveSecrets),
             Step::Start => Some(Step::Stop),
             _ => None,
         }
@@ -278,12 +293,16 @@ impl Step {
                     Part::Files => "files",
                     Part::Generations => "generations",
                     Part::Roots => "roots made inside",
+                    Part::Secrets => "secrets",
                     Part::Logs => "logs",
                     Part::Folder => "machine folder",
                 };
                 format!("rename the {what} of `{from}` to `{to}`")
             }
             Step::StartAs { machine } => format!("start the machine as `{machine}`"),
+            Step::KeepSecrets { names } => format!("keep {}", crate::text::printable_line(&names.join(", "))),
+            Step::CopySecrets { from } => format!("copy the values of the secrets of `{from}`"),
+            Step::RemoveSecrets => "remove the values of its secrets".into(),
             Step::RestoreConfig { number, .. } => {
                 format!("take flake.nix and flake.lock from generation {number}")
             }
@@ -329,6 +348,12 @@ impl Plan {
     /// The names that it concerns.
     pub fn names(&self) -> impl Iterator<Item = &MachineName> {
         std::iter::once(&self.machine).chain(&self.renamed)
+    }
+
+    /// Puts a step behind the first that is meant; at the end where there is none.
+    pub fn insert_after(&mut self, meant: impl Fn(&Step) -> bool, step: Step) {
+        let at = self.steps.iter().position(|s| meant(&s.step)).map_or(self.steps.len(), |i| i + 1);
+        self.steps.insert(at, PlanStep { summary: step.summary(), step });
     }
 
     /// What to do about a plan that was cut short when its first `begun` steps had begun.

@@ -8,6 +8,9 @@
 //! A conversation: the host sends Hello and Exec without waiting; the agent answers Hello, then Started or Failure; then
 //! Signal and WindowSize go one way, data and Credit both, and Exit ends it; or Failure, when the program could not be run
 //! after all. Closing the connection before is a hang-up.
+//!
+//! Or the host sends Hello and Deliver: the values of the machine's secrets, which the agent puts in place and answers with
+//! Delivered or Failure.
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +53,10 @@ pub enum FrameType {
     Part = 11,
     /// [`Credit`]: the receiver of a stream has dealt with so many bytes. Streams only.
     Credit = 12,
+    /// [`Delivery`], host to agent, in place of Exec.
+    Deliver = 13,
+    /// [`Delivered`], agent to host, last.
+    Delivered = 14,
 }
 
 impl TryFrom<u8> for FrameType {
@@ -68,6 +75,8 @@ impl TryFrom<u8> for FrameType {
             10 => FrameType::Stderr,
             11 => FrameType::Part,
             12 => FrameType::Credit,
+            13 => FrameType::Deliver,
+            14 => FrameType::Delivered,
             other => return Err(other),
         })
     }
@@ -334,6 +343,8 @@ pub enum Control {
     Signal(Signal),
     /// Type 7.
     Failure(Failure),
+    /// Type 14.
+    Delivered(Delivered),
 }
 
 /// Bytes of a stream that its receiver has dealt with. Not JSON: the stream's frame type (u8), then the count (u32, little endian).
@@ -366,6 +377,83 @@ impl Credit {
     }
 }
 
+/// What came of a delivery.
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivered {
+    /// Units that were restarted, because a secret of theirs changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restarted: Vec<String>,
+    /// What did not go as it should; for the person.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// Values of secrets on their way into a machine. Not JSON, so that no copy of a value has to be made: whether secrets that
+/// are not in it stay (u8, 0 or 1), then for each secret its name and its value, each after its length (u32, little endian).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery<'a> {
+    /// Whether secrets that are not in it stay as they are.
+    pub keep_others: bool,
+    /// Names and values.
+    pub secrets: Vec<(&'a str, &'a [u8])>,
+}
+
+impl<'a> Delivery<'a> {
+    /// The payload's length.
+    pub fn encoded_len(&self) -> usize {
+        1 + self.secrets.iter().map(|(name, value)| 8 + name.len() + value.len()).sum::<usize>()
+    }
+
+    /// Hands the payload out in pieces.
+    pub fn encode(&self, put: &mut dyn FnMut(&[u8])) {
+        put(&[u8::from(self.keep_others)]);
+        for (name, value) in &self.secrets {
+            for bytes in [name.as_bytes(), value] {
+                put(&(bytes.len() as u32).to_le_bytes());
+                put(bytes);
+            }
+        }
+    }
+
+    /// Reads it from a frame's payload.
+    pub fn parse(payload: &'a [u8]) -> Result<Self, ProtocolError> {
+        let malformed = |why: &str| ProtocolError::Malformed { what: "delivery", why: why.into() };
+        let (first, mut rest) = payload.split_first().ok_or(malformed("it is empty"))?;
+        let keep_others = match first {
+            0 => false,
+            1 => true,
+            _ => return Err(malformed("its first byte is neither 0 nor 1")),
+        };
+        let mut next = || -> Result<Option<&'a [u8]>, ProtocolError> {
+            if rest.is_empty() {
+                return Ok(None);
+            }
+            let (length, after) = rest.split_first_chunk::<4>().ok_or(malformed("a length is cut off"))?;
+            let (bytes, after) = after
+                .split_at_checked(u32::from_le_bytes(*length) as usize)
+                .ok_or(malformed("a text is cut off"))?;
+            rest = after;
+            Ok(Some(bytes))
+        };
+        let mut secrets = Vec::new();
+        while let Some(name) = next()? {
+            let name = std::str::from_utf8(name).map_err(|_| malformed("a name is not UTF-8"))?;
+            if !is_secret_name(name) {
+                return Err(malformed("a name is no name of a secret"));
+            }
+            secrets.push((name, next()?.ok_or(malformed("a value is missing"))?));
+        }
+        Ok(Delivery { keep_others, secrets })
+    }
+}
+
+/// Whether a secret can be called so: it names a file in the machine.
+pub fn is_secret_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    (1..=200).contains(&name.len()) && !name.starts_with('.') && name.chars().all(plain)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -373,7 +461,7 @@ mod tests {
     use super::*;
 
     fn kinds() -> impl Strategy<Value = FrameType> {
-        (1u8..=12)
+        (1u8..=14)
             .prop_map(|n| FrameType::try_from(n).unwrap())
             .prop_filter("parts are joined", |k| *k != FrameType::Part)
     }
@@ -401,6 +489,31 @@ mod tests {
                 rest = later;
             }
             prop_assert_eq!(seen, frames);
+        }
+
+        #[test]
+        fn secrets_come_through_byte_for_byte(
+            keep_others in any::<bool>(),
+            secrets in proptest::collection::vec(("[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}", proptest::collection::vec(any::<u8>(), 0..300)), 0..5),
+        ) {
+            let sent = Delivery { keep_others, secrets: secrets.iter().map(|(n, v)| (n.as_str(), &v[..])).collect() };
+            let mut wire = Vec::new();
+            sent.encode(&mut |b| wire.extend_from_slice(b));
+            prop_assert_eq!(wire.len(), sent.encoded_len());
+            prop_assert_eq!(Delivery::parse(&wire).unwrap(), sent);
+            for cut in 0..wire.len() {
+                // What is cut off is an error, or a shorter list: never something else.
+                if let Ok(got) = Delivery::parse(&wire[..cut]) {
+                    prop_assert!(got.secrets.iter().zip(&secrets).all(|(g, s)| g.0 == s.0 && g.1 == s.1));
+                }
+            }
+        }
+
+        #[test]
+        fn a_delivery_of_rubbish_is_refused_or_read(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(got) = Delivery::parse(&bytes) {
+                prop_assert!(got.secrets.iter().all(|(n, _)| is_secret_name(n)));
+            }
         }
 
         #[test]

@@ -21,6 +21,8 @@ pub struct Settings {
     pub base: BaseSettings,
     /// The store.
     pub store: StoreSettings,
+    /// Where secrets are kept.
+    pub secrets: SecretSettings,
     /// Whether sources have moved on.
     pub updates: UpdateSettings,
 }
@@ -32,6 +34,7 @@ impl Default for Settings {
             defaults: Defaults::default(),
             base: BaseSettings::default(),
             store: StoreSettings::default(),
+            secrets: SecretSettings::default(),
             updates: UpdateSettings::default(),
         }
     }
@@ -47,6 +50,46 @@ pub struct Defaults {
     pub driver: Option<String>,
     /// `nixpkgs` or `debian`.
     pub base: Option<String>,
+}
+
+/// Where secrets are kept. What a machine has already stays where it is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SecretSettings {
+    /// Where new ones go.
+    pub place: SecretPlace,
+    /// What opens the file, where they go into one.
+    pub key: SecretKey,
+    /// A shell command that prints the passphrase, so that nobody has to type it.
+    pub passphrase_command: Option<String>,
+}
+
+/// Where secrets go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SecretPlace {
+    /// The desktop's Secret Service where there is one, else a file.
+    #[default]
+    Auto,
+    /// The desktop's Secret Service.
+    SecretService,
+    /// An encrypted file.
+    File,
+}
+
+/// What opens an encrypted file of secrets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SecretKey {
+    /// A key that systemd-creds seals where it can, else one in a file.
+    #[default]
+    Auto,
+    /// A key that systemd-creds seals, by the TPM or a key of this host.
+    SystemdCreds,
+    /// A passphrase.
+    Passphrase,
+    /// A key in a file that only its owner may read.
+    File,
 }
 
 /// The built-in base.

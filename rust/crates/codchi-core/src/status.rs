@@ -103,6 +103,8 @@ pub enum State {
     Starting,
     /// It went down by itself, or did not come up.
     Failed,
+    /// It waits for `start`: its secrets could not be read when this computer started.
+    NeedsSecrets,
 }
 
 impl State {
@@ -113,6 +115,7 @@ impl State {
             State::Stopped => "stopped",
             State::Starting => "starting",
             State::Failed => "failed",
+            State::NeedsSecrets => "needs-secrets",
         }
     }
 }
@@ -140,6 +143,64 @@ impl Config {
             Config::Modified => "modified",
             Config::UpdatesAvailable => "updates available",
             Config::RolledBack => "rolled back",
+        }
+    }
+}
+
+/// `codchi secrets list --json`. No value is in it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+pub struct Secrets {
+    /// Schema version of this document: 1.
+    pub version: u32,
+    /// The machine.
+    pub machine: MachineName,
+    /// Where its values are kept, for people.
+    pub kept: String,
+    /// The secrets, by name.
+    pub secrets: Vec<SecretStatus>,
+}
+
+/// One secret.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+pub struct SecretStatus {
+    /// Its name.
+    pub name: String,
+    /// `env`, `file` or `credential`; none: the machine does not use it any more.
+    pub kind: Option<String>,
+    /// What it is.
+    pub description: Option<String>,
+    /// Whether it has a value.
+    pub state: SecretState,
+}
+
+/// Whether a secret has a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum SecretState {
+    /// It has one.
+    Set,
+    /// It has the module's.
+    Default,
+    /// It has none, and the machine does not start without.
+    Missing,
+    /// It has none, and needs none.
+    Unset,
+    /// It has one that the machine does not use any more.
+    Unused,
+}
+
+impl SecretState {
+    /// As in the document.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SecretState::Set => "set",
+            SecretState::Default => "default",
+            SecretState::Missing => "missing",
+            SecretState::Unset => "unset",
+            SecretState::Unused => "unused",
         }
     }
 }

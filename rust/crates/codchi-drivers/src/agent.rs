@@ -20,12 +20,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use codchi_core::protocol::{Exec, WindowSize};
+use codchi_core::protocol::{Delivered, Delivery, Exec, WindowSize};
 
 pub use capture::{CaptureLimits, Captured, capture};
 pub use error::AgentError;
 
 use channel::Channel;
+
+/// How long services may take to restart with new secrets.
+const RESTART_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Whether the command gets a terminal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -120,6 +123,25 @@ fn exec_with(channel: Channel, request: ExecRequest, warn: &mut dyn FnMut(&str))
     let size = tty.then(|| relay::window_size(stdout.as_fd()).unwrap_or(WindowSize { cols: 80, rows: 24 }));
     let stderr_apart = tty && !std::io::stderr().is_terminal() && request.tty != Tty::Always;
     relay::run(channel, &request.message(size, stderr_apart), warn)
+}
+
+/// Hands a machine the values of its secrets, and tells what came of it. Not before the services that use them have restarted.
+pub fn deliver(agent_dir: &Path, delivery: &Delivery<'_>) -> Result<Delivered, AgentError> {
+    deliver_over(Channel::connect(agent_dir)?, delivery)
+}
+
+/// [`deliver`] over a byte stream that an agent serves.
+pub fn deliver_stream(
+    stream: std::os::fd::OwnedFd,
+    delivery: &Delivery<'_>,
+) -> Result<Delivered, AgentError> {
+    deliver_over(Channel::over_stream(stream), delivery)
+}
+
+fn deliver_over(mut channel: Channel, delivery: &Delivery<'_>) -> Result<Delivered, AgentError> {
+    channel.send_delivery(delivery)?;
+    channel.expect_hello(Duration::from_secs(5))?;
+    channel.expect_delivered(RESTART_PATIENCE)
 }
 
 /// Whether an agent answers in this machine.

@@ -12,12 +12,13 @@ use codchi_core::name::MachineName;
 use codchi_core::progress::Event as Told;
 use codchi_runtime::manager::Manager;
 use codchi_runtime::probe;
+use codchi_secrets::Bundle;
 
 pub use files::{copy_tree_here, hold_here, pack_tree_here, unpack_tree_here};
 pub use root::{remove_tree, remove_tree_here};
 
 use crate::agent::{self, AgentError, CaptureLimits, ExecRequest, Tty};
-use crate::{DriverError, Exec, Host, Result};
+use crate::{Delivered, DriverError, Exec, Host, Result};
 
 /// The folder with the agent's socket, as this host sees it.
 pub(crate) fn agent_dir(host: &Host, machine: &MachineName) -> PathBuf {
@@ -50,6 +51,16 @@ pub(crate) fn capture(host: &Host, machine: &MachineName, exec: &Exec) -> Result
         .map_err(|e| failed(machine, &e))?;
     let text = [done.stdout, done.stderr].concat();
     Ok((done.status, String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// Hands over secrets through the agent.
+pub(crate) fn deliver(
+    host: &Host,
+    machine: &MachineName,
+    secrets: &Bundle,
+    keep_others: bool,
+) -> Result<Delivered> {
+    agent::deliver(&agent_dir(host, machine), &secrets.delivery(keep_others)).map_err(|e| failed(machine, &e))
 }
 
 /// The folders a supervisor finds.

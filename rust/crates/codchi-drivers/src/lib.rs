@@ -19,9 +19,11 @@ use codchi_core::manifest::Manifest;
 use codchi_core::name::{DriverName, MachineName};
 use codchi_core::port::{self, Forward, PortState};
 use codchi_core::progress::Progress;
+pub use codchi_core::protocol::Delivered;
 use codchi_core::settings::Settings;
 use codchi_core::status::{Finding, State};
 use codchi_files::{Compression, Report};
+use codchi_secrets::Bundle;
 use codchi_store::Store;
 use serde::{Deserialize, Serialize};
 
@@ -112,6 +114,8 @@ pub struct Machine<'a> {
     pub attachment: &'a Attachment,
     /// The system to run; none before there is one.
     pub system: Option<System>,
+    /// Its secrets, which a start hands over.
+    pub secrets: &'a Bundle,
 }
 
 impl Machine<'_> {
@@ -171,6 +175,14 @@ pub struct UnitChange {
     pub action: String,
     /// The unit.
     pub unit: String,
+}
+
+/// What [`Driver::supervise`] begins with.
+pub struct Begun {
+    /// The store.
+    pub store: Store,
+    /// The machine's secrets, or why it has to wait for a person; whoever waits for it hands them over itself.
+    pub secrets: std::result::Result<Bundle, String>,
 }
 
 /// What a machine does now.
@@ -248,6 +260,15 @@ pub trait Driver: Sync {
     fn attach(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<u8>;
     /// Runs a command in a running machine and gives its exit status and what it printed.
     fn capture(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<(u8, String)>;
+    /// Puts secrets in place in a running machine, restarts the services whose secret changed, and tells which. Secrets that are
+    /// not among them are removed unless `keep_others`.
+    fn deliver(
+        &self,
+        host: &Host,
+        machine: &MachineName,
+        secrets: &Bundle,
+        keep_others: bool,
+    ) -> Result<Delivered>;
     /// Removes everything the machine has beyond its folder, generations and logs.
     fn remove(&self, host: &Host, machine: &MachineName) -> Result<()>;
     /// Has the host's service manager start the machine by itself, or no longer.
@@ -255,12 +276,12 @@ pub trait Driver: Sync {
     /// Writes down what [`Driver::supervise`] runs where nobody waits for it, because a service manager starts it.
     fn prepare(&self, host: &Host, machine: &Machine) -> Result<()>;
     /// Looks after a machine until it is off: the process that `codchi supervise NAME` is. It must have one thread. `begin` yields
-    /// the store; it is told whether somebody waits for the machine, and calls [`Driver::prepare`] where nobody does.
+    /// the store and, where nobody waits, the secrets; it is told whether somebody waits for the machine, and calls [`Driver::prepare`] where nobody does.
     fn supervise(
         &self,
         host: &Host,
         machine: &MachineName,
-        begin: &mut dyn FnMut(bool) -> Result<Store>,
+        begin: &mut dyn FnMut(bool) -> Result<Begun>,
     ) -> Result<()>;
     /// Makes the files of a machine that is being made: those of `from`, but for what makes that one itself (machine id, keys of
     /// its ssh server). One that runs is held still meanwhile.

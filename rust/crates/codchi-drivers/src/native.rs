@@ -15,15 +15,15 @@ use codchi_core::status::{Finding, Level, State};
 use codchi_runtime::manager::Manager;
 use codchi_runtime::spec::{CALLER_FILE, Launch, User};
 use codchi_runtime::{enter, guard, outer, probe, start, state};
+use codchi_secrets::Bundle;
 
 use codchi_files::Report;
-use codchi_store::Store;
-
 use crate::agent::{self, AgentError};
 use crate::container::files::{self, Held};
 use crate::container::{self, agent_dir, failed, prepare, request, switch, wait_for_agent};
 use crate::{
-    Driver, DriverError, Exec, Export, Flavour, Given, Host, Info, Machine, Result, Running, Switched,
+    Begun, Delivered, Driver, DriverError, Exec, Export, Flavour, Given, Host, Info, Machine, Result,
+    Running, Switched,
 };
 
 /// The driver.
@@ -104,7 +104,9 @@ impl Driver for Native {
         let launch = launch(host, machine)?;
         let program: Vec<OsString> =
             vec![host.program.into(), "supervise".into(), machine.name.as_str().into()];
-        let started = start::start(&dir, &launch, &program, &mut |event| events::tell(host.progress, event));
+        let started = start::start(&dir, &launch, &program, machine.secrets, &mut |event| {
+            events::tell(host.progress, event)
+        });
         started.map_err(|e| start_failure(host, machine.name, e))?;
         wait_for_agent(host, machine.name)
     }
@@ -135,6 +137,7 @@ impl Driver for Native {
                 state::State::Starting => State::Starting,
                 state::State::Running | state::State::Stopping => State::Running,
                 state::State::Failed => State::Failed,
+                state::State::NeedsSecrets => State::NeedsSecrets,
             },
             leader,
             toplevel: None,
@@ -164,6 +167,16 @@ impl Driver for Native {
         container::capture(host, machine, exec)
     }
 
+    fn deliver(
+        &self,
+        host: &Host,
+        machine: &MachineName,
+        secrets: &Bundle,
+        keep_others: bool,
+    ) -> Result<Delivered> {
+        container::deliver(host, machine, secrets, keep_others)
+    }
+
     fn remove(&self, host: &Host, machine: &MachineName) -> Result<()> {
         self.stop(host, machine)?;
         let runtime = host.dirs.machine_runtime(machine);
@@ -189,16 +202,16 @@ impl Driver for Native {
         &self,
         host: &Host,
         machine: &MachineName,
-        begin: &mut dyn FnMut(bool) -> Result<Store>,
+        begin: &mut dyn FnMut(bool) -> Result<Begun>,
     ) -> Result<()> {
         prepare(host, machine)?;
         let begin = |awaited| {
-            let store = begin(awaited).map_err(|e| match e.kind() {
+            let begun = begin(awaited).map_err(|e| match e.kind() {
                 Kind::Host => codchi_runtime::Error::Host { what: e.to_string(), hints: e.hints() },
                 _ => codchi_runtime::Error::Told(e.to_string()),
             })?;
-            let endpoint: Box<dyn codchi_runtime::supervise::Service> = Box::new(store.endpoint(machine));
-            Ok(vec![endpoint])
+            let endpoint: Box<dyn codchi_runtime::supervise::Service> = Box::new(begun.store.endpoint(machine));
+            Ok(codchi_runtime::supervise::Begun { services: vec![endpoint], secrets: begun.secrets })
         };
         Ok(codchi_runtime::supervise::supervise(&host.dirs.machine_runtime(machine), begin)?)
     }

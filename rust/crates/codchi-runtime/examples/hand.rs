@@ -9,6 +9,7 @@ use std::time::Duration;
 use codchi_core::report::Diagnose;
 use codchi_runtime::outer::{self, OuterConfig, Role};
 use codchi_runtime::{Error, start, state, supervise};
+use codchi_secrets::Bundle;
 
 fn finish(r: Result<(), Error>) {
     if let Err(e) = r {
@@ -41,9 +42,9 @@ fn main() {
             let dir = path();
             let launch = serde_json::from_str(&codchi_fs::read_to_string(path()).unwrap()).unwrap();
             let program = [std::env::current_exe().unwrap().into(), "supervise".into(), dir.clone().into()];
-            finish(start::start(&dir, &launch, &program, &mut |e| eprintln!("{e:?}")));
+            finish(start::start(&dir, &launch, &program, &Bundle::new(), &mut |e| eprintln!("{e:?}")));
         }
-        "supervise" => finish(supervise::supervise(&path(), |_| Ok(vec![]))),
+        "supervise" => finish(supervise::supervise(&path(), |_| Ok(Default::default()))),
         "stop" => {
             let dir = path();
             finish(start::stop(&dir, args.next().is_some(), Duration::from_secs(120)));

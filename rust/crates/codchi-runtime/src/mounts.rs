@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path};
 
 use codchi_fs::Context;
+use codchi_secrets::Bundle;
 use codchi_sys::identity::with_file_ids;
 use codchi_sys::mount::{Attributes, NO_DEV, NO_EXEC, NO_SUID, READ_ONLY, set_attributes};
 use codchi_sys::process::Namespaces;
@@ -15,6 +16,9 @@ use crate::error::{Doing, Error, Result};
 use crate::ids::{self, Extent};
 use crate::outer::{OWN_DIR, attach, clone_tree, open_inside, pipe};
 use crate::spec::{Launch, Mount, MountKind, Spec};
+
+/// Where a machine finds its secrets.
+const CREDENTIALS: &str = "/run/codchi/credentials";
 
 /// Root of a machine by the ids of the outer namespace.
 #[derive(Clone, Copy, Debug)]
@@ -137,7 +141,12 @@ pub(crate) fn stage(spec: &Spec, launch: &Launch, owner: Owner, idmap: Option<Bo
     for m in &spec.mounts {
         match m.kind {
             MountKind::Bind => bind(&root, m, owner, idmap)?,
-            MountKind::Tmpfs if m.outer => tmpfs(&root, m, owner)?,
+            MountKind::Tmpfs | MountKind::Ramfs if is_credentials(m) => show_credentials(&root, m, owner)?,
+            MountKind::Tmpfs | MountKind::Ramfs if m.outer => {
+                let what = || format!("mount memory at `{}`", m.target.display());
+                let target = place(&root, &m.target, true, owner).doing(what())?;
+                memory(&target, m, owner).doing(what())?;
+            }
             _ => {}
         }
     }
@@ -191,14 +200,57 @@ fn bind(root: &OwnedFd, m: &Mount, owner: Owner, idmap: Option<BorrowedFd<'_>>) 
     attach(&tree, &target).doing(what())
 }
 
-fn tmpfs(root: &OwnedFd, m: &Mount, owner: Owner) -> Result<()> {
-    let what = || format!("mount memory at `{}`", m.target.display());
+/// Mounts memory that belongs to the machine's root.
+fn memory(target: &OwnedFd, m: &Mount, owner: Owner) -> io::Result<()> {
     let mut o = options(&m.options);
     let ids = format!("uid={},gid={}", owner.uid, owner.gid);
     o.data = if o.data.is_empty() { ids } else { format!("{},{ids}", o.data) };
-    let target = place(root, &m.target, true, owner).doing(what())?;
     let path = format!("/proc/self/fd/{}", target.as_raw_fd());
-    rustix::mount::mount("tmpfs", path, "tmpfs", o.mount_flags(), o.data()?.as_c_str()).doing(what())
+    let data = o.data().map_err(io::Error::other)?;
+    let kind = m.kind.as_str();
+    rustix::mount::mount(kind, path.as_str(), kind, o.mount_flags(), data.as_c_str())?;
+    Ok(())
+}
+
+fn is_credentials(m: &Mount) -> bool {
+    m.outer && m.target == Path::new(CREDENTIALS)
+}
+
+/// Where the credentials are mounted in the outer namespace. They are held there and only shown to the machine, so that they
+/// are there again after it has rebooted itself, with what was delivered since.
+fn credentials_dir() -> std::path::PathBuf {
+    Path::new(OWN_DIR).join("credentials")
+}
+
+/// Mounts the memory for the machine's secrets and puts them in.
+pub(crate) fn hold_credentials(spec: &Spec, owner: Owner, secrets: &Bundle) -> Result<()> {
+    let Some(m) = spec.mounts.iter().find(|m| is_credentials(m)) else { return Ok(()) };
+    let dir = credentials_dir();
+    codchi_fs::create_dir_all(&dir)?;
+    memory(&open_dir(&dir)?, m, owner).doing("mount memory for secrets")?;
+    // A ramfs takes no owner as an option.
+    rustix::fs::chown(&dir, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)))
+        .at("change the owner of", &dir)?;
+    with_file_ids(owner.uid, owner.gid, || -> Result<()> {
+        for (name, value) in secrets.iter() {
+            let path = dir.join(name);
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o400)).at("create", &path)?;
+            let mut rest: &[u8] = value;
+            while !rest.is_empty() {
+                let n = rustix::io::write(&file, rest).at("write", &path)?;
+                rest = &rest[n..];
+            }
+        }
+        Ok(())
+    })
+    .doing("put secrets into memory")?
+}
+
+fn show_credentials(root: &OwnedFd, m: &Mount, owner: Owner) -> Result<()> {
+    let what = || format!("show the secrets at `{}`", m.target.display());
+    let target = place(root, &m.target, true, owner).doing(what())?;
+    attach(&clone_tree(&credentials_dir(), false).doing(what())?, &target).doing(what())
 }
 
 /// Opens a mount point inside `root`, and makes it as the machine's root would where it is missing. The machine may

@@ -82,7 +82,7 @@ pub struct Mount {
     /// Show the host's owners as the machine's, where that needs root.
     #[serde(default)]
     pub idmap: bool,
-    /// A tmpfs that the machine can neither unmount nor change.
+    /// Memory that the machine can neither unmount nor change.
     #[serde(default)]
     pub outer: bool,
     /// Left out where the host lacks the source.
@@ -98,6 +98,8 @@ pub enum MountKind {
     Bind,
     /// Memory.
     Tmpfs,
+    /// Memory that is never swapped out.
+    Ramfs,
     /// Processes.
     Proc,
     /// Devices and drivers.
@@ -116,6 +118,7 @@ impl MountKind {
         match self {
             MountKind::Bind => "bind",
             MountKind::Tmpfs => "tmpfs",
+            MountKind::Ramfs => "ramfs",
             MountKind::Proc => "proc",
             MountKind::Sysfs => "sysfs",
             MountKind::Cgroup2 => "cgroup2",
@@ -381,8 +384,8 @@ impl Spec {
             if m.kind == MountKind::Bind && !m.source.as_ref().is_some_and(|s| s.is_absolute()) {
                 return bad(format!("the mount at `{}` needs an absolute `source`", m.target.display()));
             }
-            if m.outer && m.kind != MountKind::Tmpfs {
-                return bad(format!("`outer` at `{}` is for tmpfs", m.target.display()));
+            if m.outer && !matches!(m.kind, MountKind::Tmpfs | MountKind::Ramfs) {
+                return bad(format!("`outer` at `{}` is for tmpfs and ramfs", m.target.display()));
             }
         }
         for d in &self.devices {

@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use codchi_fs::Context;
+use codchi_secrets::Bundle;
 use codchi_sys::{process, signal};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
@@ -107,7 +108,7 @@ pub(crate) fn receive_notification(socket: &OwnedFd) -> Option<(String, i32)> {
     Some((String::from_utf8_lossy(text.get(..n)?).into_owned(), pid))
 }
 
-/// Starts the supervisor of a machine and waits until the machine is ready. `program` runs
+/// Starts the supervisor of a machine, hands it the machine's secrets, and waits until the machine is ready. `program` runs
 /// [`supervise`](crate::supervise::supervise) for it.
 ///
 /// # Errors
@@ -116,6 +117,7 @@ pub fn start(
     dir: &Path,
     launch: &Launch,
     program: &[OsString],
+    secrets: &Bundle,
     on_event: &mut dyn FnMut(&Event),
 ) -> Result<()> {
     if state::living(dir)?.is_some() {
@@ -125,7 +127,7 @@ pub fn start(
     codchi_fs::remove_if_exists(dir.join(state::FILE))?;
     codchi_fs::remove_if_exists(dir.join("events"))?;
     let listener = through_descriptor(dir, "events", UnixListener::bind)?;
-    let done = launch_and_wait(dir, launch, program, &listener, on_event);
+    let done = launch_and_wait(dir, launch, program, &listener, secrets, on_event);
     codchi_fs::remove_if_exists(dir.join("events"))?;
     if matches!(done, Err(Error::Timeout { .. })) {
         stop(dir, true, Duration::from_secs(10))?;
@@ -175,6 +177,7 @@ fn launch_and_wait(
     launch: &Launch,
     program: &[OsString],
     listener: &UnixListener,
+    secrets: &Bundle,
     on_event: &mut dyn FnMut(&Event),
 ) -> Result<()> {
     let until = Instant::now() + PATIENCE;
@@ -182,7 +185,7 @@ fn launch_and_wait(
     let slow =
         || Error::Timeout { name: launch.name.clone(), what: "become ready", seconds: PATIENCE.as_secs() };
     let mut spawned = spawn(dir, &launch.name, program)?;
-    let stream = {
+    let mut stream = {
         let mut fds = vec![PollFd::new(listener, PollFlags::IN)];
         fds.extend(spawned.process.as_ref().map(|p| PollFd::new(p, PollFlags::IN)));
         if wait(&mut fds, until)? == 0 {
@@ -193,6 +196,7 @@ fn launch_and_wait(
         }
         listener.accept().doing("hear from the supervisor")?.0
     };
+    secrets.send(&mut stream).map_err(|e| failed(e.to_string()))?;
     let mut lines = BufReader::new(stream);
     loop {
         if lines.buffer().is_empty() && wait(&mut [PollFd::new(lines.get_ref(), PollFlags::IN)], until)? == 0

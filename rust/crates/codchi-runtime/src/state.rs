@@ -24,6 +24,9 @@ pub enum State {
     Stopping,
     /// It ended without being asked.
     Failed,
+    /// It was not started: a person has to unlock its secrets.
+    #[serde(rename = "needs-secrets")]
+    NeedsSecrets,
 }
 
 /// The file `supervisor.json`.
@@ -183,8 +186,12 @@ pub fn status(dir: &Path) -> Result<Status> {
             addresses: s.leader.map(addresses).unwrap_or_default(),
         },
         other => Status {
-            // A clean end removes the file, or says that the machine failed.
-            state: if other.is_some() { State::Failed } else { State::Stopped },
+            // A clean end removes the file, or says that the machine failed or waits.
+            state: match &other {
+                None => State::Stopped,
+                Some(s) if s.state == State::NeedsSecrets => State::NeedsSecrets,
+                Some(_) => State::Failed,
+            },
             leader: None,
             supervisor: None,
             network: None,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use codchi_core::folder::{Folder, FolderState};
 use codchi_core::port::PortState;
 use codchi_fs::Context;
+use codchi_secrets::Bundle;
 use codchi_sys::process::{self, Child, End, Namespaces};
 use codchi_sys::signal::{self, Signals};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -50,20 +51,42 @@ const NOTIFICATIONS: usize = 64;
 /// Lines of the console that go with the message of a failed start.
 const TAIL: usize = 20;
 
+/// What a supervisor begins with.
+pub struct Begun {
+    /// What serves the machine.
+    pub services: Vec<Box<dyn Service>>,
+    /// Its secrets, or why it has to wait for a person. Whoever waits for the machine hands them over itself.
+    pub secrets: Result<Bundle, String>,
+}
+
+impl Default for Begun {
+    fn default() -> Self {
+        Begun { services: Vec::new(), secrets: Ok(Bundle::new()) }
+    }
+}
+
 /// Runs the machine whose runtime directory is `dir` until it is off. This process must have one thread.
 ///
-/// `begin` yields what serves the machine. It is told whether somebody waits for the machine, and has written its settings; where
+/// `begin` yields what serves the machine, and its secrets where nobody waits. It is told whether somebody waits for the machine, and has written its settings; where
 /// a service manager started this process nobody does, and `begin` writes them.
 ///
 /// # Errors
 /// What kept the machine from starting; the same is sent to whoever started it, and remembered for those who look later.
-pub fn supervise(dir: &Path, begin: impl FnOnce(bool) -> Result<Vec<Box<dyn Service>>>) -> Result<()> {
+pub fn supervise(dir: &Path, begin: impl FnOnce(bool) -> Result<Begun>) -> Result<()> {
     // Fails only where this is done already (a service manager, a shell's job).
     let _ = rustix::process::setsid();
     let mut teller = Teller::connect(dir);
-    let done = begin(teller.0.is_some()).and_then(|mut services| {
+    let done = begin(teller.0.is_some()).and_then(|Begun { mut services, secrets }| {
+        let secrets = match (&mut teller.0, secrets) {
+            (Some(starter), _) => Bundle::receive(starter).map_err(|e| Error::Told(e.to_string()))?,
+            (None, Ok(secrets)) => secrets,
+            (None, Err(why)) => return leave(dir, State::NeedsSecrets, &why),
+        };
         let mut s = Supervision::begin(dir, &mut teller)?;
-        let done = s.run(&mut services, &mut teller);
+        let done = mounts::hold_credentials(&s.spec, s.owner, &secrets).and_then(|()| {
+            drop(secrets);
+            s.run(&mut services, &mut teller)
+        });
         s.end(&services, done.is_err());
         done
     });
@@ -90,12 +113,18 @@ fn remember_failure(dir: &Path, message: &str) {
     if state::living(dir).ok().flatten().is_some_and(|s| s.pid.cast_unsigned() != std::process::id()) {
         return;
     }
+    // Where that cannot be written, the journal of the service manager has it.
+    let _ = leave(dir, State::Failed, message);
+}
+
+/// Leaves a state file that says what became of the machine.
+fn leave(dir: &Path, state: State, message: &str) -> Result<()> {
     let told = Supervisor {
         version: 1,
         pid: std::process::id().cast_signed(),
         start_time: state::start_time(std::process::id().cast_signed()).unwrap_or(0),
         leader: None,
-        state: State::Failed,
+        state,
         text: message.into(),
         network: None,
         cgroup: PathBuf::new(),
@@ -104,9 +133,8 @@ fn remember_failure(dir: &Path, message: &str) {
         folders: Vec::new(),
         revision: 0,
     };
-    // Where that cannot be written, the journal of the service manager has it.
     let text = serde_json::to_vec_pretty(&told).unwrap_or_default();
-    let _ = crate::start::write_quick(&dir.join(state::FILE), &text);
+    Ok(crate::start::write_quick(&dir.join(state::FILE), &text)?)
 }
 
 /// Whoever started us and listens, if anyone does.

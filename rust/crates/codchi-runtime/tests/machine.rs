@@ -19,6 +19,7 @@ use codchi_runtime::outer::{OuterConfig, Role};
 use codchi_runtime::spec::Launch;
 use codchi_runtime::state::{State, Status};
 use codchi_runtime::{Error, ids, outer, start, state};
+use codchi_secrets::Bundle;
 use codchi_sys::signal;
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
@@ -28,7 +29,7 @@ fn main() {
     match args.get(1).map(String::as_str) {
         Some("init") => init(&args[2..]),
         Some("supervise") => {
-            let done = codchi_runtime::supervise::supervise(Path::new(&args[2]), |_| Ok(vec![]));
+            let done = codchi_runtime::supervise::supervise(Path::new(&args[2]), |_| Ok(Default::default()));
             if let Err(e) = done {
                 eprintln!("{e}");
                 std::process::exit(1);
@@ -193,7 +194,7 @@ impl Machine {
 
     fn start_as_it_is(&self) -> Result<(), Error> {
         let program = [std::env::current_exe().unwrap().into(), "supervise".into(), self.dir.clone().into()];
-        start::start(&self.dir, &self.launch, &program, &mut |_| {})
+        start::start(&self.dir, &self.launch, &program, &Bundle::new(), &mut |_| {})
     }
 
     fn started(name: &str) -> Machine {

@@ -74,6 +74,20 @@ pub struct NixFlags {
     pub builders: Option<String>,
 }
 
+/// Values of secrets, which nobody is asked for then.
+#[derive(Clone, Debug, Default, Args)]
+pub struct SecretFlags {
+    /// A secret's value, read from a file, or with `-` from standard input
+    #[arg(long, value_name = "NAME=@FILE", help_heading = "Secrets")]
+    pub secret: Vec<String>,
+    /// A secret's value, read from an environment variable
+    #[arg(long, value_name = "NAME=VARIABLE", help_heading = "Secrets")]
+    pub secret_env: Vec<String>,
+    /// A secret's value, as a shell command prints it
+    #[arg(long, value_name = "NAME=COMMAND", help_heading = "Secrets")]
+    pub secret_command: Vec<String>,
+}
+
 /// Where packages and options come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Base {
@@ -134,6 +148,8 @@ pub enum Command {
     Import(Import),
     /// Show what differs between two generations
     Diff(Diff),
+    /// Look after the secrets of a machine
+    Secrets(SecretsArgs),
     /// Delete machines with all their files
     #[command(visible_alias = "rm")]
     Delete(Names),
@@ -188,9 +204,8 @@ pub struct Init {
     /// Do not run the module's init script
     #[arg(long)]
     pub no_init_script: bool,
-    /// A secret's value, read from a file
-    #[arg(long, value_name = "NAME=@FILE")]
-    pub secret: Vec<String>,
+    #[command(flatten)]
+    pub secrets: SecretFlags,
     #[command(flatten)]
     pub nix: NixFlags,
     /// Then run this command inside; its status becomes codchi's
@@ -290,6 +305,8 @@ pub struct Start {
     /// Not any more when this computer starts
     #[arg(long)]
     pub no_on_boot: bool,
+    #[command(flatten)]
+    pub secrets: SecretFlags,
 }
 
 #[derive(Debug, Args)]
@@ -327,6 +344,8 @@ pub struct Rebuild {
     /// After a rollback: take flake.nix and flake.lock of that generation first
     #[arg(long)]
     pub restore_lock: bool,
+    #[command(flatten)]
+    pub secrets: SecretFlags,
     #[command(flatten)]
     pub nix: NixFlags,
 }
@@ -542,7 +561,55 @@ pub struct Import {
     #[arg(long)]
     pub start: bool,
     #[command(flatten)]
+    pub secrets: SecretFlags,
+    #[command(flatten)]
     pub nix: NixFlags,
+}
+
+#[derive(Debug, Args)]
+pub struct SecretsArgs {
+    #[command(subcommand)]
+    pub command: SecretsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SecretsCommand {
+    /// List a machine's secrets, without their values
+    #[command(visible_alias = "ls")]
+    List(Name),
+    /// Print the value of a secret
+    Get(SecretName),
+    /// Give a secret a value; services that use it are restarted
+    Set(SecretSet),
+    /// Remove the value of a secret
+    Unset(SecretName),
+    /// Change the value of a secret in your editor
+    Edit(SecretName),
+}
+
+#[derive(Debug, Args)]
+pub struct SecretName {
+    /// The machine
+    pub name: String,
+    /// The secret
+    pub secret: String,
+}
+
+#[derive(Debug, Args)]
+pub struct SecretSet {
+    /// The machine
+    pub name: String,
+    /// The secret
+    pub secret: String,
+    /// `@FILE`, or `-` for standard input; none: you are asked, without a terminal standard input is read
+    #[arg(value_name = "@FILE")]
+    pub from: Option<String>,
+    /// Take the value of an environment variable
+    #[arg(long, value_name = "VARIABLE", conflicts_with_all = ["from", "from_command"])]
+    pub from_env: Option<String>,
+    /// Take what a shell command prints
+    #[arg(long, value_name = "COMMAND", conflicts_with = "from")]
+    pub from_command: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -597,6 +664,8 @@ pub struct Plumbing {
 
 #[derive(Debug, Subcommand)]
 pub enum PlumbingCommand {
+    /// Hand out the secrets of a machine
+    Secrets { name: String },
     /// Remove a tree with files of subordinate ids
     RemoveTree { path: PathBuf },
     /// Copy a tree with files of subordinate ids to an empty folder
@@ -647,7 +716,7 @@ pub enum PlumbingCommand {
 impl PlumbingCommand {
     /// Whether it is about machines, whose folders it must know.
     pub fn needs_app(&self) -> bool {
-        matches!(self, PlumbingCommand::CheckUpdates { .. })
+        matches!(self, PlumbingCommand::CheckUpdates { .. } | PlumbingCommand::Secrets { .. })
     }
 }
 

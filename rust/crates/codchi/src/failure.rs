@@ -71,6 +71,7 @@ from_diagnose!(
     codchi_core::source::SourceError,
     codchi_drivers::DriverError,
     codchi_nix::NixError,
+    codchi_secrets::SecretsError,
     codchi_store::StoreError,
     codchi_debian::Error,
 );

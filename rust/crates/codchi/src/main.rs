@@ -12,6 +12,8 @@ mod make;
 mod modules;
 mod needs;
 mod printer;
+mod prompt;
+mod secrets;
 mod updates;
 mod worker;
 
@@ -61,7 +63,9 @@ fn run(args: Vec<OsString>) -> u8 {
         Ok(parsed) => parsed,
         Err(error) => return usage(&error, is_exec),
     };
-    let globals = parsed.globals.clone();
+    let mut globals = parsed.globals.clone();
+    // Nobody is there who could be asked.
+    globals.no_input |= matches!(parsed.command, Some(Command::Supervise { .. }));
     let level = match (globals.quiet, globals.verbose) {
         (true, _) => Level::Quiet,
         (_, 0) => Level::Normal,
@@ -185,6 +189,7 @@ fn dispatch(app: &App, command: Option<&Command>) -> Result<u8> {
         Some(Command::Mount(args)) => done(cmd::mount::run(app, &args.command)),
         Some(Command::Port(args)) => done(cmd::port::run(app, &args.command)),
         Some(Command::Option(args)) => done(cmd::show::option(app, args)),
+        Some(Command::Secrets(args)) => done(cmd::secrets::run(app, &args.command)),
         // Handled before there is an App.
         Some(
             Command::Exec(_)

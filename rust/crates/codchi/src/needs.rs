@@ -1,7 +1,6 @@
 //! What a machine asks of its host: capabilities are checked, and what foreign modules want is consented to by content.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use codchi_core::folder::{self, OwnFolder};
 use codchi_core::manifest::Needs;
@@ -10,20 +9,6 @@ use codchi_core::text;
 
 use crate::app::App;
 use crate::failure::{Failure, Result};
-
-/// Secrets given as `NAME=@FILE`.
-pub fn given_secrets(args: &[String]) -> Result<BTreeMap<String, PathBuf>> {
-    args.iter()
-        .map(|arg| match arg.split_once("=@") {
-            Some((name, file)) if !name.is_empty() && !file.is_empty() => {
-                Ok((name.into(), PathBuf::from(file)))
-            }
-            // A value as argument could be read by everyone on this host; it is not repeated here either.
-            _ => Err(Failure::usage("`--secret` takes a file: `--secret NAME=@FILE`")
-                .hint("a value on the command line could be read by everyone on this host")),
-        })
-        .collect()
-}
 
 /// One thing a module asks for, as `--accept` names it, and for people.
 fn items(needs: &Needs, nix_config: bool) -> Vec<(String, String)> {
@@ -68,14 +53,8 @@ fn remembered(item: &(String, String)) -> String {
 }
 
 /// Refuses what this host cannot give, asks for what a person has to grant, and gives what was granted.
-pub fn check(
-    app: &App,
-    needs: &Needs,
-    foreign: bool,
-    nix_config: bool,
-    secrets: &BTreeMap<String, PathBuf>,
-) -> Result<Vec<String>> {
-    check_again(app, needs, foreign, nix_config, secrets, &[], &BTreeMap::new())
+pub fn check(app: &App, needs: &Needs, foreign: bool, nix_config: bool) -> Result<Vec<String>> {
+    check_again(app, needs, foreign, nix_config, &[], &BTreeMap::new())
 }
 
 /// The same for a machine that was granted some things before.
@@ -84,31 +63,11 @@ pub fn check_again(
     needs: &Needs,
     foreign: bool,
     nix_config: bool,
-    secrets: &BTreeMap<String, PathBuf>,
     before: &[String],
     own: &BTreeMap<String, OwnFolder>,
 ) -> Result<Vec<String>> {
     capabilities(needs)?;
     folders(app, needs, own)?;
-    for name in secrets.keys() {
-        if !needs.secrets.contains_key(name) {
-            let near = text::nearest(name, needs.secrets.keys().map(String::as_str), 1);
-            let failure =
-                Failure::usage(format!("the machine has no secret `{}`", text::printable_line(name)));
-            return Err(match near.first() {
-                Some(n) => failure.hint(format!("did you mean `{n}`?")),
-                None => failure,
-            });
-        }
-    }
-    for (name, secret) in &needs.secrets {
-        let described = text::printable_line(&secret.description);
-        if secret.required && secret.default.is_none() {
-            app.printer.warn(&format!(
-                "the machine expects a secret `{name}` ({described}), which cannot be supplied yet"
-            ));
-        }
-    }
     if !foreign {
         return Ok(before.to_vec());
     }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use codchi_core::machine::Host as Attachment;
+use codchi_core::manifest::Needs;
 use codchi_core::name::MachineName;
 use codchi_core::plan::{Activation, Part, Step};
 use codchi_core::progress::{Event, Progress};
@@ -11,12 +12,14 @@ use codchi_core::status::State;
 use codchi_drivers::{Driver, Given, Host, Machine, Switched, System};
 use codchi_nix::generations::Record;
 use codchi_nix::{Nix, StorePath};
+use codchi_secrets::Bundle;
 use codchi_store::Store;
 
 use crate::app::App;
 use crate::failure::{Failure, Result};
 use crate::journal::Worker;
 use crate::make;
+use crate::secrets;
 
 /// Steps on one machine.
 pub struct MachineWorker<'a> {
@@ -32,6 +35,8 @@ pub struct MachineWorker<'a> {
     pub unpack: Option<Unpack>,
     /// The init script that the first start runs.
     pub script: Option<String>,
+    /// Values of secrets that a plan keeps.
+    pub secrets: std::cell::RefCell<Bundle>,
     /// What the last switch did.
     pub switched: std::cell::RefCell<Switched>,
     /// What the machine has of the host, where a step changed that.
@@ -100,6 +105,7 @@ impl<'a> MachineWorker<'a> {
             record: None,
             unpack: None,
             script: None,
+            secrets: Default::default(),
             switched: Default::default(),
             given: Default::default(),
         }
@@ -138,8 +144,16 @@ impl<'a> MachineWorker<'a> {
         self.app.printer.report(Event::Phase("switching"));
         let attachment = self.attachment()?;
         let system = self.system(generation.record.toplevel.as_str(), &parts)?;
-        let machine = Machine { name: &self.name, attachment: &attachment, system: Some(system) };
+        let needs = system.manifest.needs.clone();
+        // Before the switch, for the services that it starts; what only the former system used stays until after it.
+        self.deliver(&needs, true)?;
+        let none = Bundle::new();
+        let machine =
+            Machine { name: &self.name, attachment: &attachment, system: Some(system), secrets: &none };
         let switched = driver.update(&host, &machine)?;
+        if matches!(switched.status, 0 | 4) {
+            self.deliver(&needs, false)?;
+        }
         self.app.printer.done();
         let status = switched.status;
         let output = switched.output.clone();
@@ -159,7 +173,12 @@ impl<'a> MachineWorker<'a> {
                 // Back to what ran: the switch may have stopped half way.
                 if let Some(previous) = previous.map(|p| generations.get(p)).transpose()? {
                     let system = self.system(previous.record.toplevel.as_str(), &parts)?;
-                    let machine = Machine { name: &self.name, attachment: &attachment, system: Some(system) };
+                    let machine = Machine {
+                        name: &self.name,
+                        attachment: &attachment,
+                        system: Some(system),
+                        secrets: &none,
+                    };
                     let _ = driver.update(&host, &machine);
                 }
                 let mut failure = Failure::failed(format!(
@@ -170,6 +189,23 @@ impl<'a> MachineWorker<'a> {
                 Err(failure)
             }
         }
+    }
+
+    /// Hands the secrets to the machine, when it runs; those that are not among its needs stay if `keep_others`.
+    pub fn deliver(&self, needs: &Needs, keep_others: bool) -> Result<()> {
+        let driver = self.driver()?;
+        let parts = HostParts::none();
+        let host = parts.host(self.app, None);
+        let had_some = || secrets::names(self.app, &self.name).is_ok_and(|n| !n.is_empty());
+        if needs.secrets.is_empty() && !had_some() || driver.state(&host, &self.name)?.state != State::Running
+        {
+            return Ok(());
+        }
+        let all = secrets::of(self.app, &self.name, needs)?;
+        for warning in driver.deliver(&host, &self.name, &all, keep_others)?.warnings {
+            self.app.printer.warn(&warning);
+        }
+        Ok(())
     }
 
     /// Starts the machine on its current generation.
@@ -191,16 +227,24 @@ impl<'a> MachineWorker<'a> {
         let parts = HostParts::of(self.app, self.store)?;
         let attachment = self.attachment()?;
         let system = Some(self.current(&self.name, &parts)?);
-        let machine = Machine { name: &self.name, attachment: &attachment, system };
+        let none = Bundle::new();
+        let machine = Machine { name: &self.name, attachment: &attachment, system, secrets: &none };
         Ok(self.driver()?.prepare(&parts.host(self.app, self.store), &machine)?)
+    }
+
+    /// What the system in force needs of secrets.
+    pub fn current_secrets(&self) -> Result<Bundle> {
+        let parts = HostParts::of(self.app, self.store)?;
+        secrets::of(self.app, &self.name, &self.current(&self.name, &parts)?.manifest.needs)
     }
 
     fn start_as(&self, name: &MachineName, attachment: Attachment) -> Result<()> {
         let parts = HostParts::of(self.app, self.store)?;
         let host = parts.host(self.app, self.store);
         let system = self.current(name, &parts)?;
+        let secrets = secrets::of(self.app, name, &system.manifest.needs)?;
         self.app.printer.report(Event::Phase("starting"));
-        let machine = Machine { name, attachment: &attachment, system: Some(system) };
+        let machine = Machine { name, attachment: &attachment, system: Some(system), secrets: &secrets };
         let started = codchi_drivers::find(&attachment.driver)?.start(&host, &machine);
         self.app.printer.done();
         Ok(started?)
@@ -218,7 +262,9 @@ impl<'a> MachineWorker<'a> {
         // What runs, which need not be what the folder says.
         let Some(current) = self.app.generations(&self.name).current()? else { return Ok(()) };
         let system = self.system(current.record.toplevel.as_str(), &parts)?;
-        let machine = Machine { name: &self.name, attachment: &attachment, system: Some(system) };
+        let none = Bundle::default();
+        let machine =
+            Machine { name: &self.name, attachment: &attachment, system: Some(system), secrets: &none };
         let given = driver.give(&host, &machine);
         self.app.printer.done();
         *self.given.borrow_mut() = given?;
@@ -233,7 +279,9 @@ impl<'a> MachineWorker<'a> {
         let parts = HostParts::of(app, self.store)?;
         let attachment = self.attachment()?;
         let system = self.system(&unpack.toplevel, &parts)?;
-        let machine = Machine { name: &self.name, attachment: &attachment, system: Some(system) };
+        let none = Bundle::default();
+        let machine =
+            Machine { name: &self.name, attachment: &attachment, system: Some(system), secrets: &none };
         app.printer.report(Event::Phase("unpacking files"));
         let from = codchi_fs::open(file)?;
         let report = self.driver()?.unpack(&parts.host(app, self.store), &machine, from, &unpack.without)?;
@@ -279,6 +327,7 @@ impl<'a> MachineWorker<'a> {
                 Some(store) => Ok(store.hand_over_roots(from, to, false)?),
                 None => Ok(()),
             },
+            Part::Secrets => secrets::with_vault(app, |vault| vault.hand_over(from, to)),
             Part::Logs => {
                 move_all(&app.dirs.logs(from), &app.dirs.logs(to))?;
                 codchi_fs::remove_if_exists(fingerprint_file(app, from))?;
@@ -358,7 +407,9 @@ impl Worker for MachineWorker<'_> {
             Step::CreateRoot { .. } => {
                 let parts = HostParts::of(app, self.store)?;
                 let attachment = self.attachment()?;
-                let machine = Machine { name: &self.name, attachment: &attachment, system: None };
+                let none = Bundle::new();
+                let machine =
+                    Machine { name: &self.name, attachment: &attachment, system: None, secrets: &none };
                 self.driver()?.create(&parts.host(app, self.store), &machine)?;
                 if let Some(script) = &self.script {
                     codchi_fs::write_atomic(pending_script(app, &self.name), script, 0o600)?;
@@ -440,6 +491,31 @@ impl Worker for MachineWorker<'_> {
                 codchi_fs::remove_dir_all(path)?;
                 if let Some(store) = self.store {
                     store.forget_machine(&self.name)?;
+                }
+                Ok(())
+            }
+            Step::KeepSecrets { names } => {
+                let values = self.secrets.take();
+                if values.is_empty() {
+                    // Repeated after this program was killed: they are kept already, or are not known any more.
+                    let have = secrets::names(app, &self.name)?;
+                    return match names.iter().find(|n| !have.contains(n)) {
+                        None => Ok(()),
+                        Some(name) => {
+                            Err(Failure::failed(format!("the value of `{name}` is not known any more")))
+                        }
+                    };
+                }
+                secrets::with_vault(app, |vault| vault.store(&self.name, values))
+            }
+            Step::CopySecrets { from } => secrets::with_vault(app, |vault| vault.copy(from, &self.name)),
+            Step::RemoveSecrets => {
+                // A keyring that cannot be opened now must not keep a machine from being deleted.
+                if let Err(failure) = secrets::with_vault(app, |vault| vault.remove(&self.name)) {
+                    app.printer.warn(&format!(
+                        "the secrets of `{}` are left in the keyring: {}",
+                        self.name, failure.message
+                    ));
                 }
                 Ok(())
             }

@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["codchi-drivers", "codchi-embed"],
     &["codchi-store"],
     &["codchi-nix", "codchi-runtime", "codchi-base"],
-    &["codchi-debian", "codchi-boot", "codchi-agent", "codchi-files"],
+    &["codchi-debian", "codchi-boot", "codchi-agent", "codchi-files", "codchi-secrets"],
     &["codchi-core"],
     &["codchi-fs", "codchi-sys"],
 ];

@@ -6,7 +6,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use codchi_core::protocol::{self, Decoder, Exec, Failure, Frame, FrameType, Hello, Started};
+use codchi_core::protocol::{
+    self, Decoder, Delivered, Delivery, Exec, Failure, Frame, FrameType, Hello, Started,
+};
+use codchi_sys::memory::{Private, wipe};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -164,6 +167,54 @@ impl Channel {
         self.queue_json(FrameType::Hello, "hello", &hello)?;
         self.queue_json(FrameType::Exec, "request", exec)?;
         self.flush_all()
+    }
+
+    /// Greets and hands over secrets; nothing of them is left in this process's buffers.
+    pub fn send_delivery(&mut self, delivery: &Delivery<'_>) -> Result<(), AgentError> {
+        let hello = Hello { proto: protocol::VERSION, streams: self.streams };
+        self.queue_json(FrameType::Hello, "hello", &hello)?;
+        self.flush_all()?;
+        let no_memory = AgentError::stream("get memory for secrets");
+        let mut payload = Private::zeroed(delivery.encoded_len()).map_err(no_memory)?;
+        let mut at = 0;
+        delivery.encode(&mut |piece| {
+            payload[at..at + piece.len()].copy_from_slice(piece);
+            at += piece.len();
+        });
+        // A buffer that grew would leave copies behind.
+        self.out = Vec::with_capacity(
+            payload.len() + (payload.len() / protocol::MAX_PAYLOAD + 1) * protocol::HEADER,
+        );
+        self.sent = 0;
+        protocol::put(&mut self.out, FrameType::Deliver, &payload);
+        let sent = self.flush_all();
+        wipe(&mut self.out);
+        sent
+    }
+
+    /// Waits for what came of a delivery.
+    pub fn expect_delivered(&mut self, patience: Duration) -> Result<Delivered, AgentError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.next_frame()? {
+                Some(frame) if frame.kind == FrameType::Delivered => {
+                    let told: Delivered = frame.json("delivered")?;
+                    let all = |list: Vec<String>| list.iter().map(|t| plain(t)).collect();
+                    return Ok(Delivered { restarted: all(told.restarted), warnings: all(told.warnings) });
+                }
+                Some(frame) if frame.kind == FrameType::Failure => return Err(failure(&frame)),
+                Some(frame) => {
+                    return Err(AgentError::Protocol(format!("{:?} after a delivery", frame.kind)));
+                }
+                None => {}
+            }
+            if !ready(self.fd.as_fd(), PollFlags::IN, deadline) {
+                return Err(AgentError::Silent);
+            }
+            if !self.fill()? {
+                return Err(AgentError::Lost);
+            }
+        }
     }
 
     /// Reads what has arrived; call it when the connection is readable. False: the agent has gone.

@@ -39,7 +39,8 @@ pub fn rename(app: &App, args: &cli::Rename) -> Result<()> {
     let steps = |running: bool| {
         let part = |part| Step::Rename { part, from: from.clone(), to: to.clone() };
         // The folder comes last: with it the machine has the new name.
-        let parts = [Part::Files, Part::Generations, Part::Roots, Part::Logs, Part::Folder].map(part);
+        let parts =
+            [Part::Files, Part::Generations, Part::Roots, Part::Secrets, Part::Logs, Part::Folder].map(part);
         let mut steps = Vec::from_iter(running.then_some(Step::Stop));
         steps.extend(parts);
         steps.extend(running.then(|| Step::StartAs { machine: to.clone() }));
@@ -98,6 +99,7 @@ pub fn duplicate(app: &App, args: &cli::Duplicate) -> Result<()> {
             path: app.dirs.machine_root(&to),
             uid_base: ids.map(|r| r.base),
         },
+        Step::CopySecrets { from: from.clone() },
         Step::AddGeneration { number: 1, toplevel: toplevel.clone() },
         Step::Activate { number: 1, toplevel, how: Activation::Boot, previous: None },
         Step::InstallConfig { from: folder.clone(), to: app.dirs.machine(&to) },

@@ -39,7 +39,7 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
     let name: MachineName = args.name.parse()?;
     let wanted = wanted(app, args)?;
     let driver = choose_driver(app, args.driver.as_deref())?;
-    let secrets = crate::needs::given_secrets(&args.secret)?;
+    let given = crate::secrets::given(&args.secrets)?;
     finish_earlier(app, &name, "init")?;
     refuse_taken(app, &name)?;
 
@@ -114,11 +114,22 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
     tools.only_local(&base);
     let evaluation = tools.evaluate(app, &folder, driver.info().name)?;
 
-    let granted =
-        crate::needs::check(app, &evaluation.needs, !flake.inputs.is_empty(), nix_config, &secrets)?;
+    let granted = crate::needs::check(app, &evaluation.needs, !flake.inputs.is_empty(), nix_config)?;
+    crate::secrets::known(&evaluation.needs, given.keys())?;
+    let secrets = match app.globals.dry_run {
+        true => Default::default(),
+        false => {
+            app.printer.done();
+            crate::secrets::gather(app, None, &evaluation.needs, &given, &[], true)?
+        }
+    };
     let missing = tools.missing(&evaluation)?;
     let ids = choose_ids(app, driver)?;
     let mut plan = plan(app, &name, args, &evaluation, &folder, ids, missing.len() as u64);
+    if !secrets.is_empty() {
+        let step = Step::KeepSecrets { names: secrets.names().map(String::from).collect() };
+        plan.insert_after(|s| matches!(s, Step::CreateRoot { .. }), step);
+    }
     if app.globals.dry_run {
         app.printer.done();
         show_plan(app, &plan);
@@ -152,6 +163,7 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
     worker.attachment = Some(attachment);
     worker.record = Some(record);
     worker.script = script;
+    worker.secrets = std::cell::RefCell::new(secrets);
     plan.steps.retain(|s| !s.step.prepares() && !matches!(s.step, Step::Run { .. }));
     let done = journal::execute(app, &lock, &plan, &worker);
     if done.is_err() && !app.exists(&name) && !journal::is_open(app, &name) {

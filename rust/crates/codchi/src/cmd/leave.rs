@@ -14,6 +14,7 @@ use codchi_core::status::State;
 use codchi_core::text;
 use codchi_drivers::{Machine, System};
 use codchi_files::{Compression, Pick, Wish};
+use codchi_secrets::Bundle;
 use codchi_nix::flake;
 
 use crate::app::{App, VERSION, now};
@@ -90,8 +91,13 @@ pub fn tar(app: &App, args: &cli::Tar) -> Result<()> {
     let parts = HostParts::of(app, Some(&tools.store))?;
     let host = parts.host(app, Some(&tools.store));
     let manifest = make::manifest(host.store_dir, &toplevel)?;
-    let machine =
-        Machine { name: &name, attachment: &attachment, system: Some(System { toplevel, manifest }) };
+    let none = Bundle::default();
+    let machine = Machine {
+        name: &name,
+        attachment: &attachment,
+        system: Some(System { toplevel, manifest }),
+        secrets: &none,
+    };
     let export = codchi_drivers::Export { head: &head, at, inputs: &inputs, compression };
     let driver = codchi_drivers::find(&attachment.driver)?;
     app.printer.report(Event::Phase("exporting files"));
@@ -205,6 +211,7 @@ fn read_head(file: &Path, to: &Path) -> Result<(Export, String)> {
 
 /// `import`.
 pub fn import(app: &App, args: &cli::Import) -> Result<()> {
+    let given = crate::secrets::given(&args.secrets)?;
     let staging = Scratch::below(&app.dirs.staging(), "import")?;
     let head = staging.path().join("head");
     codchi_fs::create_dir_all(&head)?;
@@ -274,7 +281,10 @@ pub fn import(app: &App, args: &cli::Import) -> Result<()> {
         .iter()
         .any(|(n, _)| n != "codchi" && n != "nixpkgs");
     let nix_config = flake::read(&folder, "the export").is_ok_and(|f| f.has_nix_config);
-    let granted = crate::needs::check(app, &evaluation.needs, foreign, nix_config, &Default::default())?;
+    let granted = crate::needs::check(app, &evaluation.needs, foreign, nix_config)?;
+    crate::secrets::known(&evaluation.needs, given.keys())?;
+    app.printer.done();
+    let secrets = crate::secrets::gather(app, None, &evaluation.needs, &given, &[], true)?;
     let missing = tools.missing(&evaluation)?;
     tools.fetch(app, &missing)?;
     let toplevel = tools.build(app, &evaluation, &staging.path().join("result"))?;
@@ -299,7 +309,13 @@ pub fn import(app: &App, args: &cli::Import) -> Result<()> {
     worker.record = Some(record(&tools, &evaluation, &toplevel, &folder, &lock_text)?);
     worker.unpack = Some(Unpack { toplevel: toplevel.to_string(), without: at });
     worker.script = script.clone();
-    let done = journal::execute(app, &lock, &steps(toplevel.as_str(), script.as_deref()), &worker);
+    let mut plan = steps(toplevel.as_str(), script.as_deref());
+    if !secrets.is_empty() {
+        let step = Step::KeepSecrets { names: secrets.names().map(String::from).collect() };
+        plan.insert_after(|s| matches!(s, Step::UnpackRoot { .. }), step);
+    }
+    worker.secrets = std::cell::RefCell::new(secrets);
+    let done = journal::execute(app, &lock, &plan, &worker);
     if done.is_err() && !app.exists(&name) && !journal::is_open(app, &name) {
         codchi_fs::remove_if_exists(app.dirs.lock(&name))?;
     }

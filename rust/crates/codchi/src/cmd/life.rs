@@ -12,6 +12,7 @@ use crate::cmd::init::show_plan;
 use crate::failure::Result;
 use crate::journal;
 use crate::make::Tools;
+use crate::secrets;
 use crate::worker::{self, HostParts, MachineWorker};
 
 /// Runs a command on several machines; all are tried, and the first failure is given.
@@ -96,9 +97,29 @@ pub fn start_one(app: &App, name: &MachineName) -> Result<()> {
     }
 }
 
+/// Asks for secrets that the machine lacks, and keeps those that are given.
+fn provide(app: &App, name: &MachineName, given: &secrets::Given) -> Result<()> {
+    let Some(current) = app.generations(name).current()? else { return Ok(()) };
+    let store = codchi_store::Store::open(&app.dirs, &app.settings)?;
+    let dir = store.map_or_else(|| "/nix/store".into(), |s| s.root_dir());
+    let needs = crate::make::manifest(&dir, current.record.toplevel.as_str())?.needs;
+    if needs.secrets.is_empty() && given.is_empty() || app.globals.dry_run {
+        return Ok(());
+    }
+    let new = secrets::gather(app, Some(name), &needs, given, &secrets::names(app, name)?, false)?;
+    if new.is_empty() {
+        return Ok(());
+    }
+    let _lock = app.lock(name, "start")?;
+    secrets::with_vault(app, |vault| vault.store(name, new))?;
+    MachineWorker::new(app, name, None, None).deliver(&needs, false)
+}
+
 /// `start`.
 pub fn start(app: &App, args: &crate::cli::Start) -> Result<()> {
+    let given = secrets::given(&args.secrets)?;
     each(app, &args.names, |name| {
+        provide(app, name, &given)?;
         start_one(app, name)?;
         if (args.on_boot || args.no_on_boot) && !app.globals.dry_run {
             let driver = codchi_drivers::find(&app.attachment(name)?.driver)?;
@@ -171,6 +192,7 @@ pub fn delete_one(app: &App, name: &MachineName) -> Result<()> {
         Step::Stop,
         Step::RemoveRoot { path: app.dirs.machine_root(name) },
         Step::RemoveGenerations { path: app.dirs.generations(name) },
+        Step::RemoveSecrets,
         Step::RemoveLogs { path: app.dirs.logs(name) },
         Step::RemoveConfig { path: app.dirs.machine(name) },
     ];

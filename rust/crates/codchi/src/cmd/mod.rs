@@ -11,9 +11,12 @@ pub mod mount;
 pub mod plumbing;
 pub mod port;
 pub mod rebuild;
+pub mod secrets;
 pub mod show;
 pub mod store;
 
+use codchi_drivers::Begun;
+use codchi_secrets::Bundle;
 use codchi_store::Store;
 
 use crate::app::App;
@@ -24,13 +27,16 @@ use crate::worker::{HostParts, MachineWorker};
 pub fn supervise(app: &App, given: &str) -> Result<()> {
     let name = app.machine(given)?;
     let driver = codchi_drivers::find(&app.attachment(&name)?.driver)?;
-    let begin = |awaited: bool| -> Result<Store> {
+    let begin = |awaited: bool| -> Result<Begun> {
         let store =
             Store::open(&app.dirs, &app.settings)?.ok_or_else(|| Failure::failed("the store is gone"))?;
+        let mut secrets = Ok(Bundle::new());
         if !awaited {
-            MachineWorker::new(app, &name, Some(&store), None).prepare()?;
+            let worker = MachineWorker::new(app, &name, Some(&store), None);
+            worker.prepare()?;
+            secrets = worker.current_secrets().map_err(|f| f.message);
         }
-        Ok(store)
+        Ok(Begun { store, secrets })
     };
     let mut begin = |awaited| begin(awaited).map_err(Failure::into_engine);
     Ok(driver.supervise(&HostParts::none().host(app, None), &name, &mut begin)?)

@@ -2,7 +2,7 @@
 
 use clap::CommandFactory;
 use codchi_core::plan::Plan;
-use codchi_core::status::{Doctor, Generations, Mounts, Ports, Status};
+use codchi_core::status::{Doctor, Generations, Mounts, Ports, Secrets, Status};
 
 use crate::app::App;
 use crate::cli::{Cli, PlumbingCommand};
@@ -33,7 +33,7 @@ pub fn run(command: &PlumbingCommand) -> Result<()> {
         PlumbingCommand::Man { dir } => man(dir),
         PlumbingCommand::Schemas { dir } => schemas(dir),
         PlumbingCommand::Reference { file } => Ok(codchi_fs::write(file, reference())?),
-        PlumbingCommand::CheckUpdates { .. } => Ok(()),
+        PlumbingCommand::CheckUpdates { .. } | PlumbingCommand::Secrets { .. } => Ok(()),
     }
 }
 
@@ -41,6 +41,7 @@ pub fn run(command: &PlumbingCommand) -> Result<()> {
 pub fn run_in(app: &App, command: &PlumbingCommand) -> Result<()> {
     match command {
         PlumbingCommand::CheckUpdates { names } => crate::updates::ask(app, names),
+        PlumbingCommand::Secrets { name } => crate::secrets::print_stored(app, &app.machine(name)?),
         other => run(other),
     }
 }
@@ -82,6 +83,7 @@ fn schemas(dir: &std::path::Path) -> Result<()> {
         ("modules", schemars::schema_for!(codchi_core::status::Modules)),
         ("export", schemars::schema_for!(codchi_core::export::Exported)),
         ("export-record", schemars::schema_for!(codchi_core::export::Export)),
+        ("secrets", schemars::schema_for!(Secrets)),
         ("doctor", schemars::schema_for!(Doctor)),
         ("agent", schemars::schema_for!(codchi_core::protocol::Control)),
     ];

@@ -20,6 +20,7 @@ use crate::cmd::life::each;
 use crate::failure::{Failure, Result};
 use crate::journal;
 use crate::make::{self, Scratch, Tools, copy_tree};
+use crate::secrets::{self, Given};
 use crate::worker::{self, MachineWorker};
 
 /// What to do with what is built.
@@ -27,12 +28,14 @@ struct How {
     update: Update,
     activation: Option<Activation>,
     restore: bool,
+    secrets: Given,
 }
 
 /// `rebuild`.
 pub fn rebuild(app: &App, args: &cli::Rebuild) -> Result<()> {
     let names =
         if args.all { app.names()?.iter().map(ToString::to_string).collect() } else { args.names.clone() };
+    let given = secrets::given(&args.secrets)?;
     each(app, &names, |name| {
         let how = How {
             update: if args.update { Update::All } else { Update::Missing },
@@ -42,6 +45,7 @@ pub fn rebuild(app: &App, args: &cli::Rebuild) -> Result<()> {
                 _ => Some(Activation::Switch),
             },
             restore: args.restore_lock,
+            secrets: given.clone(),
         };
         one(app, name, &args.nix, &how)
     })
@@ -73,6 +77,7 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
     if !rolled_back
         && how.update == Update::Missing
         && flags.override_input.is_empty()
+        && how.secrets.is_empty()
         && is_up_to_date(app, name)
     {
         app.printer.say(&format!("`{name}` is up to date"));
@@ -133,10 +138,18 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
         &evaluation.needs,
         foreign,
         false,
-        &Default::default(),
         &attachment.granted,
         &attachment.mounts,
     )?;
+    secrets::known(&evaluation.needs, how.secrets.keys())?;
+    let new_secrets = match app.globals.dry_run || how.activation.is_none() {
+        true => Default::default(),
+        false => {
+            app.printer.done();
+            let have = secrets::names(app, name)?;
+            secrets::gather(app, Some(name), &evaluation.needs, &how.secrets, &have, false)?
+        }
+    };
     let missing = tools.missing(&evaluation)?;
 
     let number = generations.list()?.last().map_or(0, |g| g.number) + 1;
@@ -172,7 +185,14 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
         edit.granted(&granted);
         codchi_fs::write_atomic(file, edit.text(), 0o644)?;
     }
+    let fresh = !new_secrets.is_empty();
+    if fresh {
+        secrets::with_vault(app, |vault| vault.store(name, new_secrets))?;
+    }
     if let Some(same) = same {
+        if fresh {
+            worker.deliver(&evaluation.needs, false)?;
+        }
         if locked.changed {
             codchi_fs::write_atomic(app.dirs.machine(name).join("flake.lock"), &locked.text, 0o644)?;
         }
