@@ -1,5 +1,6 @@
 //! The cases, in the order in which they run.
 
+use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -70,6 +71,7 @@ pub const ALL: &[Case] = &[
     ("delete_leaves_nothing", delete),
 ];
 
+#[macro_export]
 macro_rules! require {
     ($cond:expr, $($what:tt)+) => {
         if !$cond {
@@ -390,28 +392,31 @@ fn exec_user(h: &Host) -> Result<(), Failed> {
     )
 }
 
+/// `codchi ARGS` as a line for `script`, which gives it a terminal as a person's would, and its environment.
+pub fn script_words(h: &Host, args: &[&str]) -> (String, Vec<(OsString, OsString)>) {
+    let command = h.codchi_command(args);
+    let mut words = vec![quote(&command.get_program().to_string_lossy())];
+    words.extend(command.get_args().map(|a| quote(&a.to_string_lossy())));
+    let env = command
+        .get_envs()
+        .filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned())))
+        .collect();
+    (words.join(" "), env)
+}
+
 fn exec_terminal(h: &Host) -> Result<(), Failed> {
-    // `script` gives codchi a terminal, as a person's would.
-    let program = h.codchi_command(&[] as &[&str]).get_program().to_owned();
-    let mut words: Vec<String> = vec![program.to_string_lossy().into()];
-    words.extend(
-        h.codchi_command(&[
+    let (words, env) = script_words(
+        h,
+        &[
             "exec",
             "conf",
             "--",
             "sh",
             "-c",
             "test -t 0 && test -t 1 && stty size && exit 7",
-        ])
-        .get_args()
-        .map(|a| quote(&a.to_string_lossy())),
+        ],
     );
-    let line = format!("stty rows 33 cols 77; {}", words.join(" "));
-    let env: Vec<_> = h
-        .codchi_command(&[] as &[&str])
-        .get_envs()
-        .filter_map(|(k, v)| Some((k.to_owned(), v?.to_owned())))
-        .collect();
+    let line = format!("stty rows 33 cols 77; {words}");
     let mut c = std::process::Command::new("script");
     c.args(["-qefc", &line, "/dev/null"])
         .env_clear()

@@ -209,6 +209,16 @@ impl Host {
         Ok(target)
     }
 
+    /// Writes a file in the person's home, for the person alone.
+    pub fn file(&self, name: &str, text: &str) -> Result<(), Failed> {
+        let path = self.home.join(name);
+        codchi_fs::write_atomic(&path, text, 0o600)?;
+        if self.kind == Kind::Rootless {
+            run(Command::new("chown").arg(&self.user).arg(&path), b"")?.ok()?;
+        }
+        Ok(())
+    }
+
     /// Commits everything in a repository of the person's.
     pub fn commit(&self, repo: &Path) -> Result<(), Failed> {
         let script = "cd \"$0\" && git init -q . && git add -A && git -c user.name=t -c user.email=t@example.org commit -qm t";

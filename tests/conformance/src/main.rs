@@ -10,6 +10,7 @@ mod cases;
 mod copies;
 mod faults;
 mod host;
+mod secrets;
 mod sources;
 mod systemd;
 mod templates;
@@ -45,7 +46,13 @@ fn main() -> ExitCode {
     };
     let suite = std::env::var("CODCHI_SUITE").unwrap_or_else(|_| "conformance".into());
     let trials: Vec<Trial> = match suite.as_str() {
-        "conformance" => trials(&which, &host, cases::ALL),
+        "conformance" => {
+            let (last, rest) = cases::ALL.split_last().unwrap_or((&cases::ALL[0], &[]));
+            let mut all = trials(&which, &host, rest);
+            all.extend(trials(&which, &host, secrets::ALL));
+            all.extend(trials(&which, &host, std::slice::from_ref(last)));
+            all
+        }
         "faults" => trials(&which, &host, faults::ALL),
         "sources" => trials(&which, &host, sources::ALL),
         "systemd" => trials(&which, &host, systemd::ALL),
