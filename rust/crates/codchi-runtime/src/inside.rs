@@ -200,7 +200,11 @@ fn enter_root(spec: &Spec) -> Result<()> {
     }
     rustix::process::fchdir(&old).doing("enter the old root")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH).doing("let go of the host's root")?;
-    rustix::process::chdir("/").doing("enter the machine's root")
+    rustix::process::chdir("/").doing("enter the machine's root")?;
+    // An init in a container leaves this to whoever starts it, and counts on it: systemd gives services their credentials by
+    // mounts that spread from a namespace of their own. They spread within the machine only.
+    rustix::mount::mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC)
+        .doing("share mounts within the machine")
 }
 
 fn kernel_mount(m: &Mount) -> Result<()> {

@@ -262,7 +262,7 @@ impl<'a> MachineWorker<'a> {
         // What runs, which need not be what the folder says.
         let Some(current) = self.app.generations(&self.name).current()? else { return Ok(()) };
         let system = self.system(current.record.toplevel.as_str(), &parts)?;
-        let none = Bundle::default();
+        let none = Bundle::new();
         let machine =
             Machine { name: &self.name, attachment: &attachment, system: Some(system), secrets: &none };
         let given = driver.give(&host, &machine);
@@ -279,7 +279,7 @@ impl<'a> MachineWorker<'a> {
         let parts = HostParts::of(app, self.store)?;
         let attachment = self.attachment()?;
         let system = self.system(&unpack.toplevel, &parts)?;
-        let none = Bundle::default();
+        let none = Bundle::new();
         let machine =
             Machine { name: &self.name, attachment: &attachment, system: Some(system), secrets: &none };
         app.printer.report(Event::Phase("unpacking files"));

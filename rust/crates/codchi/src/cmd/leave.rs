@@ -91,7 +91,7 @@ pub fn tar(app: &App, args: &cli::Tar) -> Result<()> {
     let parts = HostParts::of(app, Some(&tools.store))?;
     let host = parts.host(app, Some(&tools.store));
     let manifest = make::manifest(host.store_dir, &toplevel)?;
-    let none = Bundle::default();
+    let none = Bundle::new();
     let machine = Machine {
         name: &name,
         attachment: &attachment,
