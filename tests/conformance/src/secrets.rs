@@ -190,15 +190,21 @@ fn owners(h: &Host) -> Result<(), Failed> {
 }
 
 fn reboot(h: &Host) -> Result<(), Failed> {
-    let before = h.root_sh(
-        "sec",
-        "cut -d' ' -f22 /proc/1/stat",
-    )?;
+    let before = h.root_sh("sec", "cut -d' ' -f22 /proc/1/stat")?;
     h.codchi_with(&["secrets", "set", "sec", "npmrc", "-"], b"after")?
         .ok()?;
     h.codchi(&["exec", "-u", "root", "sec", "--", "systemctl", "reboot"])?;
     eventually("it is up again", || {
-        let now = h.codchi(&["exec", "-u", "root", "sec", "--", "sh", "-c", "systemctl is-system-running --wait; cut -d' ' -f22 /proc/1/stat"])?;
+        let now = h.codchi(&[
+            "exec",
+            "-u",
+            "root",
+            "sec",
+            "--",
+            "sh",
+            "-c",
+            "systemctl is-system-running --wait; cut -d' ' -f22 /proc/1/stat",
+        ])?;
         Ok(now.text().starts_with("running") && !now.text().contains(&before))
     })?;
     same(
