@@ -71,6 +71,7 @@ pub const ALL: &[Case] = &[
     ("delete_leaves_nothing", delete),
 ];
 
+/// Fails the case, with these words, where something is not so.
 #[macro_export]
 macro_rules! require {
     ($cond:expr, $($what:tt)+) => {

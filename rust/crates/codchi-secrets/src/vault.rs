@@ -161,7 +161,14 @@ impl<'a> Vault<'a> {
         match self.index(machine)? {
             None => Ok(Bundle::new()),
             Some(index) if index.names.is_empty() => Ok(Bundle::new()),
-            Some(index) => self.load_from(machine, index.place),
+            Some(index) => {
+                // A keyring may hold more: what could not be removed with an earlier machine of this name.
+                let mut all = self.load_from(machine, index.place)?;
+                let more: Vec<String> =
+                    all.names().filter(|n| !index.names.iter().any(|i| i == n)).map(String::from).collect();
+                more.iter().for_each(|n| drop(all.remove(n)));
+                Ok(all)
+            }
         }
     }
 
@@ -171,7 +178,7 @@ impl<'a> Vault<'a> {
             Place::File { key } => {
                 let file = self.age_file(machine);
                 let sealed = codchi_fs::read(&file)?;
-                Bundle::decode(&*self.keys().open(key, &sealed, &file)?)
+                Bundle::decode(&self.keys().open(key, &sealed, &file)?)
             }
         }
     }
@@ -203,7 +210,7 @@ impl<'a> Vault<'a> {
     }
 
     fn write_file(&self, machine: &MachineName, key: Key, all: &Bundle) -> Result<()> {
-        let sealed = self.keys().seal(key, &*all.encode()?)?;
+        let sealed = self.keys().seal(key, &all.encode()?)?;
         Ok(codchi_fs::write_atomic(self.age_file(machine), sealed, 0o600)?)
     }
 
@@ -242,10 +249,12 @@ impl<'a> Vault<'a> {
     /// Removes all secrets of a machine.
     pub fn remove(&self, machine: &MachineName) -> Result<()> {
         let Some(index) = self.index(machine)? else { return self.clean_up(machine) };
-        if index.place == Place::SecretService && !index.names.is_empty() {
-            self.keyring(machine).remove(None)?;
-        }
-        self.clean_up(machine)
+        let removed = match index.place {
+            Place::SecretService if !index.names.is_empty() => self.keyring(machine).remove(None),
+            _ => Ok(()),
+        };
+        self.clean_up(machine)?;
+        removed
     }
 
     fn clean_up(&self, machine: &MachineName) -> Result<()> {

@@ -67,6 +67,14 @@ fn what_is_stored_is_loaded_and_lies_nowhere_in_the_clear() {
     assert!(vault.unset(&a, "TOKEN").unwrap());
     assert!(!vault.unset(&a, "TOKEN").unwrap());
     assert_eq!(vault.load(&a).unwrap(), bundle(&[("cert", b"\0\xff\n")]));
+    vault.copy(&a, &machine("c")).unwrap();
+    for _ in 0..2 {
+        // Repeated, as after this program was killed.
+        vault.hand_over(&machine("c"), &machine("d")).unwrap();
+    }
+    assert!(vault.names(&machine("c")).unwrap().is_empty());
+    assert_eq!(vault.load(&machine("d")).unwrap(), vault.load(&a).unwrap());
+    vault.remove(&machine("d")).unwrap();
     vault.remove(&a).unwrap();
     assert!(vault.load(&a).unwrap().is_empty());
     assert_eq!(vault.load(&b).unwrap(), bundle(&[("TOKEN", b"of-another")]));

@@ -168,7 +168,10 @@ mod tests {
     fn its_pages_are_left_out_of_core_dumps() {
         let p = Private::copy(&[7; 100]).unwrap();
         let at = format!("{:x}-", p.at.as_ptr() as usize);
-        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+        let file = rustix::fs::open("/proc/self/smaps", flags, rustix::fs::Mode::empty()).unwrap();
+        let mut smaps = String::new();
+        std::fs::File::from(file).read_to_string(&mut smaps).unwrap();
         let flags = smaps[smaps.find(&at).unwrap()..].split("VmFlags:").nth(1).unwrap();
         assert!(flags.lines().next().unwrap().contains("dd"), "{flags}");
     }

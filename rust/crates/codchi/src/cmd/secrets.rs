@@ -201,8 +201,8 @@ struct Draft(PathBuf);
 
 impl Draft {
     fn new(app: &App, value: &[u8]) -> Result<Draft> {
-        const TMPFS: i64 = 0x0102_1994;
-        let in_memory = |d: &std::path::Path| rustix::fs::statfs(d).is_ok_and(|s| s.f_type as i64 == TMPFS);
+        const TMPFS: u64 = 0x0102_1994;
+        let in_memory = |d: &std::path::Path| rustix::fs::statfs(d).is_ok_and(|s| s.f_type as u64 == TMPFS);
         codchi_fs::create_private_dir(&app.dirs.runtime)?;
         let shm = PathBuf::from("/dev/shm");
         let folder = [app.dirs.runtime.clone(), shm].into_iter().find(|d| in_memory(d)).ok_or_else(|| {
