@@ -210,7 +210,8 @@ impl Driver for Native {
                 Kind::Host => codchi_runtime::Error::Host { what: e.to_string(), hints: e.hints() },
                 _ => codchi_runtime::Error::Told(e.to_string()),
             })?;
-            let endpoint: Box<dyn codchi_runtime::supervise::Service> = Box::new(begun.store.endpoint(machine));
+            let endpoint: Box<dyn codchi_runtime::supervise::Service> =
+                Box::new(begun.store.endpoint(machine));
             Ok(codchi_runtime::supervise::Begun { services: vec![endpoint], secrets: begun.secrets })
         };
         Ok(codchi_runtime::supervise::supervise(&host.dirs.machine_runtime(machine), begin)?)

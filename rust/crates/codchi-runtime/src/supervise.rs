@@ -128,8 +128,6 @@ fn leave(dir: &Path, state: State, message: &str) -> Result<()> {
         text: message.into(),
         network: None,
         cgroup: PathBuf::new(),
-        ports: Vec::new(),
-        revision: 0,
         warnings: Vec::new(),
         ports: Vec::new(),
         folders: Vec::new(),
