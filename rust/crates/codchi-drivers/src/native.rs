@@ -17,7 +17,10 @@ use codchi_runtime::spec::{CALLER_FILE, Launch, User};
 use codchi_runtime::{enter, guard, outer, probe, start, state};
 use codchi_secrets::Bundle;
 
+<<<<<<< HEAD
 use codchi_files::Report;
+=======
+>>>>>>> 1ac896e (Format)
 use crate::agent::{self, AgentError};
 use crate::container::files::{self, Held};
 use crate::container::{self, agent_dir, failed, prepare, request, switch, wait_for_agent};
