@@ -17,10 +17,6 @@ use codchi_runtime::spec::{CALLER_FILE, Launch, User};
 use codchi_runtime::{enter, guard, outer, probe, start, state};
 use codchi_secrets::Bundle;
 
-<<<<<<< HEAD
-use codchi_files::Report;
-=======
->>>>>>> 1ac896e (Format)
 use crate::agent::{self, AgentError};
 use crate::container::files::{self, Held};
 use crate::container::{self, agent_dir, failed, prepare, request, switch, wait_for_agent};
@@ -28,6 +24,7 @@ use crate::{
     Begun, Delivered, Driver, DriverError, Exec, Export, Flavour, Given, Host, Info, Machine, Result,
     Running, Switched,
 };
+use codchi_files::Report;
 
 /// The driver.
 pub struct Native;
@@ -345,7 +342,8 @@ fn launch(host: &Host, machine: &Machine) -> Result<Launch> {
 
 /// Whose files of the machine are the caller's on disk, as [`CALLER_FILE`] says: a user and a group.
 fn caller(host: &Host, machine: &MachineName) -> Result<Option<(u32, u32)>> {
-    let text = codchi_fs::read_if_exists(host.dirs.machine_data(machine).join(CALLER_FILE))?.unwrap_or_default();
+    let text =
+        codchi_fs::read_if_exists(host.dirs.machine_data(machine).join(CALLER_FILE))?.unwrap_or_default();
     let mut ids = text.split_whitespace().map_while(|word| word.parse().ok());
     Ok(ids.next().zip(ids.next()))
 }

@@ -10,7 +10,11 @@ const TAGS: [(u16, &str); 6] =
     [(0x01, "user"), (0x02, "user"), (0x04, "group"), (0x08, "group"), (0x10, "mask"), (0x20, "other")];
 
 /// The text of an ACL in the kernel's form; none where it is not one. Users and groups go through a function each.
-pub(crate) fn to_text(value: &[u8], user: &dyn Fn(u32) -> u32, group: &dyn Fn(u32) -> u32) -> Option<Vec<u8>> {
+pub(crate) fn to_text(
+    value: &[u8],
+    user: &dyn Fn(u32) -> u32,
+    group: &dyn Fn(u32) -> u32,
+) -> Option<Vec<u8>> {
     let (version, entries) = value.split_first_chunk::<4>()?;
     if u32::from_le_bytes(*version) != VERSION || entries.len() % 8 != 0 {
         return None;

@@ -58,12 +58,7 @@ pub fn pack(
 }
 
 /// Makes a root file system from a tar, but for what is below `without`.
-pub fn unpack(
-    host: &Host,
-    root: &Path,
-    without: &str,
-    from: std::fs::File,
-) -> Result<Report> {
+pub fn unpack(host: &Host, root: &Path, without: &str, from: std::fs::File) -> Result<Report> {
     let mut c = Command::new(host.program);
     c.args(["plumbing", "unpack-tree"]).arg(root).args(["--without", without]);
     c.stdin(from).stdout(Stdio::null());
@@ -113,7 +108,8 @@ pub fn pack_tree_here(
     caller: Option<(u32, u32)>,
 ) -> Result<()> {
     here(move |watch: Watch| {
-        let ids = Ids { standing_for: caller.map(|(user, group)| (codchi_runtime::ids::CALLER, user, group)) };
+        let ids =
+            Ids { standing_for: caller.map(|(user, group)| (codchi_runtime::ids::CALLER, user, group)) };
         let all = |_: &[u8], _: Option<&[u8]>| false;
         let mut trees = vec![Tree { from: head, at: at.as_bytes(), roots: true, without: &all }];
         trees.extend(inputs.iter().map(|(from, at)| Tree {

@@ -14,8 +14,8 @@ use codchi_core::status::State;
 use codchi_core::text;
 use codchi_drivers::{Machine, System};
 use codchi_files::{Compression, Pick, Wish};
-use codchi_secrets::Bundle;
 use codchi_nix::flake;
+use codchi_secrets::Bundle;
 
 use crate::app::{App, VERSION, now};
 use crate::cli::{self, NixFlags};

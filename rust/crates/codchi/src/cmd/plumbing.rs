@@ -22,9 +22,7 @@ pub fn run(command: &PlumbingCommand) -> Result<()> {
                 .collect();
             Ok(codchi_drivers::pack_tree_here(root, head, at, &inputs, compression, *caller)?)
         }
-        PlumbingCommand::UnpackTree { root, without } => {
-            Ok(codchi_drivers::unpack_tree_here(root, without)?)
-        }
+        PlumbingCommand::UnpackTree { root, without } => Ok(codchi_drivers::unpack_tree_here(root, without)?),
         PlumbingCommand::Hold { dir } => {
             // Whoever asked says when; it ends with them.
             crate::interrupt::ignore();
