@@ -558,8 +558,14 @@ pub fn launch(dir: &str, launch: &str, program: &str, name: &str) -> ExitCode {
         let logs = launch.console_log.parent().ok_or("no folder for logs")?;
         codchi_fs::create_private_dir(logs).map_err(|e| e.to_string())?;
         let program = [program.into(), "supervise".into(), name.into()];
-        codchi_runtime::start::start(Path::new(dir), &launch, &program, &mut |_| {})
-            .map_err(|e| e.to_string())
+        codchi_runtime::start::start(
+            Path::new(dir),
+            &launch,
+            &program,
+            &codchi_secrets::Bundle::new(),
+            &mut |_| {},
+        )
+        .map_err(|e| e.to_string())
     };
     match go() {
         Ok(()) => ExitCode::SUCCESS,

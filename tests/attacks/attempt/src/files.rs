@@ -79,6 +79,9 @@ fn is_read_only(path: &str) -> bool {
     }
 }
 
+/// A system call to try, and what it is.
+type Way<'a> = (&'static str, Box<dyn Fn() -> i64 + 'a>);
+
 /// Makes a read-only mount writable, in every way there is.
 pub fn remount(path: &str) -> Result {
     if !is_read_only(path) {
@@ -86,7 +89,7 @@ pub fn remount(path: &str) -> Result {
     }
     let (p, none) = (c(path), c("none"));
     let mut said = Vec::new();
-    let mut ways: Vec<(&str, Box<dyn Fn() -> i64>)> = Vec::new();
+    let mut ways: Vec<Way> = Vec::new();
     // SAFETY: here and below, pointers are to terminated strings and plain structures that outlive the calls.
     ways.push((
         "remount of the bind",
