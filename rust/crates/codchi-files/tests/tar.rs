@@ -292,7 +292,8 @@ fn a_file_of_holes_takes_no_space_and_a_map_that_lies_is_refused() {
     unpacked(&tar, &b).unwrap();
     let meta = b.join("f").metadata().unwrap();
     assert_eq!((meta.len(), meta.blocks() < 100), (1 << 43, true));
-    let map = tar.windows(6).position(|w| w == b"f\n1\n43" || w.starts_with(b"1\n4398")).unwrap();
+    // How many pieces there are, then where the first begins: at 2^42.
+    let map = tar.windows(6).position(|w| w[0].is_ascii_digit() && &w[1..] == b"\n4398").unwrap();
     let mut lying = tar.clone();
     lying[map + 2] = b'9';
     assert!(unpacked(&lying, &b).is_err());

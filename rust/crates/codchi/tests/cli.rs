@@ -218,6 +218,7 @@ fn a_deletion_that_is_only_planned_deletes_nothing() {
       stop the machine
       remove `HOME/.local/share/codchi/machines/hello/root` with all files of the machine
       forget the generations in `HOME/.local/state/codchi/generations/hello`
+      remove the values of its secrets
       remove `HOME/.local/state/codchi/logs/hello`
       remove `HOME/.config/codchi/machines/hello`
     ");

@@ -12,11 +12,11 @@ fn workspace() -> PathBuf {
 
 /// Layers from top to bottom; a crate may depend on those in lower layers only.
 const LAYERS: &[&[&str]] = &[
-    &["codchi", "codchi-conformance", "codchi-bench"],
+    &["codchi", "codchi-conformance", "codchi-attacks", "codchi-bench"],
     &["codchi-drivers", "codchi-embed"],
     &["codchi-store"],
     &["codchi-nix", "codchi-runtime", "codchi-base"],
-    &["codchi-debian", "codchi-boot", "codchi-agent", "codchi-files", "codchi-secrets"],
+    &["codchi-debian", "codchi-boot", "codchi-agent", "codchi-files", "codchi-secrets", "codchi-attempt"],
     &["codchi-core"],
     &["codchi-fs", "codchi-sys"],
 ];
