@@ -259,7 +259,7 @@ impl Stage {
                 .find_map(|l| l.strip_prefix("base = ")?.parse::<u32>().ok());
             launch["uidBase"] = json!(base.ok_or("no range of ids in host.toml")?);
         } else {
-            launch["callerIs"] = json!(1000);
+            launch["userIsCaller"] = json!(true);
         }
         let engine = &mut launch["engine"];
         engine["seccomp"] = json!({"errno": 1, "deny": [], "absent": []});
@@ -289,13 +289,13 @@ impl Stage {
         }
         self.give(&bin)?;
         mounts.push(json!({"kind": "tmpfs", "target": OWN_MOUNT, "options": ["ro"]}));
+        // The person's whole home, at its place.
+        mounts.push(json!({
+            "kind": "bind", "source": h.home, "target": h.home, "options": [], "idmap": h.kind == Kind::Root,
+        }));
         // What a forged manifest asks for.
         mounts.push(crate::misc::forged_mount());
         launch["bin"] = json!(bin);
-        // The person's whole home, at its place.
-        launch["mounts"] = json!([{
-            "kind": "bind", "source": h.home, "target": h.home, "options": [], "idmap": h.kind == Kind::Root,
-        }]);
         let dir = self.runtime(OPEN);
         let file = h.home.join("open.json");
         codchi_fs::write(&file, serde_json::to_vec(&launch)?)?;
