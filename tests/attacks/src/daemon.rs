@@ -303,7 +303,16 @@ fn forged(stage: &Stage) -> Result<String, Failed> {
         b"",
     )?
     .ok()?;
-    let unpack = ["exec", "-u", "root", MALLORY, "--", "tar", "-xP"];
+    let unpack = [
+        "exec",
+        "-u",
+        "root",
+        MALLORY,
+        "--",
+        "tar",
+        "-xP",
+        "--no-same-owner",
+    ];
     stage.host.codchi_with(&unpack, &tar.out)?.ok()?;
     Ok(path)
 }

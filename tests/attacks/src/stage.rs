@@ -326,7 +326,7 @@ impl Stage {
     pub fn give(&self, dir: &Path) -> Result<(), Failed> {
         if self.host.kind == Kind::Rootless {
             let meta = std::fs::metadata(self.host.home.join("project/.git"))?;
-            let owner = format!("{}:", meta.uid());
+            let owner = format!("{}:{}", meta.uid(), meta.gid());
             run(Command::new("chown").arg("-R").arg(owner).arg(dir), b"")?.ok()?;
         }
         Ok(())
