@@ -22,6 +22,8 @@ use crate::{NixError, Result, lock};
 pub struct Inputs<'a> {
     /// The machine's folder.
     pub machine: &'a Path,
+    /// A file in it that no evaluation reads.
+    pub unread: &'a Path,
     /// Versions and settings, each with its name.
     pub facts: Vec<(&'a str, String)>,
     /// Where hashes are remembered; may be lost at any time.
@@ -52,7 +54,8 @@ pub fn compute(inputs: &Inputs<'_>) -> Result<String> {
         .flatten()
         .and_then(|t| serde_json::from_str(&t).ok())
         .unwrap_or_default();
-    let mut work = Work { old, new: BTreeMap::new(), sum: Sha256::new(), hashed: false };
+    let unread = inputs.unread.to_path_buf();
+    let mut work = Work { old, new: BTreeMap::new(), sum: Sha256::new(), hashed: false, unread };
     for (name, value) in &inputs.facts {
         work.field(name.as_bytes());
         work.field(value.as_bytes());
@@ -129,6 +132,7 @@ struct Work {
     new: BTreeMap<PathBuf, Known>,
     sum: Sha256,
     hashed: bool,
+    unread: PathBuf,
 }
 
 impl Work {
@@ -148,8 +152,11 @@ impl Work {
             Err(e) => return Err(e.into()),
         };
         for entry in entries {
-            self.field(entry.file_name().as_bytes());
             let path = entry.path();
+            if path == self.unread {
+                continue;
+            }
+            self.field(entry.file_name().as_bytes());
             if entry.file_type().at("stat", &path)?.is_dir() {
                 self.field(b"{");
                 self.tree(&path)?;
@@ -244,8 +251,13 @@ mod tests {
         fn sum(&self, fact: &str) -> String {
             let machine = self.dir.path().join("machine");
             let cache = self.dir.path().join("cache/f.json");
-            compute(&Inputs { machine: &machine, facts: vec![("codchi", fact.into())], cache: &cache })
-                .unwrap()
+            compute(&Inputs {
+                machine: &machine,
+                unread: &machine.join("host.toml"),
+                facts: vec![("codchi", fact.into())],
+                cache: &cache,
+            })
+            .unwrap()
         }
         fn git(&self, args: &[&str]) {
             let mut c = Command::new("git");
@@ -259,6 +271,8 @@ mod tests {
         let p = Place::new();
         p.lock(serde_json::json!({ "type": "path", "path": p.path("repo") }));
         let first = p.sum("1");
+        assert_eq!(p.sum("1"), first);
+        p.put("machine/host.toml", "[ports]\n");
         assert_eq!(p.sum("1"), first);
         assert_ne!(p.sum("2"), first);
         p.put("elsewhere", "x");

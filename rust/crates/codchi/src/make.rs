@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use codchi_core::attr::AttrPath;
+use codchi_core::machine::Host as Attachment;
 use codchi_core::manifest::{Base, Manifest, Needs};
 use codchi_core::name::MachineName;
 use codchi_core::progress::{Event, Progress};
@@ -680,11 +681,13 @@ pub fn keep_base(
 }
 
 /// What stands for everything an evaluation reads besides files.
-pub fn facts(app: &App, name: &MachineName, nix: &str) -> Vec<(&'static str, String)> {
+pub fn facts(app: &App, name: &MachineName, nix: &str, host: &Attachment) -> Vec<(&'static str, String)> {
     vec![
         ("codchi", VERSION.into()),
         ("nix", nix.into()),
         ("machine", name.to_string()),
+        ("driver", host.driver.to_string()),
+        ("base", format!("{} {:?}", host.base, host.suite)),
         ("settings", format!("{:?}", app.settings.store)),
         ("sources", codchi_embed::SOURCES_TAR.len().to_string()),
     ]

@@ -624,7 +624,9 @@ pub fn fingerprint(app: &App, name: &MachineName, nix: &str) -> Option<String> {
     codchi_fs::create_private_dir(cache.parent()?).ok()?;
     let inputs = codchi_nix::fingerprint::Inputs {
         machine: &app.dirs.machine(name),
-        facts: make::facts(app, name, nix),
+        // Where it is attached on this host; what of that decides an evaluation is among the facts.
+        unread: &app.dirs.host_toml(name),
+        facts: make::facts(app, name, nix, &app.attachment(name).ok()?),
         cache: &cache,
     };
     codchi_nix::fingerprint::compute(&inputs).ok()
