@@ -281,8 +281,9 @@ pub fn fetch_again(host: &Host) -> Result<Fetched, Error> {
     }
     for entry in codchi_fs::read_dir(host.cache().join("debs"))? {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let hash = name.split('-').next().unwrap_or_default();
-        let url = known.get(hash).or_else(|| known.get(&name));
+        // Named by their hash, whole or its beginning.
+        let hash: String = name.chars().take(16).collect();
+        let url = known.get(&hash).or_else(|| known.get(&name));
         add(
             url.ok_or_else(|| Error::Not(format!("no list names `{name}`")))?
                 .clone(),
