@@ -11,7 +11,7 @@ use crate::peers;
 
 /// What can be measured, in the order it is.
 pub const NAMES: &[&str] = &[
-    "version", "init", "second", "exec", "noop", "memory", "start",
+    "version", "init", "second", "exec", "noop", "memory", "start", "incus",
 ];
 
 /// Measures one.
@@ -23,6 +23,7 @@ pub fn measure(name: &str, host: &mut Host, runs: usize) -> Result<Vec<Figure>, 
         "exec" => exec(host, runs),
         "noop" => noop(host, runs),
         "memory" => memory(host),
+        "incus" => crate::incus::measure(host, runs),
         _ => start(host),
     }
 }

@@ -3,6 +3,7 @@
 
 mod figures;
 mod host;
+mod incus;
 mod measure;
 mod peers;
 

@@ -35,6 +35,7 @@ pub const ALL: &[Case] = &[
     ("sudo_works", sudo),
     ("files_keep_owner_mode_and_content", files),
     ("the_store_is_read_only", store_read_only),
+    ("the_store_cannot_be_unmounted", store_locked),
     ("the_daemon_builds_for_the_machine", daemon_builds),
     ("a_current_nix_works_inside", current_nix),
     ("roots_made_inside_hold", roots_hold),
@@ -149,7 +150,7 @@ fn init_script(h: &Host) -> Result<(), Failed> {
 fn status(h: &Host) -> Result<(), Failed> {
     let s = h.status("conf")?;
     same("state", s["state"].as_str(), Some("running"))?;
-    same("driver", s["driver"].as_str(), Some("native"))?;
+    same("driver", s["driver"].as_str(), Some(h.driver))?;
     same("base", s["base"].as_str(), Some("debian"))?;
     same("generation", s["generation"].as_u64(), Some(1))?;
     same("config", s["config"].as_str(), Some("up-to-date"))?;
@@ -634,7 +635,6 @@ fn store_read_only(h: &Host) -> Result<(), Failed> {
     for attempt in [
         "touch /nix/store/x",
         "mount -o remount,rw /nix/store && touch /nix/store/x",
-        "umount /nix/store && touch /nix/store/x",
         "mount -o remount,bind,rw /nix/store && touch /nix/store/x",
     ] {
         let done = h.codchi(&["exec", "-u", "root", "conf", "--", "sh", "-c", attempt])?;
@@ -644,6 +644,16 @@ fn store_read_only(h: &Host) -> Result<(), Failed> {
         "owner",
         h.root_sh("conf", "stat -c %U /nix/store/.")?,
         "root".to_string(),
+    )
+}
+
+fn store_locked(h: &Host) -> Result<(), Failed> {
+    let done = h.codchi(&["exec", "-u", "root", "conf", "--", "umount", "/nix/store"])?;
+    require!(done.status != 0, "the machine's root unmounted the store");
+    same(
+        "it is there",
+        h.sh("conf", "hello")?,
+        "Hello, world!".to_string(),
     )
 }
 
@@ -1548,7 +1558,8 @@ fn delete(h: &Host) -> Result<(), Failed> {
     );
     eventually("every process of the machine is gone", || {
         Ok(h.processes().is_empty())
-    })?;
+    })
+    .map_err(|_| format!("processes are left: {:#?}", h.processes()))?;
     let mounts = codchi_fs::read_to_string("/proc/self/mountinfo")?;
     let home = h.home.to_string_lossy().into_owned();
     require!(!mounts.contains(&home), "mounts are left under {home}");
@@ -1567,6 +1578,13 @@ fn delete(h: &Host) -> Result<(), Failed> {
         )?
         .text();
         same("control groups", found, String::new())?;
+    }
+    if h.has_engine() {
+        same(
+            "instances",
+            h.engine()?.command(&["list", "--format", "csv"])?,
+            String::new(),
+        )?;
     }
     h.codchi(&["store", "remove", "--yes"])?.ok()?;
     std::io::stderr().flush()?;

@@ -1,15 +1,18 @@
 //! The conformance suite: the same cases for every driver, against real machines.
 //!
-//! `CODCHI_SUITE` chooses the cases: `conformance` (the default), `templates` (every template is booted and used) or `faults`
-//! (killed at every step). `CODCHI_CONFORMANCE=KIND-SUITE` chooses how Codchi is run (`root` or `rootless`) and which release the built-in
-//! base takes; `CODCHI_PROGRAM` is the program under test. The cases share one home, one store and one machine and run in
+//! `CODCHI_SUITE` chooses the cases: `conformance` (the default), `table` (writes the table of capabilities and runs nothing), `templates` (every template is booted and used) or `faults`
+//! (killed at every step). `CODCHI_CONFORMANCE=KIND-SUITE` chooses how Codchi is run (`root`, `rootless`, or `incus`: as root, with
+//! machines on an Incus daemon of the suite's own) and which release the built-in base takes; `CODCHI_PROGRAM` is the program under test. The cases share one home, one store and one machine and run in
 //! order. What a case changes, it puts back, or a later case says that it builds on it.
 #![allow(clippy::print_stderr)]
 
 mod cases;
 mod copies;
+mod engine;
 mod faults;
 mod host;
+mod incus;
+mod table;
 mod templates;
 
 use std::path::PathBuf;
@@ -30,6 +33,17 @@ fn main() -> ExitCode {
         || std::env::temp_dir().join(format!("codchi-conformance-{}-{which}", std::process::id())),
         PathBuf::from,
     );
+    let suite = std::env::var("CODCHI_SUITE").unwrap_or_else(|_| "conformance".into());
+    let names: Vec<&str> = cases::ALL.iter().map(|(name, _)| *name).collect();
+    if suite == "table" {
+        return match table::write(&repo, &names) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => {
+                eprintln!("{e}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let host = match host::Host::new(&which, home.clone(), repo, program) {
         Ok(h) => Arc::new(h),
         Err(e) => {
@@ -41,9 +55,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let suite = std::env::var("CODCHI_SUITE").unwrap_or_else(|_| "conformance".into());
     let trials: Vec<Trial> = match suite.as_str() {
-        "conformance" => trials(&which, &host, cases::ALL),
+        "conformance" => trials(&which, &host, &cases(&host)),
         "faults" => trials(&which, &host, faults::ALL),
         "templates" => templates::all(&which, &host),
         other => {
@@ -55,7 +68,15 @@ fn main() -> ExitCode {
         eprintln!("the suite `{suite}` has no cases");
         return ExitCode::FAILURE;
     }
+    let whole = args.filter.is_none() && args.skip.is_empty() && suite == "conformance";
     let conclusion = libtest_mimic::run(&args, trials);
+    if whole
+        && !conclusion.has_failed()
+        && let Err(e) = table::check(&host.repo, &names)
+    {
+        eprintln!("{e}");
+        return ExitCode::FAILURE;
+    }
     if !conclusion.has_failed() && args.filter.is_none() {
         // What is left would be a finding of the last case; after a failure it is evidence and stays.
         let _ = codchi_fs::remove_dir_all(&home);
@@ -63,12 +84,28 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-fn trials(which: &str, host: &Arc<host::Host>, cases: &'static [cases::Case]) -> Vec<Trial> {
+/// The cases of every driver, and before the last, which deletes the machine, those of the engine under test.
+fn cases(host: &host::Host) -> Vec<cases::Case> {
+    let mut all = cases::ALL.to_vec();
+    if host.has_engine() {
+        let last = all.pop();
+        all.extend(incus::ALL);
+        all.extend(last);
+    }
+    all
+}
+
+fn trials(which: &str, host: &Arc<host::Host>, cases: &[cases::Case]) -> Vec<Trial> {
+    let kind = which.split('-').next().unwrap_or_default();
     cases
         .iter()
-        .map(|(name, case)| {
+        .map(|&(name, case)| {
             let host = host.clone();
-            Trial::test(format!("{which}::{name}"), move || case(&host))
+            let trial = Trial::test(format!("{which}::{name}"), move || case(&host));
+            match table::left_out(kind, name) {
+                Some(why) => trial.with_kind(why.text()).with_ignored_flag(true),
+                None => trial,
+            }
         })
         .collect()
 }

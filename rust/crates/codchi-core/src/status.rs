@@ -28,6 +28,8 @@ pub struct MachineStatus {
     pub base: String,
     /// What it does now.
     pub state: State,
+    /// Why it failed, where that is known.
+    pub reason: Option<String>,
     /// Host process id of its PID 1.
     pub leader: Option<u32>,
     /// The generation in use.
@@ -212,6 +214,8 @@ pub struct Finding {
 pub enum Level {
     /// As it should be.
     Good,
+    /// Not there, and no machine needs it.
+    Unused,
     /// Machines run, but something is less than it could be.
     Degraded,
     /// Machines cannot run.

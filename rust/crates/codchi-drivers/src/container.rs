@@ -1,5 +1,6 @@
 //! What every driver that runs containers shares: the agent's folder, how commands reach it, how systems are switched.
 
+pub(crate) mod events;
 pub(crate) mod files;
 pub(crate) mod network;
 mod root;
@@ -10,13 +11,13 @@ use std::time::Duration;
 
 use codchi_core::name::MachineName;
 use codchi_core::progress::Event as Told;
-use codchi_runtime::start;
+use codchi_runtime::{start, state};
 
 pub use files::{copy_tree_here, hold_here};
 pub use root::{remove_tree, remove_tree_here};
 
 use crate::agent::{self, AgentError, CaptureLimits, ExecRequest, Tty};
-use crate::{DriverError, Exec, Host, Result};
+use crate::{DriverError, Exec, Given, Host, Result};
 
 /// The folder with the agent's socket, as this host sees it.
 pub(crate) fn agent_dir(host: &Host, machine: &MachineName) -> PathBuf {
@@ -144,4 +145,28 @@ pub(crate) fn on_boot(host: &Host, machine: &MachineName, on: bool) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Why a machine did not come up, with where its console is.
+pub(crate) fn start_failure(host: &Host, machine: &MachineName, error: codchi_runtime::Error) -> DriverError {
+    match error {
+        codchi_runtime::Error::Start { why, console, .. } => DriverError::Start {
+            machine: machine.clone(),
+            reason: why,
+            console,
+            log: host.dirs.console_log(machine),
+        },
+        other => other.into(),
+    }
+}
+
+/// What a machine has of its host, as its supervisor tells it.
+pub(crate) fn given(machine: &MachineName, status: state::Status) -> Given {
+    Given { refusals: status.refusals(machine.as_str()), ports: status.ports }
+}
+
+/// A number that no earlier launch of this machine has.
+pub(crate) fn revision() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    now.as_nanos() as u64
 }

@@ -6,6 +6,7 @@
 pub mod agent;
 mod container;
 mod error;
+mod incus;
 mod native;
 
 use std::collections::BTreeMap;
@@ -31,7 +32,7 @@ pub use error::DriverError;
 pub type Result<T, E = DriverError> = std::result::Result<T, E>;
 
 /// The drivers, one line each.
-static DRIVERS: [&'static dyn Driver; 1] = [&native::Native];
+static DRIVERS: [&'static dyn Driver; 2] = [&native::Native, &incus::Incus];
 
 /// All drivers.
 pub fn all() -> impl Iterator<Item = &'static dyn Driver> {

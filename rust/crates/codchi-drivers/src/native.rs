@@ -1,6 +1,5 @@
 //! The native driver: Codchi's own small runtime, no daemon, no engine.
 
-mod events;
 mod ids;
 
 use std::ffi::OsString;
@@ -19,7 +18,7 @@ use codchi_store::Store;
 
 use crate::agent::{self, AgentError};
 use crate::container::files::{self, Held};
-use crate::container::{self, agent_dir, failed, prepare, request, switch, wait_for_agent};
+use crate::container::{self, agent_dir, failed, given, prepare, request, revision, switch, wait_for_agent};
 use crate::{Driver, DriverError, Exec, Flavour, Given, Host, Info, Machine, Result, Running, Switched};
 
 /// The driver.
@@ -100,8 +99,9 @@ impl Driver for Native {
         let launch = launch(host, machine)?;
         let program: Vec<OsString> =
             vec![host.program.into(), "supervise".into(), machine.name.as_str().into()];
-        let started = start::start(&dir, &launch, &program, &mut |event| events::tell(host.progress, event));
-        started.map_err(|e| start_failure(host, machine.name, e))?;
+        let started =
+            start::start(&dir, &launch, &program, &mut |event| container::events::tell(host.progress, event));
+        started.map_err(|e| container::start_failure(host, machine.name, e))?;
         wait_for_agent(host, machine.name)
     }
 
@@ -218,10 +218,6 @@ impl Driver for Native {
     }
 }
 
-fn given(machine: &MachineName, status: state::Status) -> Given {
-    Given { refusals: status.refusals(machine.as_str()), ports: status.ports }
-}
-
 /// Runs a command in the machine's namespaces, without its agent: no login environment, but a way in.
 fn enter_namespaces(host: &Host, machine: &MachineName, exec: &Exec) -> Result<u8> {
     use std::io::IsTerminal;
@@ -292,22 +288,4 @@ fn launch(host: &Host, machine: &Machine) -> Result<Launch> {
         revision: revision(),
         console_log: host.dirs.console_log(machine.name),
     })
-}
-
-/// A number that no earlier launch of this machine has.
-fn revision() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    now.as_nanos() as u64
-}
-
-fn start_failure(host: &Host, machine: &MachineName, error: codchi_runtime::Error) -> DriverError {
-    match error {
-        codchi_runtime::Error::Start { why, console, .. } => DriverError::Start {
-            machine: machine.clone(),
-            reason: why,
-            console,
-            log: host.dirs.console_log(machine),
-        },
-        other => other.into(),
-    }
 }

@@ -3,7 +3,9 @@
 //! A machine runs in a user and mount namespace that is the child of an outer one, in which all its mounts are made:
 //! what the outer namespace mounted, the machine can neither unmount nor change ([`outer`]). A supervisor
 //! ([`mod@supervise`]) is the parent of its PID 1; [`start`] starts and stops supervisors, [`mod@state`] tells what they do.
+//! Where an engine is the parent of PID 1, [`mod@attend`] does what a supervisor does besides.
 
+pub mod attend;
 mod caps;
 mod cgroup;
 pub mod enter;
@@ -16,6 +18,8 @@ pub mod network;
 pub mod outer;
 mod ports;
 pub mod probe;
+mod resolver;
+pub mod services;
 pub mod spec;
 pub mod start;
 pub mod state;

@@ -6,12 +6,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use codchi_core::port::PortState;
 use codchi_fs::Context;
 use codchi_sys::process::{self, Child, End, Namespaces};
 use codchi_sys::signal::{self, Signals};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::inotify::{CreateFlags, WatchFlags};
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
@@ -21,24 +19,12 @@ use crate::inside::{self, hear, say, word};
 use crate::mounts::{self, Owner};
 use crate::network::{self, Network, Way};
 use crate::outer::{self, Outer};
+use crate::services::{self, Running, Service};
 use crate::spec::{Launch, NetworkMode, Spec};
 use crate::start::Event;
 use crate::state::{State, Supervisor};
-use crate::{ids, ports, state};
+use crate::{ids, ports, resolver, state};
 
-/// Something that serves a machine for as long as it runs, such as its endpoint at the nix-daemon.
-pub trait Service {
-    /// For messages.
-    fn name(&self) -> &str;
-    /// Serves, in a process of its own inside the outer namespace, until SIGTERM. Calls `ready` once it can be used:
-    /// PID 1 waits for that. Threads are fine here.
-    fn run(&mut self, ready: &mut dyn FnMut()) -> Result<(), String>;
-}
-
-/// How often a service that ends is started again before it is given up.
-const RESTARTS: u32 = 5;
-/// How long a service may take to be ready.
-const SERVICE_PATIENCE: Duration = Duration::from_secs(30);
 /// Largest size of the console log, of which one older part is kept.
 const LOG_SIZE: u64 = 1 << 20;
 /// How long a machine that is not ready yet is given to hear that it shall stop.
@@ -62,29 +48,34 @@ pub fn supervise(dir: &Path, mut services: Vec<Box<dyn Service>>) -> Result<()> 
         done
     });
     if let Err(e) = &done {
-        use codchi_core::report::Diagnose;
-        let (message, console) = match e {
-            Error::Start { why, console, .. } => (why.clone(), console.clone()),
-            other => (other.to_string(), Vec::new()),
-        };
-        let (host, hints) = match e {
-            Error::Host { hints, .. } => (true, hints.clone()),
-            other => (other.kind() == codchi_core::report::Kind::Host, Vec::new()),
-        };
-        teller.tell(&Event::Failed { message, console, host, hints });
+        teller.tell_failure(e);
     }
     done
 }
 
 /// Whoever started us and listens, if anyone does.
-struct Teller(Option<std::os::unix::net::UnixStream>);
+pub(crate) struct Teller(Option<std::os::unix::net::UnixStream>);
 
 impl Teller {
-    fn connect(dir: &Path) -> Teller {
+    /// Why the machine is not up.
+    pub(crate) fn tell_failure(&mut self, error: &Error) {
+        use codchi_core::report::Diagnose;
+        let (message, console) = match error {
+            Error::Start { why, console, .. } => (why.clone(), console.clone()),
+            other => (other.to_string(), Vec::new()),
+        };
+        let (host, hints) = match error {
+            Error::Host { hints, .. } => (true, hints.clone()),
+            other => (other.kind() == codchi_core::report::Kind::Host, Vec::new()),
+        };
+        self.tell(&Event::Failed { message, console, host, hints });
+    }
+
+    pub(crate) fn connect(dir: &Path) -> Teller {
         Teller(crate::start::connect_events(dir).ok())
     }
 
-    fn tell(&mut self, e: &Event) {
+    pub(crate) fn tell(&mut self, e: &Event) {
         let Some(s) = &mut self.0 else { return };
         let mut line = serde_json::to_vec(e).unwrap_or_default();
         line.push(b'\n');
@@ -92,12 +83,6 @@ impl Teller {
             self.0 = None;
         }
     }
-}
-
-struct Running {
-    service: usize,
-    child: Child,
-    restarts: u32,
 }
 
 struct Supervision {
@@ -221,7 +206,7 @@ impl Supervision {
 
     fn run(&mut self, services: &mut [Box<dyn Service>], teller: &mut Teller) -> Result<()> {
         for (i, s) in services.iter_mut().enumerate() {
-            let child = self.start_service(s)?;
+            let child = services::start(s)?;
             self.running.push(Running { service: i, child, restarts: 0 });
         }
         loop {
@@ -238,40 +223,6 @@ impl Supervision {
                 }
             }
         }
-    }
-
-    fn start_service(&self, service: &mut Box<dyn Service>) -> Result<Child> {
-        let name = service.name().to_string();
-        let (r, w) = outer::pipe()?;
-        let child = process::fork(|| {
-            signal::reset();
-            let kill = Some(rustix::process::Signal::KILL);
-            if rustix::process::set_parent_process_death_signal(kill).is_err() {
-                return 1;
-            }
-            let mut ready = || {
-                let _ = rustix::io::write(&w, b"x");
-            };
-            match service.run(&mut ready) {
-                Ok(()) => 0,
-                Err(e) => {
-                    // Standard error is the supervisor's log.
-                    let _ = writeln!(io::stderr(), "{}: {e}", service.name());
-                    1
-                }
-            }
-        })
-        .doing("start a service")?;
-        drop(w);
-        let mut fds = [PollFd::new(&r, PollFlags::IN), PollFd::new(&child, PollFlags::IN)];
-        let patience = rustix::time::Timespec { tv_sec: SERVICE_PATIENCE.as_secs() as _, tv_nsec: 0 };
-        let n = poll(&mut fds, Some(&patience)).doing("wait for a service")?;
-        if n > 0 && rustix::io::read(&r, &mut [0u8]) == Ok(1) {
-            return Ok(child);
-        }
-        child.signal(signal::SIGKILL).doing("end a service")?;
-        child.wait().doing("end a service")?;
-        Err(Error::Told(format!("the service `{name}` of the machine did not start; see `supervisor.log`")))
     }
 
     /// From making the namespaces to the end of PID 1.
@@ -382,28 +333,12 @@ impl Supervision {
 
     /// Writes the machine's resolver file and watches the host's.
     fn follow_resolver(&mut self, way: Way) -> Result<()> {
-        let host = Path::new("/etc/resolv.conf");
-        let watch = rustix::fs::inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
-            .doing("watch a directory")?;
-        let flags = WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::CREATE;
-        let real = std::fs::canonicalize(host).ok();
-        // In the outer namespace /etc may be a private folder with a link to the host's file.
-        let dirs = [Some(host), real.as_deref()].into_iter().flatten().filter_map(Path::parent);
-        for dir in dirs.chain([Path::new(crate::outer::HOST_ETC)]) {
-            let _ = rustix::fs::inotify::add_watch(&watch, dir, flags);
-        }
-        self.resolver = Some(watch);
+        self.resolver = Some(resolver::watch()?);
         self.write_resolver(way)
     }
 
     fn write_resolver(&self, way: Way) -> Result<()> {
-        let text = network::resolv_conf(&network::host_resolvers()?, way.resolver());
-        let path = self.dir.join("host/resolv.conf");
-        if codchi_fs::read_if_exists(&path)?.as_deref() != Some(&text) {
-            crate::start::write_quick(&path, text.as_bytes())?;
-            rustix::fs::chmod(&path, Mode::from_raw_mode(0o644)).at("change the mode of", &path)?;
-        }
-        Ok(())
+        resolver::write(&self.dir, way)
     }
 
     fn watch(
@@ -503,22 +438,16 @@ impl Supervision {
         services: &mut [Box<dyn Service>],
         teller: &mut Teller,
     ) -> Result<()> {
-        if let Some(w) = &self.resolver {
-            let mut seen = false;
-            while rustix::io::read(w, &mut [0u8; 4096]).is_ok_and(|n| n > 0) {
-                seen = true;
+        if self.resolver.as_ref().is_some_and(resolver::changed) {
+            if let Err(e) = self.write_resolver(network.way) {
+                self.warn(e.to_string(), teller);
             }
-            if seen {
-                if let Err(e) = self.write_resolver(network.way) {
-                    self.warn(e.to_string(), teller);
-                }
-                // The program knows the resolver it asks from its own start only.
-                if network.program.is_some()
-                    && network::forwarded(&network::host_resolvers()?) != network.forwards
-                {
-                    stop_program(network)?;
-                    self.reconnect(network, teller)?;
-                }
+            // The program knows the resolver it asks from its own start only.
+            if network.program.is_some()
+                && network::forwarded(&network::host_resolvers()?) != network.forwards
+            {
+                stop_program(network)?;
+                self.reconnect(network, teller)?;
             }
         }
         if let Some(p) = &network.program
@@ -527,27 +456,10 @@ impl Supervision {
             self.warn(format!("the network program ended ({end:?}) and is started again"), teller);
             self.reconnect(network, teller)?;
         }
-        for i in 0..self.running.len() {
-            if self.running[i].child.try_wait().doing("wait for a service")?.is_none() {
-                continue;
-            }
-            let (service, restarts) = (self.running[i].service, self.running[i].restarts + 1);
-            let name = services[service].name().to_string();
-            if restarts > RESTARTS {
-                self.running.remove(i);
-                self.warn(format!("the service `{name}` keeps ending and is given up"), teller);
-                self.write_state()?;
-                break;
-            }
-            self.warn(format!("the service `{name}` ended and is started again"), teller);
-            match self.start_service(&mut services[service]) {
-                Ok(child) => self.running[i] = Running { service, child, restarts },
-                Err(e) => {
-                    self.running.remove(i);
-                    self.warn(e.to_string(), teller);
-                    break;
-                }
-            }
+        let mut said = Vec::new();
+        services::restart_ended(&mut self.running, services, &mut |m| said.push(m))?;
+        for m in said {
+            self.warn(m, teller);
         }
         let mut keep: Vec<i32> = self.running.iter().map(|r| r.child.pid).collect();
         keep.extend(self.told.leader);
@@ -594,10 +506,7 @@ impl Supervision {
                 return Ok(());
             }
         };
-        let freed = |p: &&PortState| {
-            p.problem.is_some() && ports::examine(&self.dir, &[p.forward]).iter().all(|p| p.problem.is_none())
-        };
-        if new.ports != self.launch.ports || self.told.ports.iter().find(freed).is_some() {
+        if ports::to_change(&self.dir, &self.launch.ports, &new.ports, &self.told.ports) {
             self.launch.ports = new.ports;
             stop_program(network)?;
             self.reconnect(network, teller)?;
@@ -649,15 +558,7 @@ impl Supervision {
     /// Leaves nothing.
     fn end(mut self, services: &[Box<dyn Service>], failed: bool) {
         let _ = services;
-        for r in self.running.drain(..) {
-            let _ = r.child.signal(signal::SIGTERM);
-            let mut fds = [PollFd::new(&r.child, PollFlags::IN)];
-            let patience = rustix::time::Timespec { tv_sec: 5, tv_nsec: 0 };
-            if poll(&mut fds, Some(&patience)) != Ok(1) {
-                let _ = r.child.signal(signal::SIGKILL);
-            }
-            let _ = r.child.wait();
-        }
+        services::end(&mut self.running);
         mounts::unstage();
         if let Some(t) = self.tree.take() {
             t.leave();
@@ -676,7 +577,7 @@ impl Supervision {
 }
 
 /// Ends the network program, to start it anew.
-fn stop_program(network: &mut Network) -> Result<()> {
+pub(crate) fn stop_program(network: &mut Network) -> Result<()> {
     if let Some(p) = network.program.take() {
         p.signal(signal::SIGKILL).doing("restart the network program")?;
         p.wait().doing("restart the network program")?;
@@ -696,6 +597,11 @@ fn lay_out(dir: &Path, owner: Owner) -> Result<OwnedFd> {
                 .at("change the owner of", &d)?;
         }
     }
+    notification_socket(dir)
+}
+
+/// The socket that PID 1 reports to.
+pub(crate) fn notification_socket(dir: &Path) -> Result<OwnedFd> {
     let at = dir.join("notify");
     let parent = rustix::fs::open(&at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .at("open", &at)?;

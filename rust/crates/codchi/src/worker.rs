@@ -6,7 +6,7 @@ use codchi_core::machine::Host as Attachment;
 use codchi_core::name::MachineName;
 use codchi_core::plan::{Activation, Part, Step};
 use codchi_core::progress::{Event, Progress};
-use codchi_core::report::Kind;
+use codchi_core::report::{Diagnose, Kind};
 use codchi_core::status::State;
 use codchi_drivers::{Driver, Given, Host, Machine, Switched, System};
 use codchi_nix::generations::Record;
@@ -101,12 +101,24 @@ impl<'a> MachineWorker<'a> {
         }
     }
 
-    /// The driver, also of a machine of which little is left.
     fn driver(&self) -> Result<&'static dyn Driver> {
-        match self.attachment() {
-            Ok(a) => Ok(codchi_drivers::find(&a.driver)?),
-            Err(_) => codchi_drivers::all().next().ok_or_else(|| Failure::failed("there is no driver")),
+        Ok(codchi_drivers::find(&self.attachment()?.driver)?)
+    }
+
+    /// Removes what the machine's driver has of it. Of a machine of which little is left nobody knows the driver any more:
+    /// each that works removes what it has.
+    fn remove(&self, host: &Host) -> Result<()> {
+        if self.attachment().is_ok() {
+            return Ok(self.driver()?.remove(host, &self.name)?);
         }
+        let mut failed = None;
+        for driver in codchi_drivers::all().filter(|d| d.info().runs) {
+            match driver.remove(host, &self.name) {
+                Err(e) if e.kind() != Kind::Host => failed = Some(e),
+                _ => {}
+            }
+        }
+        failed.map_or(Ok(()), |e| Err(e.into()))
     }
 
     fn system(&self, toplevel: &str, parts: &HostParts) -> Result<System> {
@@ -316,6 +328,8 @@ impl Worker for MachineWorker<'_> {
                 let machine = Machine { name: &self.name, attachment: &attachment, system: None };
                 self.driver()?.create(&parts.host(app, self.store), &machine)?;
                 if let Some(script) = &self.script {
+                    codchi_fs::create_private_dir(&app.dirs.data)?;
+                    codchi_fs::create_private_dir(app.dirs.machine_data(&self.name))?;
                     codchi_fs::write_atomic(pending_script(app, &self.name), script, 0o600)?;
                 }
                 Ok(())
@@ -375,7 +389,7 @@ impl Worker for MachineWorker<'_> {
             }
             Step::RemoveRoot { .. } => {
                 let parts = HostParts::none();
-                self.driver()?.remove(&parts.host(app, self.store), &self.name)?;
+                self.remove(&parts.host(app, self.store))?;
                 codchi_fs::remove_if_exists(pending_script(app, &self.name))?;
                 remove_empty(&app.dirs.machine_data(&self.name));
                 // Of a machine that is taken back nobody can ask for the log.
