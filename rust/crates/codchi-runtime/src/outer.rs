@@ -55,6 +55,9 @@ pub(crate) const HOST_ETC: &str = "/.codchi-etc";
 /// Files of a private /etc that are copies. The last two because newuidmap, for a namespace in this one, takes no links.
 const OWN_FILES: [&str; 4] = ["passwd", "group", "subuid", "subgid"];
 
+/// Parts of ssh's configuration that belong to nobody in a user namespace, which ssh refuses; of `/etc`.
+const SSH_FRAGMENTS: &str = "ssh/ssh_config.d";
+
 /// How many build users an own store has.
 const BUILD_USERS: u32 = 32;
 
@@ -99,9 +102,13 @@ pub fn enter(config: &OuterConfig) -> Result<Outer> {
     rustix::mount::mount_change("/", follow).map_err(|e| mounts_refused(e.into(), privileged))?;
     let build_users = config.nix.as_deref().map(|nix| first_build_user(nix, privileged));
     let private_etc = caller.is_some() || build_users.is_some();
-    build_root(config, private_etc)?;
+    let own_ssh = caller.is_some() && codchi_fs::read_dir(host_etc().join(SSH_FRAGMENTS)).is_ok();
+    build_root(config, private_etc, own_ssh)?;
     if private_etc {
         name_ids(caller.as_ref(), build_users)?;
+    }
+    if own_ssh {
+        copy_ssh_fragments()?;
     }
     Ok(Outer { ids, privileged })
 }
@@ -400,6 +407,11 @@ pub(crate) fn attach(tree: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
     Ok(rustix::mount::move_mount(tree, "", target, "", flags)?)
 }
 
+/// Where the host's /etc shows: in a namespace like this one, elsewhere already.
+fn host_etc() -> &'static Path {
+    Path::new(if Path::new(HOST_ETC).is_dir() { HOST_ETC } else { "/etc" })
+}
+
 type Entries = Vec<(OsString, Entry)>;
 
 enum Entry {
@@ -408,10 +420,10 @@ enum Entry {
 }
 
 /// A root of our own that shows what the host's shows, except for /nix and, where wanted, the files of accounts.
-fn build_root(config: &OuterConfig, private_etc: bool) -> Result<()> {
+fn build_root(config: &OuterConfig, private_etc: bool, own_ssh: bool) -> Result<()> {
     let cwd = std::env::current_dir().ok();
     let (mut entries, mut etc) = (Entries::new(), Entries::new());
-    let host_etc = Path::new(if Path::new(HOST_ETC).is_dir() { HOST_ETC } else { "/etc" });
+    let host_etc = host_etc();
     for e in codchi_fs::read_dir("/")? {
         let name = e.file_name();
         // In a namespace like this one the host's /etc shows elsewhere already.
@@ -444,7 +456,7 @@ fn build_root(config: &OuterConfig, private_etc: bool) -> Result<()> {
         for e in codchi_fs::read_dir(host_etc)? {
             let (name, path) = (e.file_name(), e.path());
             let kind = e.file_type().at("examine", &path)?;
-            let entry = if OWN_FILES.iter().any(|own| name == *own) {
+            let entry = if OWN_FILES.iter().any(|own| name == *own) || (own_ssh && name == "ssh") {
                 continue;
             } else if kind.is_dir() && path.join("flake.nix").exists() {
                 // Nix takes no link for a flake's folder.
@@ -538,6 +550,49 @@ fn name_ids(caller: Option<&Caller>, build_users: Option<u32>) -> Result<()> {
     Ok(())
 }
 
+/// ssh ends with an error where a file that its configuration includes belongs neither to root nor to the caller, as the host's
+/// do in a user namespace. So those are copies, which are the caller's.
+fn copy_ssh_fragments() -> Result<()> {
+    let (host, own) = (Path::new(HOST_ETC).join("ssh"), Path::new("/etc/ssh"));
+    codchi_fs::create_dir_all(own)?;
+    for e in codchi_fs::read_dir(&host)? {
+        let name = e.file_name();
+        if name != "ssh_config.d" {
+            codchi_fs::symlink_atomic(host.join(&name), own.join(&name))?;
+        }
+    }
+    let copies = own.join("ssh_config.d");
+    codchi_fs::create_dir_all(&copies)?;
+    let read = |path: &Path| codchi_fs::read_if_exists(path).ok().flatten();
+    for e in codchi_fs::read_dir(Path::new(HOST_ETC).join(SSH_FRAGMENTS))? {
+        if let Some(text) = read(&e.path()) {
+            codchi_fs::write(copies.join(e.file_name()), inlined(&text, &read, 0))?;
+        }
+    }
+    Ok(())
+}
+
+/// A part of ssh's configuration with what it includes in its place, where that is one file without conditions.
+fn inlined(text: &str, read: &dyn Fn(&Path) -> Option<String>, depth: usize) -> String {
+    let word = |line: &str| line.split_whitespace().next().unwrap_or_default().to_ascii_lowercase();
+    let mut out = String::with_capacity(text.len());
+    for line in text.lines() {
+        let file = line.trim().split_once(char::is_whitespace).map_or("", |(_, f)| f.trim());
+        let included = (word(line) == "include" && file.starts_with('/') && depth < 8)
+            .then(|| read(Path::new(file)))
+            .flatten()
+            .filter(|t| !t.lines().any(|l| ["host", "match"].contains(&word(l).as_str())));
+        match included {
+            Some(t) => out.push_str(&inlined(&t, read, depth + 1)),
+            None => {
+                out.push_str(line);
+                out.push('\n');
+            }
+        }
+    }
+    out
+}
+
 fn account_files(
     passwd: &str,
     group: &str,
@@ -610,6 +665,21 @@ mod tests {
         assert!(!p.contains("1001"), "{p}");
         assert_eq!(p.matches("nixbld1:").count(), 1);
         assert!(g.contains("users:x:65536:bob\n") && g.contains("nixbld:x:30000:nixbld1,"), "{g}");
+    }
+
+    #[test]
+    fn what_a_part_of_sshs_configuration_includes_takes_its_place() {
+        let read = |p: &Path| match p.to_str() {
+            Some("/etc/crypto") => Some("Ciphers a,b\n".into()),
+            Some("/etc/hosts.conf") => Some("Host x\n  Port 1\n".into()),
+            _ => None,
+        };
+        let text =
+            "Match all\n  Include /etc/crypto\nInclude /etc/hosts.conf\ninclude /nowhere\nInclude *.conf\n";
+        assert_eq!(
+            inlined(text, &read, 0),
+            "Match all\nCiphers a,b\nInclude /etc/hosts.conf\ninclude /nowhere\nInclude *.conf\n"
+        );
     }
 
     #[test]
