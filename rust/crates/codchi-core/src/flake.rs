@@ -107,6 +107,14 @@ pub struct Flake {
     top: ast::AttrSet,
 }
 
+/// A place in `outputs` that names an input.
+enum Use {
+    /// `inputs.NAME`: the attribute.
+    Select(ast::Attr),
+    /// In another way.
+    Other(rnix::SyntaxNode),
+}
+
 /// One `a.b.c = value;`, with the names of the sets round it.
 struct Binding {
     path: Vec<String>,
@@ -233,10 +241,7 @@ impl Flake {
             Some(entry) if attrpath_names(&entry).is_some_and(|p| p.len() == 1) => match entry.value() {
                 Some(ast::Expr::AttrSet(set)) => match set.entries().last() {
                     Some(inner) => self.insert_after(inner.syntax(), &format!("{key}.url = {value};")),
-                    None => {
-                        let range = range_of(set.syntax());
-                        self.spliced(range, &format!("{{ {key}.url = {value}; }}"))
-                    }
+                    None => self.fill(set.syntax(), &format!("{key}.url = {value};")),
                 },
                 _ => self.refuse(entry.syntax(), "`inputs` is not written as a plain set"),
             },
@@ -305,18 +310,7 @@ impl Flake {
                 let end = range_of(last.syntax()).end;
                 self.spliced(end..end, &format!(" {wanted}"))
             }
-            None => {
-                let range = range_of(list.syntax());
-                let inside = &self.text[range.start + 1..range.end - 1];
-                if inside.trim().is_empty() {
-                    self.spliced(range, &format!("[ {wanted} ]"))
-                } else {
-                    // Only comments stand in the list.
-                    let at = range.start + 1 + inside.trim_end().len();
-                    let indent = format!("{}  ", self.indent_of(list.syntax()));
-                    self.spliced(at..at, &format!("\n{indent}{wanted}"))
-                }
-            }
+            None => self.fill(list.syntax(), &wanted),
         }
     }
 
@@ -337,6 +331,186 @@ impl Flake {
             return self.refuse(list.syntax(), format!("there is no module of `{what}` in the list"));
         }
         self.without(ranges)
+    }
+
+    /// Calls an input something else, wherever the flake names it.
+    pub fn rename_input(&self, old: &InputName, new: &InputName) -> Result<Flake, FlakeError> {
+        let bindings = self.bindings();
+        let of = |name: &InputName| {
+            bindings.iter().find(|b| b.path.len() > 1 && b.path[0] == "inputs" && b.path[1] == name.as_str())
+        };
+        if of(old).is_none() {
+            return self.refuse(self.top.syntax(), format!("there is no input `{old}`"));
+        }
+        if let Some(there) = of(new) {
+            return self.refuse(there.entry.syntax(), format!("there is an input `{new}` already"));
+        }
+        let mut edits: Vec<(Range<usize>, String)> = Vec::new();
+        let key = attr_name(new.as_str());
+        for entry in self.top.attrpath_values() {
+            let Some(path) = entry.attrpath() else { continue };
+            let attrs: Vec<ast::Attr> = path.attrs().collect();
+            if attrs.first().and_then(attr_text).as_deref() != Some("inputs") {
+                continue;
+            }
+            match (attrs.get(1), entry.value()) {
+                (Some(attr), _) if attr_text(attr).as_deref() == Some(old.as_str()) => {
+                    edits.push((range_of(attr.syntax()), key.clone()));
+                }
+                (None, Some(ast::Expr::AttrSet(set))) => {
+                    let firsts = set.attrpath_values().filter_map(|e| e.attrpath()?.attrs().next());
+                    let named = firsts.filter(|a| attr_text(a).as_deref() == Some(old.as_str()));
+                    edits.extend(named.map(|a| (range_of(a.syntax()), key.clone())));
+                }
+                _ => {}
+            }
+        }
+        for b in
+            bindings.iter().filter(|b| b.path[0] == "inputs" && b.path.last().is_some_and(|n| n == "follows"))
+        {
+            let Some(target) = plain_string(&b.value) else { continue };
+            if target.split('/').next() == Some(old.as_str()) {
+                edits.push((
+                    range_of(b.value.syntax()),
+                    string(&target.replacen(old.as_str(), new.as_str(), 1)),
+                ));
+            }
+        }
+        for used in self.uses(old)? {
+            match used {
+                Use::Select(attr) => edits.push((range_of(attr.syntax()), key.clone())),
+                Use::Other(node) => {
+                    return self
+                        .refuse(&node, format!("`{old}` is named here in a way that is not understood"));
+                }
+            }
+        }
+        edits.sort_by_key(|(range, _)| range.start);
+        let mut text = self.text.clone();
+        for (range, with) in edits.into_iter().rev() {
+            text.replace_range(range, &with);
+        }
+        Flake::parse(&text)
+    }
+
+    /// The first place that names an input beside its own lines and the list of modules.
+    pub fn other_use(&self, name: &InputName) -> Result<Option<usize>, FlakeError> {
+        let list = self.module_list()?;
+        let within = range_of(list.syntax());
+        let listed = |node: &rnix::SyntaxNode| {
+            let r = range_of(node);
+            within.start <= r.start && r.end <= within.end && {
+                list.items().any(|i| {
+                    range_of(i.syntax()).contains(&r.start) && describe_module(&i).of_input.is_some()
+                })
+            }
+        };
+        for used in self.uses(name)? {
+            let node = match &used {
+                Use::Select(attr) => attr.syntax(),
+                Use::Other(node) => node,
+            };
+            if !listed(node) {
+                return Ok(Some(self.line(node)));
+            }
+        }
+        let follows = self.bindings().into_iter().find(|b| {
+            b.path.len() > 2
+                && b.path[0] == "inputs"
+                && b.path[1] != name.as_str()
+                && b.path.last().is_some_and(|n| n == "follows")
+                && plain_string(&b.value).is_some_and(|t| t.split('/').next() == Some(name.as_str()))
+        });
+        Ok(follows.map(|b| self.line(b.entry.syntax())))
+    }
+
+    /// Where `outputs` names an input.
+    fn uses(&self, name: &InputName) -> Result<Vec<Use>, FlakeError> {
+        let outputs = self.outputs()?;
+        let mut found = Vec::new();
+        for node in outputs.syntax().descendants() {
+            if let Some(select) = ast::Select::cast(node.clone()) {
+                let of_inputs =
+                    matches!(select.expr(), Some(ast::Expr::Ident(i)) if i.syntax().text() == "inputs");
+                let first = select.attrpath().and_then(|p| p.attrs().next());
+                match first {
+                    Some(attr) if of_inputs && attr_text(&attr).as_deref() == Some(name.as_str()) => {
+                        found.push(Use::Select(attr));
+                    }
+                    // A name that is computed may be this one.
+                    Some(ast::Attr::Dynamic(d)) if of_inputs => found.push(Use::Other(d.syntax().clone())),
+                    _ => {}
+                }
+            } else if let Some(entry) = ast::PatEntry::cast(node.clone()) {
+                if entry.ident().is_some_and(|i| i.syntax().text() == name.as_str()) {
+                    found.push(Use::Other(node));
+                }
+            } else if let Some(inherit) = ast::Inherit::cast(node.clone())
+                && inherit.from().is_some_and(|f| f.syntax().text().to_string().contains("inputs"))
+                && inherit.attrs().any(|a| attr_text(&a).as_deref() == Some(name.as_str()))
+            {
+                found.push(Use::Other(node));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whose nixpkgs it uses: the input that it follows, `codchi` among them; none where it has one of its own.
+    pub fn nixpkgs_from(&self) -> Option<String> {
+        let b = self.bindings().into_iter().find(|b| b.path == ["inputs", "nixpkgs", "follows"])?;
+        let target = plain_string(&b.value)?;
+        target.strip_suffix("/nixpkgs").filter(|t| !t.contains('/')).map(str::to_owned)
+    }
+
+    /// Takes nixpkgs from an input, or, with none, from Codchi.
+    pub fn set_nixpkgs(&self, from: Option<&InputName>) -> Result<Flake, FlakeError> {
+        let target = string(&format!("{}/nixpkgs", from.map_or("codchi", InputName::as_str)));
+        let bindings = self.bindings();
+        let of: Vec<&Binding> =
+            bindings.iter().filter(|b| b.path.len() > 1 && b.path[..2] == ["inputs", "nixpkgs"]).collect();
+        match of.as_slice() {
+            [one] if one.path[2..] == ["follows"] => match plain_string(&one.value) {
+                Some(_) => self.spliced(range_of(one.value.syntax()), &target),
+                None => self.refuse(one.entry.syntax(), "what `nixpkgs` follows is computed"),
+            },
+            [] => match self
+                .top
+                .attrpath_values()
+                .find(|e| attrpath_names(e).is_some_and(|p| p[0] == "inputs"))
+            {
+                Some(first) if attrpath_names(&first).is_some_and(|p| p.len() == 1) => match first.value() {
+                    Some(ast::Expr::AttrSet(set)) => match set.entries().next() {
+                        Some(inner) => {
+                            self.insert_after(inner.syntax(), &format!("nixpkgs.follows = {target};"))
+                        }
+                        None => self.fill(set.syntax(), &format!("nixpkgs.follows = {target};")),
+                    },
+                    _ => self.refuse(first.syntax(), "`inputs` is not written as a plain set"),
+                },
+                Some(first) => {
+                    self.insert_after(first.syntax(), &format!("inputs.nixpkgs.follows = {target};"))
+                }
+                None => self.refuse(self.top.syntax(), "it has no `inputs`"),
+            },
+            [first, ..] => {
+                self.refuse(first.entry.syntax(), "`nixpkgs` has an address or settings of its own here")
+            }
+        }
+    }
+
+    /// Puts the first entry into an empty set or list, after the comments that stand in it.
+    fn fill(&self, brackets: &rnix::SyntaxNode, what: &str) -> Result<Flake, FlakeError> {
+        let Range { start, end } = range_of(brackets);
+        let inside = &self.text[start + 1..end - 1];
+        if inside.trim().is_empty() {
+            let (open, close) = (&self.text[start..start + 1], &self.text[end - 1..end]);
+            return self.spliced(start..end, &format!("{open} {what} {close}"));
+        }
+        let at = start + 1 + inside.trim_end().len();
+        let indent = self.indent_of(brackets);
+        // A comment to the end of the line would hide a bracket that follows on it.
+        let close = if self.text[at..end].contains('\n') { String::new() } else { format!("\n{indent}") };
+        self.spliced(at..at, &format!("\n{indent}  {what}{close}"))
     }
 
     fn starts_line(&self, node: &rnix::SyntaxNode) -> bool {
@@ -678,6 +852,186 @@ mod tests {
         assert!(matches!(f.set_input(&input("a"), "y"), Err(FlakeError::Refused { line: 2, .. })));
         assert!(matches!(f.add_module(&input("a"), &attr("b")), Err(FlakeError::Refused { line: 4, .. })));
         assert!(matches!(f.add_input(&input("a"), "y"), Err(FlakeError::Refused { line: 2, .. })));
+    }
+
+    #[test]
+    fn a_new_name_is_used_everywhere() {
+        let text = EDITED.replace(
+            "  outputs = ",
+            "  inputs.other.inputs.nixpkgs.follows = \"team/nixpkgs\";\n  inputs.nixpkgs.follows = \"team/nixpkgs\";\n  outputs = ",
+        );
+        let f = Flake::parse(&text).unwrap().rename_input(&input("team"), &input("crew")).unwrap();
+        assert_eq!(
+            f.text(),
+            text.replace("    team = {", "    crew = {")
+                .replace("team/nixpkgs", "crew/nixpkgs")
+                .replace("inputs.team", "inputs.crew")
+        );
+        let back = f.rename_input(&input("crew"), &input("team")).unwrap();
+        assert_eq!(back.text(), text);
+        assert!(matches!(
+            f.rename_input(&input("other"), &input("crew")),
+            Err(FlakeError::Refused { line: 8, .. })
+        ));
+        let f = Flake::parse(
+            "{\n  inputs.a.url = \"x\";\n  outputs =\n    { a, ... }@inputs: f { modules = [ a.m ]; };\n}\n",
+        )
+        .unwrap();
+        assert!(matches!(f.rename_input(&input("a"), &input("b")), Err(FlakeError::Refused { line: 4, .. })));
+        assert_eq!(f.other_use(&input("a")), Ok(Some(4)));
+    }
+
+    #[test]
+    fn nixpkgs_comes_from_where_a_person_says() {
+        let f = Flake::parse(&new().render()).unwrap();
+        assert_eq!(f.nixpkgs_from().as_deref(), Some("codchi"));
+        let g = f.set_nixpkgs(Some(&input("my-project"))).unwrap();
+        assert_eq!(g.nixpkgs_from().as_deref(), Some("my-project"));
+        assert_eq!(g.other_use(&input("my-project")), Ok(Some(3)));
+        assert_eq!(g.set_nixpkgs(None).unwrap().text(), f.text());
+        let g = Flake::parse(EDITED).unwrap().set_nixpkgs(None).unwrap();
+        assert!(g.text().contains("# the tool\n    nixpkgs.follows = \"codchi/nixpkgs\";\n"), "{}", g.text());
+        let own = Flake::parse("{\n  inputs.nixpkgs.url = \"x\";\n  outputs = i: f { modules = [ ]; };\n}")
+            .unwrap();
+        assert!(matches!(own.set_nixpkgs(None), Err(FlakeError::Refused { line: 2, .. })));
+    }
+
+    /// Flakes as people leave them; lines with `keep` are none of the edits' business.
+    const BY_HAND: [&str; 4] = [
+        EDITED,
+        "# keep 1\n{\n  inputs.codchi.url = \"c\"; # keep 2\n\n  # keep 3\n  inputs.nixpkgs.follows = \"codchi/nixpkgs\";\n  inputs.a = { url = \"u\"; }; inputs.b.url = \"v\";\n\n  outputs = { codchi, ... } @ inputs:\n    codchi.lib.codeMachine\n    {\n      inherit inputs; /* keep 4 */\n      modules = [ inputs.a.nixosModules.default { x = 1; /* keep 5 */ } inputs.b.m.\"y z\" ];\n    }; # keep 6\n  # keep 7\n}\n",
+        "{ inputs = { codchi.url = \"c\"; }; outputs = inputs: inputs.codchi.lib.codeMachine { modules = [ ]; }; /* keep */ }",
+        "{\n  inputs = {\n    # keep 1\n  };\n  outputs =\n    inputs:\n    f {\n      modules = [\n        # keep 2\n        ./keep.nix # keep 3\n        (import ./keep2.nix { })\n      ];\n    };\n}\n",
+    ];
+
+    #[derive(Clone, Debug)]
+    enum Edit {
+        Add(u8, String),
+        Point(u8, String),
+        Module(u8, u8),
+        Unlist(u8, Option<u8>),
+        Remove(u8),
+        Rename(u8, u8),
+        Nixpkgs(Option<u8>),
+    }
+
+    fn edits() -> impl proptest::strategy::Strategy<Value = Vec<Edit>> {
+        use proptest::prelude::*;
+        let n = 0u8..4;
+        let one = prop_oneof![
+            3 => (n.clone(), "[ -~\n]{0,12}").prop_map(|(i, u)| Edit::Add(i, u)),
+            1 => (n.clone(), "[ -~]{0,12}").prop_map(|(i, u)| Edit::Point(i, u)),
+            3 => (n.clone(), 0u8..3).prop_map(|(i, m)| Edit::Module(i, m)),
+            1 => (n.clone(), proptest::option::of(0u8..3)).prop_map(|(i, m)| Edit::Unlist(i, m)),
+            1 => n.clone().prop_map(Edit::Remove),
+            1 => (n.clone(), n.clone()).prop_map(|(i, j)| Edit::Rename(i, j)),
+            1 => proptest::option::of(n).prop_map(Edit::Nixpkgs),
+        ];
+        proptest::collection::vec(one, 1..10)
+    }
+
+    /// What is said of inputs and modules, beside the text.
+    type Said = (Vec<(String, Option<String>)>, Vec<(String, AttrPath)>, Option<String>);
+
+    fn said(f: &Flake) -> Said {
+        let modules = f.modules().unwrap().into_iter().filter_map(|m| m.of_input).collect();
+        (f.inputs().into_iter().filter(|(n, _)| n != "nixpkgs").collect(), modules, f.nixpkgs_from())
+    }
+
+    /// The lines and comments that no edit may touch.
+    fn kept(text: &str) -> Vec<String> {
+        text.match_indices("keep")
+            .map(|(i, _)| text[i..].chars().take(9).collect::<String>())
+            .map(|s| s.split(['\n', '*', '.', '}']).next().unwrap_or_default().trim().to_owned())
+            .collect()
+    }
+
+    fn apply(f: &Flake, said: &mut Said, edit: &Edit) -> Result<Flake, FlakeError> {
+        let names = ["alpha", "team", "a", "b"].map(input);
+        let attrs = ["nixosModules.default", "m.\"y z\"", "nixosModules.dev"].map(attr);
+        let name = |i: &u8| &names[usize::from(*i)];
+        let (inputs, modules, nixpkgs) = said;
+        let new = match edit {
+            Edit::Add(i, url) => {
+                let new = f.add_input(name(i), url)?;
+                inputs.push((name(i).to_string(), Some(url.clone())));
+                // They are listed in the order of the file; the last of the sets comes last.
+                let order: Vec<String> = new.inputs().into_iter().map(|(n, _)| n).collect();
+                inputs.sort_by_key(|(n, _)| order.iter().position(|o| o == n));
+                new
+            }
+            Edit::Point(i, url) => {
+                let new = f.set_input(name(i), url)?;
+                inputs
+                    .iter_mut()
+                    .filter(|(n, _)| n == name(i).as_str())
+                    .for_each(|(_, u)| *u = Some(url.clone()));
+                new
+            }
+            Edit::Module(i, m) => {
+                let new = f.add_module(name(i), &attrs[usize::from(*m)])?;
+                modules.push((name(i).to_string(), attrs[usize::from(*m)].clone()));
+                new
+            }
+            Edit::Unlist(i, m) => {
+                let at = m.map(|m| &attrs[usize::from(m)]);
+                let new = f.remove_module(name(i), at)?;
+                modules.retain(|(n, a)| n != name(i).as_str() || at.is_some_and(|at| at != a));
+                new
+            }
+            Edit::Remove(i) => {
+                let new = f.remove_input(name(i))?;
+                inputs.retain(|(n, _)| n != name(i).as_str());
+                new
+            }
+            Edit::Rename(i, j) => {
+                let new = f.rename_input(name(i), name(j))?;
+                inputs
+                    .iter_mut()
+                    .filter(|(n, _)| n == name(i).as_str())
+                    .for_each(|(n, _)| *n = name(j).to_string());
+                modules
+                    .iter_mut()
+                    .filter(|(n, _)| n == name(i).as_str())
+                    .for_each(|(n, _)| *n = name(j).to_string());
+                if nixpkgs.as_deref() == Some(name(i).as_str()) {
+                    *nixpkgs = Some(name(j).to_string());
+                }
+                new
+            }
+            Edit::Nixpkgs(from) => {
+                let new = f.set_nixpkgs(from.as_ref().map(name))?;
+                *nixpkgs = Some(from.as_ref().map_or("codchi".into(), |i| name(i).to_string()));
+                new
+            }
+        };
+        Ok(new)
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig {
+            // The whole of ten thousand takes minutes in a build without optimisation.
+            cases: std::env::var("CODCHI_TEST_EDITS").ok().and_then(|n| n.parse().ok()).unwrap_or(2000),
+            ..proptest::prelude::ProptestConfig::default()
+        })]
+        #[test]
+        fn any_sequence_of_edits_does_what_it_says_and_nothing_else(which in 0usize..4, edits in edits()) {
+            let mut flake = Flake::parse(BY_HAND[which]).unwrap();
+            let mut model = said(&flake);
+            for edit in &edits {
+                let mut next = model.clone();
+                match apply(&flake, &mut next, edit) {
+                    Ok(new) => (flake, model) = (new, next),
+                    // Refused is refused: with a line that is there, and nothing changed.
+                    Err(FlakeError::Refused { line, .. }) => {
+                        proptest::prop_assert!(line >= 1 && line <= flake.text().lines().count());
+                    }
+                    Err(e) => proptest::prop_assert!(false, "{edit:?}: {e} in\n{}", flake.text()),
+                }
+                proptest::prop_assert_eq!(said(&flake), model.clone(), "{:?} gave\n{}", edit, flake.text());
+                proptest::prop_assert_eq!(kept(flake.text()), kept(BY_HAND[which]), "{:?} gave\n{}", edit, flake.text());
+            }
+        }
     }
 
     proptest::proptest! {

@@ -72,6 +72,37 @@ pub fn timestamp(unix: u64) -> String {
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02}", s / 3600, s / 60 % 60)
 }
 
+/// What differs between two texts, line by line: `-` and `+`, with two lines round each change and nothing where they are equal.
+pub fn difference(old: &str, new: &str) -> Vec<String> {
+    let (a, b): (Vec<&str>, Vec<&str>) = (old.lines().collect(), new.lines().collect());
+    // The longest common subsequence; machine flakes are short.
+    let mut common = vec![vec![0usize; b.len() + 1]; a.len() + 1];
+    for i in (0..a.len()).rev() {
+        for j in (0..b.len()).rev() {
+            common[i][j] =
+                if a[i] == b[j] { common[i + 1][j + 1] + 1 } else { common[i + 1][j].max(common[i][j + 1]) };
+        }
+    }
+    let (mut i, mut j, mut all) = (0, 0, Vec::new());
+    while i < a.len() || j < b.len() {
+        if i < a.len() && j < b.len() && a[i] == b[j] {
+            all.push((' ', a[i]));
+            (i, j) = (i + 1, j + 1);
+        } else if i < a.len() && (j == b.len() || common[i + 1][j] >= common[i][j + 1]) {
+            all.push(('-', a[i]));
+            i += 1;
+        } else {
+            all.push(('+', b[j]));
+            j += 1;
+        }
+    }
+    const ROUND: usize = 2;
+    let near = |n: usize| {
+        all[n.saturating_sub(ROUND)..(n + ROUND + 1).min(all.len())].iter().any(|(m, _)| *m != ' ')
+    };
+    (0..all.len()).filter(|n| near(*n)).map(|n| format!("{} {}", all[n].0, all[n].1)).collect()
+}
+
 /// How many single-character edits (insert, delete, replace, swap of neighbours) lead from one word to the other.
 pub fn distance(a: &str, b: &str) -> usize {
     let a: Vec<char> = a.chars().collect();
@@ -146,6 +177,16 @@ mod tests {
         assert_eq!(timestamp(0), "1970-01-01 00:00");
         assert_eq!(timestamp(1_709_164_800), "2024-02-29 00:00");
         assert_eq!(timestamp(1_789_749_394), "2026-09-18 16:36");
+    }
+
+    #[test]
+    fn a_difference_shows_what_changed_and_what_is_round_it() {
+        assert_eq!(difference("a\nb\n", "a\nb\n"), [""; 0]);
+        assert_eq!(
+            difference("1\n2\n3\n4\n5\n6\n7", "1\n2\n3\n4\nfive\n6\n7"),
+            ["  3", "  4", "- 5", "+ five", "  6", "  7"]
+        );
+        assert_eq!(difference("", "x"), ["+ x"]);
     }
 
     #[test]
