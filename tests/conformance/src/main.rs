@@ -1,7 +1,7 @@
 //! The conformance suite: the same cases for every driver, against real machines.
 //!
-//! `CODCHI_SUITE` chooses the cases: `conformance` (the default), `templates` (every template is booted and used) or `faults`
-//! (killed at every step). `CODCHI_CONFORMANCE=KIND-SUITE` chooses how Codchi is run (`root` or `rootless`) and which release the built-in
+//! `CODCHI_SUITE` chooses the cases: `conformance` (the default), `templates` (every template is booted and used), `faults`
+//! (killed at every step) or `sources` (repositories on servers of its own). `CODCHI_CONFORMANCE=KIND-SUITE` chooses how Codchi is run (`root` or `rootless`) and which release the built-in
 //! base takes; `CODCHI_PROGRAM` is the program under test. The cases share one home, one store and one machine and run in
 //! order. What a case changes, it puts back, or a later case says that it builds on it.
 #![allow(clippy::print_stderr)]
@@ -10,6 +10,7 @@ mod cases;
 mod copies;
 mod faults;
 mod host;
+mod sources;
 mod templates;
 
 use std::path::PathBuf;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
     let trials: Vec<Trial> = match suite.as_str() {
         "conformance" => trials(&which, &host, cases::ALL),
         "faults" => trials(&which, &host, faults::ALL),
+        "sources" => trials(&which, &host, sources::ALL),
         "templates" => templates::all(&which, &host),
         other => {
             eprintln!("no suite is called `{other}`");

@@ -3,6 +3,7 @@
 //! Nothing here reads a file, starts a process or looks at the clock; adapters do that and hand the data in.
 
 pub mod attr;
+pub mod credentials;
 pub mod dirs;
 pub mod document;
 pub mod engine;

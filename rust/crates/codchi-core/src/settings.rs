@@ -21,6 +21,8 @@ pub struct Settings {
     pub base: BaseSettings,
     /// The store.
     pub store: StoreSettings,
+    /// Whether sources have moved on.
+    pub updates: UpdateSettings,
 }
 
 impl Default for Settings {
@@ -30,6 +32,7 @@ impl Default for Settings {
             defaults: Defaults::default(),
             base: BaseSettings::default(),
             store: StoreSettings::default(),
+            updates: UpdateSettings::default(),
         }
     }
 }
@@ -71,6 +74,20 @@ impl Default for BaseSettings {
             accept_expired: false,
             keyrings: Vec::new(),
         }
+    }
+}
+
+/// Whether sources have moved on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct UpdateSettings {
+    /// Let `status` have the git servers of sources asked in the background, at most once an hour.
+    pub check: bool,
+}
+
+impl Default for UpdateSettings {
+    fn default() -> Self {
+        UpdateSettings { check: true }
     }
 }
 

@@ -75,6 +75,12 @@ pub enum SourceError {
         /// As given.
         given: String,
     },
+    /// A password or token in it, which would be in the lock, in arguments and in logs.
+    #[error("`{shown}` holds a password: a reference is no place for one")]
+    Password {
+        /// Without the password.
+        shown: String,
+    },
     /// Characters that no reference has.
     #[error("`{given}` holds a control character or white space")]
     Control {
@@ -108,6 +114,10 @@ impl Diagnose for SourceError {
                 );
                 hints
             }
+            SourceError::Password { .. } => vec![
+                "leave it out, and name it with `--auth-from env:VARIABLE`, `file:PATH`, `netrc` or `git`"
+                    .into(),
+            ],
             _ => Vec::new(),
         }
     }
@@ -125,6 +135,9 @@ impl Source {
         };
         if is_path(reference) {
             return folder_source(reference, attr, cwd, home, look);
+        }
+        if let Some(shown) = without_password(reference) {
+            return Err(SourceError::Password { shown });
         }
         if reference.chars().any(char::is_whitespace) {
             if look.folder(&absolute(reference, cwd, home)).is_some() {
@@ -204,6 +217,19 @@ impl Source {
         Ok(self)
     }
 
+    /// The reference without a branch, tag or commit.
+    pub fn unpinned(url: &str) -> String {
+        let (plain, query) = url.split_once('?').unwrap_or((url, ""));
+        let mut plain = plain.to_owned();
+        if let Some((scheme @ ("github" | "gitlab" | "sourcehut"), rest)) = plain.split_once(':') {
+            plain = format!("{scheme}:{}", rest.splitn(3, '/').take(2).collect::<Vec<_>>().join("/"));
+        }
+        let pins = ["ref=", "rev=", "narHash=", "lastModified=", "revCount="];
+        let kept: Vec<&str> =
+            query.split('&').filter(|q| !q.is_empty() && !pins.iter().any(|p| q.starts_with(p))).collect();
+        if kept.is_empty() { plain } else { format!("{plain}?{}", kept.join("&")) }
+    }
+
     /// Whether it follows a folder of this host, so that a rebuild takes what is there now.
     pub fn is_local(url: &str) -> bool {
         (url.starts_with("path:") || url.starts_with("git+file:")) && !url.contains("rev=")
@@ -224,6 +250,7 @@ impl Source {
             parts.truncate(2);
         }
         let last = decode(parts.last().copied().unwrap_or_default());
+        let last = ARCHIVES.iter().find_map(|e| last.strip_suffix(e)).unwrap_or(&last);
         let last = last.trim_end_matches(".git").to_lowercase();
         let cleaned: String = last
             .chars()
@@ -240,6 +267,15 @@ impl Source {
     }
 }
 
+/// A reference without its password; none where it has none.
+fn without_password(reference: &str) -> Option<String> {
+    let (scheme, rest) = reference.split_once("://")?;
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (person, host) = rest[..end].rsplit_once('@')?;
+    let (login, password) = person.split_once(':')?;
+    (!password.is_empty()).then(|| format!("{scheme}://{login}@{host}{}", &rest[end..]))
+}
+
 fn is_path(s: &str) -> bool {
     s.is_empty()
         || s == "."
@@ -248,9 +284,12 @@ fn is_path(s: &str) -> bool {
         || ["/", "./", "../", "~/"].iter().any(|p| s.starts_with(p))
 }
 
+/// How the names of archives end.
+const ARCHIVES: [&str; 7] = [".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.zst", ".tar.bz2", ".zip"];
+
 fn is_archive(s: &str) -> bool {
     let path = s.split('?').next().unwrap_or(s);
-    [".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.zst", ".tar.bz2", ".zip"].iter().any(|e| path.ends_with(e))
+    ARCHIVES.iter().any(|e| path.ends_with(e))
 }
 
 fn is_scheme(s: &str) -> bool {
@@ -446,6 +485,19 @@ mod tests {
     }
 
     #[test]
+    fn a_password_in_a_reference_is_refused_without_being_shown() {
+        for given in ["https://me:secret@h/r.git", "git+https://me:secret@h/r?ref=x", "https://me:se@cret@h"]
+        {
+            let e = parse(given).unwrap_err();
+            assert!(matches!(e, SourceError::Password { .. }), "{given}");
+            assert!(!format!("{e} {:?}", e.hints()).contains("cret"), "{e}");
+        }
+        for fine in ["https://me@h/r.git", "git+ssh://git@h:22/r", "github:o/r", "https://h/a:b@c"] {
+            assert!(parse(fine).is_ok(), "{fine}");
+        }
+    }
+
+    #[test]
     fn pins_are_recorded_and_only_repositories_can_be_pinned() {
         let pin = |s: &str, p: Pin| parse(s).unwrap().pinned(&p).map(|s| s.url);
         assert_eq!(
@@ -464,12 +516,24 @@ mod tests {
     }
 
     #[test]
+    fn without_its_pin_a_reference_keeps_the_rest() {
+        for (given, wanted) in [
+            ("git+https://h/r?ref=x&dir=a/b&rev=0", "git+https://h/r?dir=a/b"),
+            ("github:o/r/branch?dir=a", "github:o/r?dir=a"),
+            ("git+ssh://git@h/r", "git+ssh://git@h/r"),
+        ] {
+            assert_eq!(Source::unpinned(given), wanted);
+        }
+    }
+
+    #[test]
     fn inputs_are_named_after_the_repository() {
         for (given, name) in [
             ("github:o/My.Repo", "my-repo"),
             ("github:o/r/branch", "r"),
             ("https://e.org/team/repo.git", "repo"),
             ("./repo/sub dir", "sub-dir"),
+            ("https://e.org/team/env.tar.gz", "env"),
             ("https://e.org/nixpkgs", "nixpkgs-module"),
             ("https://e.org/123", "module"),
         ] {

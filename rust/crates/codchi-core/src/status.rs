@@ -40,6 +40,51 @@ pub struct MachineStatus {
     pub toplevel: Option<String>,
     /// Bytes of its root file system, the store not counted; none where it was not measured.
     pub disk_bytes: Option<u64>,
+    /// The inputs that come from git servers, by name.
+    pub inputs: Vec<InputStatus>,
+}
+
+/// An input that comes from a git server.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+pub struct InputStatus {
+    /// Its name in the machine flake.
+    pub name: String,
+    /// Where it comes from.
+    pub url: String,
+    /// The revision that is locked.
+    pub locked: String,
+    /// The newest revision, when the server last said.
+    pub newest: Option<String>,
+    /// How they compare.
+    pub state: InputState,
+}
+
+/// How an input compares with its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum InputState {
+    /// There is nothing newer.
+    UpToDate,
+    /// The source moved on.
+    UpdatesAvailable,
+    /// A commit is pinned.
+    Pinned,
+    /// The server has not said.
+    Unknown,
+}
+
+impl InputState {
+    /// For people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            InputState::UpToDate => "up to date",
+            InputState::UpdatesAvailable => "updates available",
+            InputState::Pinned => "pinned",
+            InputState::Unknown => "not known",
+        }
+    }
 }
 
 /// What a machine does now.
@@ -179,6 +224,36 @@ impl PortStanding {
             PortStanding::Withheld => "withheld",
         }
     }
+}
+
+/// `codchi module list --json`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+pub struct Modules {
+    /// Schema version of this document: 1.
+    pub version: u32,
+    /// The machine.
+    pub machine: MachineName,
+    /// The input whose nixpkgs is used, `codchi` among them; none where the machine flake says it in another way.
+    pub nixpkgs: Option<String>,
+    /// In the order in which they count.
+    pub modules: Vec<ModuleStatus>,
+}
+
+/// One module of a machine.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+pub struct ModuleStatus {
+    /// As the machine flake says it.
+    pub text: String,
+    /// The input that it comes from; none where it is another expression.
+    pub input: Option<String>,
+    /// Its attribute path in that input.
+    pub module: Option<String>,
+    /// Where the input comes from.
+    pub url: Option<String>,
+    /// The commit, or the hash, that is locked.
+    pub revision: Option<String>,
 }
 
 /// `codchi doctor --json`.

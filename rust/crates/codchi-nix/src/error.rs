@@ -6,6 +6,7 @@ use codchi_core::report::{Diagnose, Kind};
 use codchi_fs::FsError;
 
 use crate::nix::Version;
+use crate::refusal::Refusal;
 
 /// A failure of Nix, or of reading what it wrote.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +34,18 @@ pub enum NixError {
         what: String,
         /// The shortened message of Nix.
         message: String,
+    },
+    /// A source could not be had.
+    #[error("{what} failed: {}: {said}", refusal.message())]
+    Source {
+        /// What was being done, such as `fetching REFERENCE`.
+        what: String,
+        /// Why.
+        refusal: Refusal,
+        /// The line of git, ssh or curl that tells it.
+        said: String,
+        /// The host in question, where it is known.
+        host: Option<String>,
     },
     /// A build failed.
     #[error("{message}")]
@@ -87,6 +100,7 @@ impl Diagnose for NixError {
         match self {
             NixError::Spawn { .. } | NixError::TooOld { .. } => Kind::Host,
             NixError::NoGeneration(_) => Kind::NotFound,
+            NixError::Source { refusal, .. } => refusal.kind(),
             NixError::Interrupted => Kind::Interrupted,
             _ => Kind::Failed,
         }
@@ -98,6 +112,7 @@ impl Diagnose for NixError {
             NixError::Command { message, .. } if crate::trace::is_network(message) => vec![
                 "the source could not be reached: check the network, or use `--offline` with what is already there".into(),
             ],
+            NixError::Source { refusal, host, .. } => refusal.hints(host.as_deref()),
             NixError::Parse { .. } => vec!["nothing was changed; mend that line and try again".into()],
             NixError::NoModule(_) => {
                 vec!["add `nixosModules.default` to its outputs; the templates of Codchi show how".into()]

@@ -15,8 +15,10 @@ pub mod lock;
 pub mod log;
 pub mod nix;
 pub mod path;
+pub mod refusal;
 pub mod sources;
 pub mod trace;
+pub mod updates;
 
 pub use error::NixError;
 pub use nix::{Launch, Nix, Options, Role, Version};

@@ -80,6 +80,7 @@ impl Nix {
         let made = (|| {
             codchi_fs::write(&old, lock.to_string())?;
             let mut c = self.command(&["flake", "lock"]);
+            self.look_anew(&mut c);
             c.arg(format!("path:{}", dir.display()));
             c.arg("--reference-lock-file").arg(&old).arg("--output-lock-file").arg(&new);
             for o in &overrides {
@@ -313,6 +314,38 @@ pub fn local_original(original: &Value) -> Option<(String, bool)> {
         "git" => original["url"].as_str()?.strip_prefix("file://").map(|p| (p.to_owned(), true)),
         _ => None,
     }
+}
+
+/// The lock after an input of the machine flake got another name; what is no lock stays as it is.
+pub fn renamed(text: &str, old: &str, new: &str) -> String {
+    let Ok(mut lock) = parse(Path::new("flake.lock"), text) else { return text.to_owned() };
+    if let Some(inputs) = lock["nodes"]["root"]["inputs"].as_object_mut()
+        && let Some(node) = inputs.remove(old)
+    {
+        inputs.insert(new.to_owned(), node);
+    }
+    // What follows says so from the top.
+    for node in lock["nodes"].as_object_mut().into_iter().flat_map(|m| m.values_mut()) {
+        for input in node["inputs"].as_object_mut().into_iter().flat_map(|m| m.values_mut()) {
+            if let Some(first) = input.as_array_mut().and_then(|a| a.first_mut()).filter(|f| *f == old) {
+                *first = new.into();
+            }
+        }
+    }
+    render(&lock)
+}
+
+/// The revision that a lock has for an input of the machine flake; of what has none, its hash.
+pub fn revision(text: &str, input: &str) -> Option<String> {
+    let lock = parse(Path::new("flake.lock"), text).ok()?;
+    let locked = &lock["nodes"][node_of(&lock, &[input.to_owned()])?]["locked"];
+    locked["rev"].as_str().or(locked["dirtyRev"].as_str()).or(locked["narHash"].as_str()).map(str::to_owned)
+}
+
+/// Whether a lock has an input at this path.
+pub fn has_input(text: &str, path: &[&str]) -> bool {
+    let path: Vec<String> = path.iter().map(|s| s.to_string()).collect();
+    parse(Path::new("flake.lock"), text).is_ok_and(|lock| node_of(&lock, &path).is_some())
 }
 
 fn empty() -> Value {

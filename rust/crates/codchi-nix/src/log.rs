@@ -26,6 +26,14 @@ mod result {
 /// How many lines of each build's output are kept for an error.
 const TAIL: usize = 25;
 
+/// Warnings that only follow from what git said.
+const FOLLOW_UPS: [&str; 4] = [
+    "could not read HEAD ref from repo at",
+    "could not update mtime for file",
+    "could not update cached head",
+    "could not get HEAD ref for repository",
+];
+
 #[derive(Default)]
 struct Activity {
     kind: u64,
@@ -154,6 +162,10 @@ impl Parser {
             }
             Some(1) => {
                 let text = text.trim();
+                // What Nix says after git has failed, when the reason is known.
+                if FOLLOW_UPS.iter().any(|f| text.contains(f)) {
+                    return;
+                }
                 progress.report(Event::Warning(text.strip_prefix("warning: ").unwrap_or(text)));
             }
             _ => {}

@@ -1,13 +1,13 @@
 //! Starting Nix programs.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::{NixError, Result, StorePath, trace};
+use crate::{NixError, Result, StorePath, refusal, trace};
 
 /// On whose behalf a program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +80,8 @@ pub struct Options {
     pub extra: Vec<String>,
     /// Whose files are whose, for error messages.
     pub labels: Vec<trace::Label>,
+    /// Variables of every call: where the credentials of its sources are. `None` removes.
+    pub environment: Vec<(OsString, Option<OsString>)>,
 }
 
 /// Nix, as this host has it.
@@ -140,6 +142,12 @@ impl Nix {
         if self.options.offline {
             c.arg("--offline");
         }
+        for (name, value) in unasked().into_iter().chain(self.options.environment.iter().cloned()) {
+            match value {
+                Some(value) => c.env(name, value),
+                None => c.env_remove(name),
+            };
+        }
         // Always the whole trace: the person's own file is often deep in it. What they see is shortened.
         c.arg("--show-trace").args(subcommand).stdin(Stdio::null());
         c
@@ -158,8 +166,27 @@ impl Nix {
         Err(self.failure(what, &String::from_utf8_lossy(&out.stderr)))
     }
 
+    /// What a command that fetches is told besides: to look at where a branch is now, not an hour ago.
+    pub(crate) fn look_anew(&self, c: &mut Command) {
+        if !self.options.offline {
+            c.args(["--option", "tarball-ttl", "0"]);
+        }
+    }
+
     /// The error for a failed command with this stderr.
     pub(crate) fn failure(&self, what: &str, stderr: &str) -> NixError {
+        const INPUT: &str = "while fetching the input '";
+        let input = stderr.split_once(INPUT).and_then(|(_, r)| r.split('\'').next());
+        let fetches = what.starts_with("fetching") || what.starts_with("locking") || input.is_some();
+        if fetches && let Some((refusal, said)) = refusal::read(stderr) {
+            let host = refusal::host_of(input.unwrap_or(what)).or_else(|| refusal::host_of(&said));
+            let host = host.map(|h| h.trim_end_matches(['`', '\'', ':']).to_owned());
+            let what = match input.filter(|_| !what.starts_with("fetching")) {
+                Some(input) => format!("fetching `{input}`"),
+                None => what.into(),
+            };
+            return NixError::Source { what, refusal, said, host };
+        }
         let message = if self.options.show_trace {
             stderr.trim().to_owned()
         } else {
@@ -178,6 +205,20 @@ impl Nix {
         c.args(args).stdin(Stdio::null());
         self.run(c, what)
     }
+}
+
+/// What keeps git and ssh from asking: nobody sees their questions behind the progress of Nix. An answer that a program gives,
+/// such as an editor's, is as good as before; ssh's own program for answers is for people.
+pub fn unasked() -> Vec<(OsString, Option<OsString>)> {
+    let mut all = vec![
+        ("GIT_TERMINAL_PROMPT".into(), Some("0".into())),
+        ("SSH_ASKPASS".into(), Some("/bin/false".into())),
+        ("SSH_ASKPASS_REQUIRE".into(), Some("force".into())),
+    ];
+    if std::env::var_os("GIT_ASKPASS").is_none() {
+        all.push(("GIT_ASKPASS".into(), Some("".into())));
+    }
+    all
 }
 
 fn output(c: &mut Command, program: &str) -> Result<Output> {

@@ -42,6 +42,7 @@ impl Nix {
     pub fn prefetch(&self, source: &str, progress: &dyn Progress) -> Result<Prefetched> {
         progress.report(Event::Phase("fetching the source"));
         let mut c = self.command(&["flake", "prefetch", "--json"]);
+        self.look_anew(&mut c);
         c.arg(source);
         let what = format!("fetching `{source}`");
         let out = self.run_logged(c, &what, progress)?;

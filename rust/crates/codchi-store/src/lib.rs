@@ -9,7 +9,7 @@ mod store;
 mod tarball;
 
 pub use error::StoreError;
-pub use store::{Kind, Place, Store};
+pub use store::{Kind, Place, Store, certificates_of_git};
 
 /// Result of an operation of this crate.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;

@@ -150,7 +150,11 @@ impl Store {
     fn environment(&self) -> Vec<(OsString, Option<OsString>)> {
         let set = |name: &str, value: OsString| (name.into(), Some(value));
         match &self.kind {
-            Kind::Host(_) => vec![set("NIX_REMOTE", "daemon".into())],
+            Kind::Host(_) => {
+                let mut all = vec![set("NIX_REMOTE", "daemon".into())];
+                all.extend(given_certificates().and_then(git_certificates));
+                all
+            }
             Kind::Own { .. } => {
                 let dir = self.place.dirs.store();
                 let mut all =
@@ -166,11 +170,11 @@ impl Store {
                     "NIX_CONFIG",
                 ];
                 all.extend(others.map(|n| (n.into(), None)));
-                if std::env::var_os("NIX_SSL_CERT_FILE").is_none()
-                    && let Some(bundle) = certificates()
-                {
-                    all.push(set("NIX_SSL_CERT_FILE", bundle.into()));
+                let given = given_certificates();
+                if let Some(bundle) = given.clone().or_else(|| certificates().map(Into::into)) {
+                    all.push(set("NIX_SSL_CERT_FILE", bundle));
                 }
+                all.extend(given.and_then(git_certificates));
                 all
             }
         }
@@ -322,6 +326,24 @@ impl Launch for Store {
             Kind::Host(_) => None,
         }
     }
+}
+
+/// The bundle of certificate authorities that the person names.
+fn given_certificates() -> Option<OsString> {
+    ["NIX_SSL_CERT_FILE", "SSL_CERT_FILE"]
+        .into_iter()
+        .find_map(|n| std::env::var_os(n).filter(|v| !v.is_empty()))
+}
+
+/// What makes git trust the certificates that the person names.
+pub fn certificates_of_git() -> Option<(OsString, OsString)> {
+    let (name, value) = git_certificates(given_certificates()?)?;
+    value.map(|v| (name, v))
+}
+
+/// The same for git, which has a variable of its own.
+fn git_certificates(bundle: OsString) -> Option<(OsString, Option<OsString>)> {
+    std::env::var_os("GIT_SSL_CAINFO").is_none().then(|| ("GIT_SSL_CAINFO".into(), Some(bundle)))
 }
 
 /// The host's bundle of certificate authorities.

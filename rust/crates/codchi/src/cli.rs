@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use codchi_core::source::Pin;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Code machines: named NixOS systems on this computer that hold a project's whole development environment.
@@ -55,6 +57,9 @@ pub struct Globals {
 /// What Nix is told beyond what Codchi says.
 #[derive(Clone, Debug, Default, Args)]
 pub struct NixFlags {
+    /// Where credentials of private sources are: `git`, `netrc[:FILE]`, `env:VARIABLE` or `file:PATH`, of one host `HOST=...`
+    #[arg(long, value_name = "[HOST=]WHERE")]
+    pub auth_from: Vec<String>,
     /// Use no network
     #[arg(long, help_heading = "Nix")]
     pub offline: bool,
@@ -113,6 +118,8 @@ pub enum Command {
     Rebuild(Rebuild),
     /// Move a machine's inputs to their newest versions
     Update(Update),
+    /// Edit what a machine is made of
+    Module(Module),
     /// List what a machine can go back to
     Generations(Name),
     /// Go back to an earlier generation
@@ -167,15 +174,8 @@ pub struct Init {
     /// Use the nixpkgs of the source instead of Codchi's
     #[arg(long, value_name = "INPUT")]
     pub nixpkgs_from: Option<String>,
-    /// Follow this branch of the source
-    #[arg(long, group = "pin")]
-    pub branch: Option<String>,
-    /// Use this tag of the source
-    #[arg(long, group = "pin")]
-    pub tag: Option<String>,
-    /// Use exactly this commit of the source
-    #[arg(long, group = "pin")]
-    pub commit: Option<String>,
+    #[command(flatten)]
+    pub pin: Pinned,
     /// Do not start it
     #[arg(long)]
     pub no_start: bool,
@@ -190,6 +190,32 @@ pub struct Init {
     /// Then run this command inside; its status becomes codchi's
     #[arg(last = true, value_name = "CMD")]
     pub cmd: Vec<OsString>,
+}
+
+/// Which version of a source is meant.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Pinned {
+    /// Follow this branch of the source
+    #[arg(long, group = "pin")]
+    pub branch: Option<String>,
+    /// Use this tag of the source
+    #[arg(long, group = "pin")]
+    pub tag: Option<String>,
+    /// Use exactly this commit of the source
+    #[arg(long, group = "pin")]
+    pub commit: Option<String>,
+}
+
+impl Pinned {
+    /// The pin that was chosen.
+    pub fn chosen(&self) -> Option<Pin> {
+        match (&self.branch, &self.tag, &self.commit) {
+            (Some(b), _, _) => Some(Pin::Branch(b.clone())),
+            (_, Some(t), _) => Some(Pin::Tag(t.clone())),
+            (_, _, Some(c)) => Some(Pin::Commit(c.clone())),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -305,6 +331,76 @@ pub struct Update {
     /// Only tell what would move
     #[arg(long)]
     pub check: bool,
+    #[command(flatten)]
+    pub nix: NixFlags,
+}
+
+#[derive(Debug, Args)]
+pub struct Module {
+    #[command(subcommand)]
+    pub command: ModuleCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ModuleCommand {
+    /// List modules in their order, with their sources
+    List(Name),
+    /// Add modules of a source
+    Add(ModuleAdd),
+    /// Point an input somewhere else, or at another version; choose whose nixpkgs is used
+    Set(ModuleSet),
+    /// Give an input another name
+    Rename {
+        /// The machine
+        name: String,
+        /// The input as it is called now
+        old: String,
+        /// What it is to be called
+        new: String,
+    },
+    /// Remove an input with its modules, or one module of it
+    Remove {
+        /// The machine
+        name: String,
+        /// `INPUT`, or `INPUT.nixosModules.NAME`
+        module: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ModuleAdd {
+    /// The machine
+    pub name: String,
+    /// A folder, a git URL or a flake reference, with `#MODULE` if you like
+    pub source: String,
+    /// Modules of the source, by attribute name; none: its only one, or you are asked
+    pub modules: Vec<String>,
+    /// Name of the input; none: that of the repository
+    #[arg(long = "as", value_name = "INPUT")]
+    pub input: Option<String>,
+    #[command(flatten)]
+    pub pin: Pinned,
+    #[command(flatten)]
+    pub nix: NixFlags,
+}
+
+#[derive(Debug, Args)]
+pub struct ModuleSet {
+    /// The machine
+    pub name: String,
+    /// The input to change
+    #[arg(required_unless_present = "nixpkgs_from")]
+    pub input: Option<String>,
+    /// Where it comes from now; none: the address stays
+    pub source: Option<String>,
+    #[command(flatten)]
+    pub pin: Pinned,
+    /// No branch, tag or commit any more
+    #[arg(long, group = "pin", requires = "input")]
+    pub unpin: bool,
+    /// Use the nixpkgs of this input; `codchi`: Codchi's own
+    #[arg(long, value_name = "INPUT")]
+    pub nixpkgs_from: Option<String>,
     #[command(flatten)]
     pub nix: NixFlags,
 }
@@ -441,10 +537,22 @@ pub enum PlumbingCommand {
         /// Its runtime directory
         dir: PathBuf,
     },
+    /// Ask the git servers of machines whether sources moved on
+    CheckUpdates {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
     /// Write the man pages
     Man { dir: PathBuf },
     /// Write the JSON schemas
     Schemas { dir: PathBuf },
     /// Write the command reference
     Reference { file: PathBuf },
+}
+
+impl PlumbingCommand {
+    /// Whether it is about machines, whose folders it must know.
+    pub fn needs_app(&self) -> bool {
+        matches!(self, PlumbingCommand::CheckUpdates { .. })
+    }
 }

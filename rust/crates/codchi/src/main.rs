@@ -1,6 +1,7 @@
 //! The codchi command.
 
 mod app;
+mod auth;
 mod cli;
 mod cmd;
 mod failure;
@@ -8,8 +9,10 @@ mod fault;
 mod interrupt;
 mod journal;
 mod make;
+mod modules;
 mod needs;
 mod printer;
+mod updates;
 mod worker;
 
 use std::ffi::OsString;
@@ -69,7 +72,7 @@ fn run(args: Vec<OsString>) -> u8 {
     let own = |kind: Kind| if is_exec { cmd::exec::OWN_FAILURE } else { kind.exit_status() };
     let plain = match &parsed.command {
         Some(Command::Supervise { name }) => Some(cmd::supervise(name)),
-        Some(Command::Plumbing(p)) => Some(cmd::plumbing::run(&p.command)),
+        Some(Command::Plumbing(p)) if !p.command.needs_app() => Some(cmd::plumbing::run(&p.command)),
         Some(Command::Completion { shell }) => {
             completion(&printer, *shell);
             Some(Ok(()))
@@ -169,6 +172,8 @@ fn dispatch(app: &App, command: Option<&Command>) -> Result<u8> {
         Some(Command::Logs(args)) => cmd::show::logs(app, args),
         Some(Command::Rebuild(args)) => done(cmd::rebuild::rebuild(app, args)),
         Some(Command::Update(args)) => done(cmd::rebuild::update(app, args)),
+        Some(Command::Module(args)) => done(cmd::module::run(app, &args.command)),
+        Some(Command::Plumbing(args)) => done(cmd::plumbing::run_in(app, &args.command)),
         Some(Command::Generations(args)) => done(cmd::show::generations(app, args)),
         Some(Command::Rollback(args)) => done(cmd::rebuild::rollback(app, args)),
         Some(Command::Diff(args)) => done(cmd::rebuild::diff(app, args)),
@@ -184,8 +189,7 @@ fn dispatch(app: &App, command: Option<&Command>) -> Result<u8> {
             | Command::Store(_)
             | Command::Doctor(_)
             | Command::Completion { .. }
-            | Command::Supervise { .. }
-            | Command::Plumbing(_),
+            | Command::Supervise { .. },
         ) => Ok(0),
     }
 }

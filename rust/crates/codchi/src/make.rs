@@ -23,6 +23,7 @@ use codchi_store::Store;
 use serde::{Deserialize, Serialize};
 
 use crate::app::{App, VERSION};
+use crate::auth::Auth;
 use crate::cli::NixFlags;
 use crate::failure::{Failure, Result};
 
@@ -38,6 +39,8 @@ pub fn system() -> String {
 pub struct Tools {
     pub store: Arc<Store>,
     pub nix: Nix,
+    /// Credentials for as long as these tools are used.
+    auth: Option<Auth>,
 }
 
 /// What one evaluation tells.
@@ -90,12 +93,21 @@ impl Tools {
         let options =
             Options { offline: flags.offline, show_trace: flags.show_trace, extra, ..Options::default() };
         let nix = Nix::new(store.clone() as Arc<dyn Launch>, options)?;
-        Ok(Tools { store, nix })
+        Ok(Tools { store, nix, auth: None })
     }
 
     /// Where this host reads `/nix/store`.
     pub fn store_dir(&self) -> PathBuf {
         self.store.root_dir()
+    }
+
+    /// Gives git and Nix the credentials that a person names, for the servers of these references.
+    pub fn authenticate(&mut self, app: &App, flags: &NixFlags, urls: &[String]) -> Result<()> {
+        self.auth = Auth::find(app, &flags.auth_from, urls)?;
+        let mut options = self.nix.options().clone();
+        options.environment = self.auth.iter().flat_map(Auth::environment).collect();
+        self.nix = self.nix.with_options(options);
+        Ok(())
     }
 
     fn with_labels(&mut self, labels: Vec<Label>) {

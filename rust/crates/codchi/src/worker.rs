@@ -402,7 +402,7 @@ impl Worker for MachineWorker<'_> {
                 codchi_fs::remove_dir_all(path)?;
                 codchi_fs::remove_if_exists(fingerprint_file(app, &self.name))?;
                 codchi_fs::remove_if_exists(fingerprint_cache(app, &self.name))?;
-                Ok(())
+                crate::updates::forget(app, &self.name)
             }
             Step::RestoreConfig { number, path } => {
                 let record = app.generations(&self.name).get(u64::from(*number))?.record;

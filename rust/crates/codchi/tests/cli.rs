@@ -197,7 +197,8 @@ fn status_is_one_json_document_that_fits_its_schema() {
           "config": "modified",
           "addresses": [],
           "toplevel": null,
-          "diskBytes": null
+          "diskBytes": null,
+          "inputs": []
         }
       ]
     }

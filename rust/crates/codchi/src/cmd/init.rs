@@ -1,22 +1,18 @@
 //! `codchi init`: a machine from nothing, a path, or a repository.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use codchi_core::attr::AttrPath;
 use codchi_core::flake::NewFlake;
 use codchi_core::machine::{HOST_VERSION, Host as Attachment, IdRange};
 use codchi_core::name::{DriverName, InputName, MachineName};
 use codchi_core::plan::{Activation, Plan, Step};
-use codchi_core::report::Kind;
-use codchi_core::source::{Look, Pin, Source};
+use codchi_core::source::Source;
 use codchi_core::status::Level;
-use codchi_core::text;
 use codchi_debian::mirror::Freshness;
 use codchi_drivers::Driver;
-use codchi_nix::flake::Module;
+use codchi_nix::StorePath;
 use codchi_nix::generations::{RECORD_VERSION, Record};
 use codchi_nix::lock::{LockRequest, Update};
-use codchi_nix::{NixError, StorePath};
 
 use crate::app::{App, VERSION, now};
 use crate::cli;
@@ -24,23 +20,12 @@ use crate::cmd::exec;
 use crate::failure::{Failure, Result};
 use crate::journal;
 use crate::make::{self, Evaluation, RELEASE, Scratch, Tools};
+use crate::modules::{self, Found};
 use crate::worker::{HostParts, MachineWorker};
 
 /// Reference of the Codchi that machine flakes name; it is locked to the copy in this program.
 fn codchi_reference() -> String {
     format!("github:codchi/codchi/v{VERSION}")
-}
-
-/// Looks at the disk for sources.
-pub struct Disk;
-
-impl Look for Disk {
-    fn folder(&self, path: &Path) -> Option<PathBuf> {
-        path.canonicalize().ok().filter(|p| p.is_dir())
-    }
-    fn git_root(&self, folder: &Path) -> Option<PathBuf> {
-        folder.ancestors().find(|a| a.join(".git").exists()).map(Into::into)
-    }
 }
 
 /// A source with the modules that were asked for.
@@ -71,6 +56,8 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
         None => Tools::make(app, &args.nix)?,
     };
 
+    let urls: Vec<String> = wanted.iter().map(|w| w.source.url.clone()).collect();
+    tools.authenticate(app, &args.nix, &urls)?;
     let codchi = tools.codchi(app)?;
     let base_path = match &suite {
         Some(suite) => {
@@ -96,13 +83,23 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
         modules: Vec::new(),
     };
     let mut nix_config = false;
+    let mut with_nixpkgs = Vec::new();
     for wanted in &wanted {
-        add_source(app, &tools, &mut flake, wanted, base_path.as_ref(), &mut nix_config)?;
+        let found = add_source(app, &tools, &mut flake, wanted, base_path.as_ref())?;
+        nix_config |= found.nix_config;
+        if let Some((name, _)) = flake.inputs.last().filter(|_| found.has_nixpkgs) {
+            with_nixpkgs.push(name.clone());
+        }
     }
     if let Some(from) = &args.nixpkgs_from {
         let input: InputName = from.parse()?;
         if !flake.inputs.iter().any(|(n, _)| *n == input) {
-            return Err(Failure::usage(format!("`--nixpkgs-from {input}`: there is no such input")));
+            let names: Vec<&str> = flake.inputs.iter().map(|(n, _)| n.as_str()).collect();
+            return Err(Failure::usage(format!("`--nixpkgs-from {input}`: there is no such input"))
+                .hint(format!("there is `{}`", names.join("`, `"))));
+        }
+        if !with_nixpkgs.contains(&input) {
+            return Err(modules::no_nixpkgs(&input));
         }
         flake.nixpkgs_from = Some(input);
     }
@@ -231,17 +228,12 @@ pub fn refuse_taken(app: &App, name: &MachineName) -> Result<()> {
 fn wanted(app: &App, args: &cli::Init) -> Result<Vec<Wanted>> {
     let cwd =
         std::env::current_dir().map_err(|e| Failure::failed(format!("the current folder is gone: {e}")))?;
-    let parse = |s: &str| Source::parse(s, &cwd, &app.dirs.home, &Disk);
+    let parse = |s: &str| Source::parse(s, &cwd, &app.dirs.home, &modules::Disk);
     let mut all = Vec::new();
     for module in &app.settings.defaults.modules {
         all.push(Wanted { source: parse(module)?, modules: Vec::new() });
     }
-    let pin = match (&args.branch, &args.tag, &args.commit) {
-        (Some(b), _, _) => Some(Pin::Branch(b.clone())),
-        (_, Some(t), _) => Some(Pin::Tag(t.clone())),
-        (_, _, Some(c)) => Some(Pin::Commit(c.clone())),
-        _ => None,
-    };
+    let pin = args.pin.chosen();
     match &args.source {
         Some(given) => {
             let mut source = parse(given)?;
@@ -254,7 +246,7 @@ fn wanted(app: &App, args: &cli::Init) -> Result<Vec<Wanted>> {
             if let Some(pin) = &pin {
                 source = source.pinned(pin)?;
             }
-            refuse_plain_folder(app, &source)?;
+            modules::refuse_plain_folder(app, &source)?;
             all.push(Wanted { source, modules: args.modules.clone() });
         }
         None if pin.is_some() => {
@@ -267,19 +259,6 @@ fn wanted(app: &App, args: &cli::Init) -> Result<Vec<Wanted>> {
     Ok(all)
 }
 
-/// A folder that is no flake would be copied whole before Nix could say so.
-fn refuse_plain_folder(app: &App, source: &Source) -> Result<()> {
-    let Some(folder) = source.folder.as_ref().filter(|_| Source::is_local(&source.url)) else {
-        return Ok(());
-    };
-    // Another folder or branch of it may be one.
-    if folder.join("flake.nix").exists() || source.url.contains('?') {
-        return Ok(());
-    }
-    Err(Failure::failed(format!("`{}` is no flake: it has no flake.nix", app.shown(folder)))
-        .hint("the templates of Codchi show what one holds"))
-}
-
 /// Adds a source as input, with the modules that are wanted of it.
 fn add_source(
     app: &App,
@@ -287,133 +266,13 @@ fn add_source(
     flake: &mut NewFlake,
     wanted: &Wanted,
     base: Option<&StorePath>,
-    nix_config: &mut bool,
-) -> Result<()> {
-    let url = &wanted.source.url;
-    let shown = match &wanted.source.folder {
-        Some(folder) => app.shown(folder),
-        None => text::printable_line(url),
-    };
-    let fetched = tools.nix.prefetch(url, &app.printer).map_err(|e| {
-        let mut failure: Failure = e.into();
-        failure.message = format!("`{shown}` cannot be fetched: {}", failure.message);
-        failure
-    })?;
-    let dir = tools.store_dir().join(fetched.path.base_name()).join(fetched.dir());
-    let described = codchi_nix::flake::read(&dir, &shown).map_err(|e| no_flake(e, &shown, wanted))?;
-    *nix_config |= described.has_nix_config;
-    let overrides: Vec<(String, String)> = match base {
-        Some(base) => described
-            .inputs
-            .iter()
-            .filter(|(name, input)| codchi_nix::lock::is_nixpkgs(name, input.reference.as_ref()))
-            .map(|(name, _)| (name.clone(), format!("path:{base}")))
-            .collect(),
-        None => Vec::new(),
-    };
-    let there = match described.modules {
-        Some(modules) => modules,
-        None => tools.nix.module_names(&fetched.path, fetched.dir(), &overrides, &app.printer)?,
-    };
-    let chosen = choose(app, &there, wanted, &shown)?;
-
-    let mut name = wanted.source.input_name();
-    let mut n = 2;
-    while flake.inputs.iter().any(|(other, _)| *other == name) {
-        name = format!("{}-{n}", wanted.source.input_name()).parse()?;
-        n += 1;
-    }
-    flake.inputs.push((name.clone(), url.clone()));
-    flake.modules.extend(chosen.into_iter().map(|attr| (name.clone(), attr)));
-    hint_untracked(app, &wanted.source);
-    Ok(())
-}
-
-fn no_flake(error: NixError, shown: &str, wanted: &Wanted) -> Failure {
-    let mut failure: Failure = error.into();
-    if failure.message.contains("has no flake.nix") {
-        failure.message = format!("`{shown}` is no flake: it has no flake.nix");
-        if wanted.source.url.starts_with("git+file:") {
-            failure.hints.push("of a repository only what git tracks counts: `git add flake.nix`".into());
-        }
-        failure.hints.push("the templates of Codchi show what one holds".into());
-    }
-    failure
-}
-
-/// The modules that are meant, as attribute paths of the flake.
-fn choose(app: &App, there: &[Module], wanted: &Wanted, shown: &str) -> Result<Vec<AttrPath>> {
-    let path = |m: &Module| AttrPath::new([m.set.clone(), m.name.clone()]);
-    let list = || there.iter().filter_map(path).map(|p| format!("`{p}`")).collect::<Vec<_>>().join(", ");
-    let named: Vec<AttrPath> = match &wanted.source.attr {
-        Some(attr) => vec![attr.clone()],
-        None => wanted
-            .modules
-            .iter()
-            .map(|m| m.parse().map_err(|e| Failure::usage(format!("{e}"))))
-            .collect::<Result<_>>()?,
-    };
-    if !named.is_empty() {
-        return named
-            .iter()
-            .map(|attr| {
-                let found = match attr.names() {
-                    [name] => there.iter().find(|m| m.name == *name),
-                    [set, name] => there.iter().find(|m| m.set == *set && m.name == *name),
-                    _ => None,
-                };
-                // A module deeper down, or in another set, is a person's explicit word: the evaluation tells.
-                let deep = attr.names().len() > 2;
-                found.and_then(path).or_else(|| deep.then(|| attr.clone())).ok_or_else(|| {
-                    let failure = Failure::failed(format!("`{shown}` has no module `{attr}`"));
-                    let last = attr.names().last().map(String::as_str).unwrap_or_default();
-                    match text::nearest(last, there.iter().map(|m| m.name.as_str()), 1).first() {
-                        Some(near) => failure.hint(format!("did you mean `{near}`?")),
-                        None if there.is_empty() => failure,
-                        None => failure.hint(format!("it has {}", list())),
-                    }
-                })
-            })
-            .collect();
-    }
-    match there {
-        [] => Err(Failure::failed(format!(
-            "`{shown}` has no module: neither `nixosModules` nor `codchiModules`"
-        ))
-        .hint("add `nixosModules.default` to its outputs; the templates of Codchi show how")),
-        [one] => Ok(path(one).into_iter().collect()),
-        several => {
-            if let Some(default) = several.iter().find(|m| m.name == "default") {
-                return Ok(path(default).into_iter().collect());
-            }
-            if !app.can_ask() {
-                return Err(Failure::new(
-                    Kind::Declined,
-                    format!("`{shown}` has several modules: {}", list()),
-                )
-                .hint("name those you want after the source, or write `SOURCE#MODULE`"));
-            }
-            app.printer.say(&format!("`{shown}` has several modules:"));
-            for (i, m) in several.iter().enumerate() {
-                app.printer.say(&format!("  {}  {}", i + 1, m.name));
-            }
-            let answer =
-                app.printer.ask("which ones? (numbers or names, with blanks between)").unwrap_or_default();
-            let mut chosen = Vec::new();
-            for word in answer.split([' ', ',']).filter(|w| !w.is_empty()) {
-                let by_number = word.parse::<usize>().ok().and_then(|n| several.get(n.wrapping_sub(1)));
-                let module = by_number.or_else(|| several.iter().find(|m| m.name == word));
-                chosen.push(module.and_then(path).ok_or_else(|| {
-                    Failure::new(Kind::Declined, format!("`{}` is none of them", text::printable_line(word)))
-                })?);
-            }
-            if chosen.is_empty() {
-                Err(Failure::new(Kind::Declined, "no module was chosen"))
-            } else {
-                Ok(chosen)
-            }
-        }
-    }
+) -> Result<Found> {
+    let found = modules::look(app, tools, &wanted.source, &wanted.modules, base)?;
+    let taken: Vec<String> = flake.inputs.iter().map(|(n, _)| n.to_string()).collect();
+    let name = modules::free_name(&wanted.source, &taken)?;
+    flake.inputs.push((name.clone(), wanted.source.url.clone()));
+    flake.modules.extend(found.modules.iter().map(|attr| (name.clone(), attr.clone())));
+    Ok(found)
 }
 
 /// The steps, as far as they are known before the build.
@@ -504,28 +363,4 @@ pub fn choose_ids(app: &App, driver: &dyn Driver) -> Result<Option<IdRange>> {
         taken.extend(app.attachment(&other)?.ids);
     }
     Ok(driver.ids(&taken)?)
-}
-
-/// Names files that a person may expect to count, and that git does not know.
-fn hint_untracked(app: &App, source: &Source) {
-    let Some(folder) = source.folder.as_ref().filter(|_| source.url.starts_with("git+file:")) else { return };
-    let listed = std::process::Command::new("git")
-        .arg("-C")
-        .arg(folder)
-        .args(["ls-files", "--others", "--exclude-standard", "--", "*.nix"])
-        .stdin(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
-        .output();
-    let Ok(listed) = listed else { return };
-    let files: Vec<String> = String::from_utf8_lossy(&listed.stdout)
-        .lines()
-        .take(5)
-        .map(|l| format!("`{}`", text::printable_line(l)))
-        .collect();
-    if !files.is_empty() {
-        app.printer.hint(&format!(
-            "git does not track {}, so the machine does not see them: `git add` them",
-            files.join(", ")
-        ));
-    }
 }

@@ -5,6 +5,7 @@ pub mod doctor;
 pub mod exec;
 pub mod init;
 pub mod life;
+pub mod module;
 pub mod plumbing;
 pub mod port;
 pub mod rebuild;

@@ -4,6 +4,7 @@ use clap::CommandFactory;
 use codchi_core::plan::Plan;
 use codchi_core::status::{Doctor, Generations, Ports, Status};
 
+use crate::app::App;
 use crate::cli::{Cli, PlumbingCommand};
 use crate::failure::{Failure, Result};
 
@@ -20,6 +21,15 @@ pub fn run(command: &PlumbingCommand) -> Result<()> {
         PlumbingCommand::Man { dir } => man(dir),
         PlumbingCommand::Schemas { dir } => schemas(dir),
         PlumbingCommand::Reference { file } => Ok(codchi_fs::write(file, reference())?),
+        PlumbingCommand::CheckUpdates { .. } => Ok(()),
+    }
+}
+
+/// Runs a plumbing verb that is about machines.
+pub fn run_in(app: &App, command: &PlumbingCommand) -> Result<()> {
+    match command {
+        PlumbingCommand::CheckUpdates { names } => crate::updates::ask(app, names),
+        other => run(other),
     }
 }
 
@@ -56,6 +66,7 @@ fn schemas(dir: &std::path::Path) -> Result<()> {
         ("status", schemars::schema_for!(Status)),
         ("generations", schemars::schema_for!(Generations)),
         ("ports", schemars::schema_for!(Ports)),
+        ("modules", schemars::schema_for!(codchi_core::status::Modules)),
         ("doctor", schemars::schema_for!(Doctor)),
         ("agent", schemars::schema_for!(codchi_core::protocol::Control)),
     ];

@@ -1,6 +1,6 @@
 //! `codchi rebuild`, `update`, `rollback`.
 
-use codchi_core::flake::Flake;
+use codchi_core::flake::{Flake, FlakeError};
 use codchi_core::machine::HostEdit;
 use codchi_core::name::MachineName;
 use codchi_core::plan::{Activation, Plan, Step};
@@ -100,6 +100,7 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
         codchi_fs::write_atomic(folder.join("flake.lock"), &current.record.flake_lock, 0o644)?;
     }
     let flake = read_flake(app, name, &folder)?;
+    tools.authenticate(app, flags, &addresses(&flake))?;
     let old_lock = codchi_fs::read_if_exists(folder.join("flake.lock"))?.unwrap_or_default();
     let updating = |input: &str| match &how.update {
         Update::All => true,
@@ -211,14 +212,33 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
 
 /// Reads the flake.nix in a folder. One that a person edited into nonsense is an error of ours, with its line, before Nix sees
 /// it; `machine` is whose it is.
-fn read_flake(app: &App, machine: &MachineName, folder: &std::path::Path) -> Result<Flake> {
+pub fn read_flake(app: &App, machine: &MachineName, folder: &std::path::Path) -> Result<Flake> {
     let text = codchi_fs::read_to_string(folder.join("flake.nix"))?;
-    Flake::parse(&text).map_err(|e| {
-        let mut failure: Failure = e.into();
-        let shown = app.shown(&app.dirs.machine(machine).join("flake.nix"));
-        failure.message = failure.message.replacen("`flake.nix`", &format!("`{shown}`"), 1);
-        failure
-    })
+    Flake::parse(&text).map_err(|e| in_machine(app, machine, e))
+}
+
+/// An error about a machine's flake.nix, with the path of the file.
+pub fn in_machine(app: &App, machine: &MachineName, error: FlakeError) -> Failure {
+    let mut failure: Failure = error.into();
+    let shown = app.shown(&app.dirs.machine(machine).join("flake.nix"));
+    failure.message = failure.message.replacen("`flake.nix`", &format!("`{shown}`"), 1);
+    failure
+}
+
+/// Keeps what a new lock names from collection, until the next rebuild roots it with its generation.
+pub fn keep_roots(app: &App, tools: &Tools, name: &MachineName, paths: &[StorePath]) -> Result<()> {
+    let roots = app.dirs.generations(name).join("next.inputs");
+    for path in paths {
+        codchi_fs::create_private_dir(&roots)?;
+        tools.nix.add_root(&roots.join(path.base_name()), path)?;
+    }
+    Ok(())
+}
+
+/// Where the sources of a machine come from.
+pub fn addresses(flake: &Flake) -> Vec<String> {
+    let own = |name: &str| name == "codchi" || name == "nixpkgs";
+    flake.inputs().into_iter().filter(|(n, _)| !own(n)).filter_map(|(_, url)| url).collect()
 }
 
 fn change_steps(
@@ -295,6 +315,7 @@ pub fn update(app: &App, args: &cli::Update) -> Result<()> {
     let update = if args.inputs.is_empty() { Update::All } else { Update::Inputs(args.inputs.clone()) };
     let mut tools =
         Tools::open(app, &args.nix)?.ok_or_else(|| Failure::new(Kind::Host, "the store is gone"))?;
+    tools.authenticate(app, &args.nix, &addresses(&flake))?;
     let attachment = app.attachment(&name)?;
     let staging = Scratch::below(&app.dirs.staging(), name.as_str())?;
     let work = staging.path().join("machine");
@@ -312,6 +333,7 @@ pub fn update(app: &App, args: &cli::Update) -> Result<()> {
     let request = make::keep_base(&old, update, base, codchi);
     let locked = tools.lock(app, &work, &request)?;
     app.printer.done();
+    crate::updates::learned(app, &name, &locked.text, &args.inputs)?;
     if !locked.changed {
         app.printer.say(&format!("`{name}` has the newest versions"));
         return Ok(());
@@ -325,12 +347,7 @@ pub fn update(app: &App, args: &cli::Update) -> Result<()> {
     }
     let lock = app.lock(&name, "update")?;
     worker::recover(app, &lock, &name)?;
-    // What the lock names must not be collected before the next rebuild roots it with its generation.
-    for path in &locked.roots {
-        let roots = app.dirs.generations(&name).join("next.inputs");
-        codchi_fs::create_private_dir(&roots)?;
-        tools.nix.add_root(&roots.join(path.base_name()), path)?;
-    }
+    keep_roots(app, &tools, &name, &locked.roots)?;
     codchi_fs::write_atomic(folder.join("flake.lock"), &locked.text, 0o644)?;
     app.printer.say(&format!("`codchi rebuild {name}` applies it"));
     Ok(())

@@ -4,7 +4,7 @@ use std::io::{Read, Seek, SeekFrom};
 
 use codchi_core::name::MachineName;
 use codchi_core::report::Kind;
-use codchi_core::status::{Config, GenerationStatus, Generations, MachineStatus, State, Status};
+use codchi_core::status::{Config, GenerationStatus, Generations, InputState, MachineStatus, State, Status};
 use codchi_core::text;
 
 use crate::app::App;
@@ -12,6 +12,7 @@ use crate::cli::{self, NixFlags};
 use crate::cmd::{life, rebuild};
 use crate::failure::{Failure, Result};
 use crate::make::Tools;
+use crate::updates;
 use crate::worker::HostParts;
 
 fn machine_status(app: &App, name: &MachineName, measure: bool) -> Result<MachineStatus> {
@@ -20,12 +21,15 @@ fn machine_status(app: &App, name: &MachineName, measure: bool) -> Result<Machin
     let parts = HostParts::none();
     let running = driver.state(&parts.host(app, None), name)?;
     let current = app.generations(name).current()?;
+    let inputs = updates::inputs(app, name);
     let config = if rebuild::is_rolled_back(app, name) {
         Config::RolledBack
-    } else if rebuild::is_up_to_date(app, name) {
-        Config::UpToDate
-    } else {
+    } else if !rebuild::is_up_to_date(app, name) {
         Config::Modified
+    } else if inputs.iter().any(|i| i.state == InputState::UpdatesAvailable) {
+        Config::UpdatesAvailable
+    } else {
+        Config::UpToDate
     };
     let disk_bytes = measure.then(|| usage(&app.dirs.machine_root(name))).flatten();
     Ok(MachineStatus {
@@ -39,6 +43,7 @@ fn machine_status(app: &App, name: &MachineName, measure: bool) -> Result<Machin
         addresses: driver.addresses(&running),
         toplevel: current.map(|g| g.record.toplevel.to_string()),
         disk_bytes,
+        inputs,
     })
 }
 
@@ -80,6 +85,7 @@ pub fn status(app: &App, args: &cli::Status) -> Result<()> {
         if args.watch && !app.globals.json {
             app.printer.raw(b"\x1b[H\x1b[2J");
         }
+        updates::ask_in_background(app, &names);
         if !machines.is_empty() || broken.is_none() {
             print_status(app, machines, given.is_some())?;
         }
@@ -119,6 +125,20 @@ fn print_status(app: &App, machines: Vec<MachineStatus>, one: bool) -> Result<()
             app.printer.data(&app.printer.strong(m.name.as_str()));
             for (key, value) in rows {
                 app.printer.data(&format!("  {key:<11} {value}"));
+            }
+            for i in &m.inputs {
+                let short = |rev: &str| rev.chars().take(10).collect::<String>();
+                let to = match (&i.newest, i.state) {
+                    (Some(newest), InputState::UpdatesAvailable) => format!(" -> {}", short(newest)),
+                    _ => String::new(),
+                };
+                app.printer.data(&format!(
+                    "  {:<11} {} {}{to} ({})",
+                    "input",
+                    i.name,
+                    short(&i.locked),
+                    i.state.as_str()
+                ));
             }
         }
         return Ok(());
