@@ -560,7 +560,7 @@ fn edits(h: &Host) -> Result<(), Failed> {
     )?;
     let refused = codchi(h, &["module", "add", "m", &url], &[])?.exits(1)?;
     require!(
-        refused.err.contains("line 11") && refused.err.contains("by hand"),
+        refused.err.contains("line 13") && refused.err.contains("by hand"),
         "{}",
         refused.err
     );
