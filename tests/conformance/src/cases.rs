@@ -56,6 +56,7 @@ pub const ALL: &[Case] = &[
     ("rebuild_applies_the_change", rebuild),
     ("rollback_returns_to_the_first_generation", rollback),
     ("a_broken_module_changes_nothing", rebuild_broken),
+    ("a_generation_that_does_not_come_up_is_rolled_back", rebuild_ill),
     ("logs_show_console_and_units", logs),
     ("dry_run_changes_nothing", dry_run),
     ("bad_input_is_refused_with_a_reason", bad_input),
@@ -1381,6 +1382,39 @@ fn rebuild_broken(h: &Host) -> Result<(), Failed> {
     same("generation", &after["generation"], &before["generation"])?;
     same("leader", &after["leader"], &before["leader"])?;
     same("works", h.sh("conf", "hello")?, "Hello, world!".to_string())
+}
+
+fn rebuild_ill(h: &Host) -> Result<(), Failed> {
+    let project = h.home.join("project");
+    let good = codchi_fs::read_to_string(project.join("module.nix"))?;
+    let before = h.status("conf")?;
+    codchi_fs::write(project.join("module-good.nix"), &good)?;
+    let ill = "{ pkgs, ... }:\n{\n  imports = [ ./module-good.nix ];\n  systemd.services.ill = {\n    wantedBy = [ \"multi-user.target\" ];\n    serviceConfig.ExecStart = \"${pkgs.coreutils}/bin/false\";\n    serviceConfig.Type = \"oneshot\";\n  };\n}\n";
+    codchi_fs::write(project.join("module.nix"), ill)?;
+    h.commit(&project)?;
+    let declined = h.codchi(&["rebuild", "--ask", "conf"])?.exits(4)?;
+    require!(declined.err.contains("--yes"), "{}", declined.err);
+    let done = h.codchi(&["rebuild", "--yes", "conf"])?.exits(1)?;
+    require!(
+        done.err.contains("ill.service") && done.err.contains("is back on generation"),
+        "what failed, and what was done, is not told: {}",
+        done.err
+    );
+    let after = h.status("conf")?;
+    same("generation", &after["generation"], &before["generation"])?;
+    same("toplevel", &after["toplevel"], &before["toplevel"])?;
+    same("leader", &after["leader"], &before["leader"])?;
+    same("config", after["config"].as_str(), Some("rolled-back"))?;
+    systemd_running(h)?;
+    // Unless the person says that it shall stay.
+    h.codchi(&["rebuild", "--yes", "--no-rollback", "conf"])?.exits(1)?;
+    let stays = h.status("conf")?["generation"].as_u64();
+    require!(stays > before["generation"].as_u64(), "it is on generation {stays:?}");
+    codchi_fs::write(project.join("module.nix"), good)?;
+    h.commit(&project)?;
+    h.codchi(&["rebuild", "--yes", "conf"])?.ok()?;
+    h.root_sh("conf", "systemctl reset-failed").map(drop)?;
+    systemd_running(h)
 }
 
 fn logs(h: &Host) -> Result<(), Failed> {

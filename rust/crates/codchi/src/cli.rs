@@ -315,6 +315,12 @@ pub struct Rebuild {
     /// Only build
     #[arg(long)]
     pub build_only: bool,
+    /// Show the difference and ask before anything changes
+    #[arg(long, conflicts_with = "build_only")]
+    pub ask: bool,
+    /// Stay on the new generation though units fail in it that ran before
+    #[arg(long)]
+    pub no_rollback: bool,
     /// After a rollback: take flake.nix and flake.lock of that generation first
     #[arg(long)]
     pub restore_lock: bool,

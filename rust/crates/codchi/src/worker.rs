@@ -1,5 +1,7 @@
 //! Carries out the steps of plans on a machine.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use codchi_core::machine::Host as Attachment;
@@ -8,7 +10,7 @@ use codchi_core::plan::{Activation, Part, Step};
 use codchi_core::progress::{Event, Progress};
 use codchi_core::report::Kind;
 use codchi_core::status::State;
-use codchi_drivers::{Driver, Given, Host, Machine, Switched, System};
+use codchi_drivers::{Exec, Driver, Given, Host, Machine, Switched, System};
 use codchi_nix::generations::Record;
 use codchi_nix::{Nix, StorePath};
 use codchi_store::Store;
@@ -159,6 +161,40 @@ impl<'a> MachineWorker<'a> {
                 Err(failure)
             }
         }
+    }
+
+    /// The units of the running machine that failed; none where it does not run. An error is a machine that does not answer.
+    pub fn failed_units(&self) -> Result<Option<BTreeSet<String>>> {
+        let said = self.systemctl(&["list-units", "--failed", "--plain", "--no-legend", "--no-pager"])?;
+        Ok(said.map(|s| s.lines().filter_map(|l| l.split_whitespace().next()).map(str::to_owned).collect()))
+    }
+
+    /// Lets the running machine forget that units failed, of which it has no more than the failure.
+    pub fn forget_failed(&self, units: &[String]) -> Result<()> {
+        let words: Vec<&str> = ["reset-failed", "--"].into_iter().chain(units.iter().map(String::as_str)).collect();
+        self.systemctl(&words).map(drop)
+    }
+
+    /// What the machine's systemctl says; none where the machine does not run.
+    fn systemctl(&self, words: &[&str]) -> Result<Option<String>> {
+        let driver = self.driver()?;
+        let parts = HostParts::of(self.app, self.store)?;
+        let host = parts.host(self.app, self.store);
+        if driver.state(&host, &self.name)?.state != State::Running {
+            return Ok(None);
+        }
+        let exec = Exec {
+            argv: std::iter::once(&"systemctl").chain(words).map(OsString::from).collect(),
+            user: Some("root".into()),
+            cwd: Some("/".into()),
+            tty: Some(false),
+            ..Exec::default()
+        };
+        let (status, output) = driver.capture(&host, &self.name, &exec)?;
+        if status != 0 {
+            return Err(Failure::failed(format!("`{}` does not tell how its units are: {output}", self.name)));
+        }
+        Ok(Some(output))
     }
 
     /// Starts the machine on its current generation.

@@ -1,5 +1,7 @@
 //! `codchi rebuild`, `update`, `rollback`.
 
+use std::collections::BTreeSet;
+
 use codchi_core::flake::{Flake, FlakeError};
 use codchi_core::machine::HostEdit;
 use codchi_core::name::MachineName;
@@ -27,6 +29,8 @@ struct How {
     update: Update,
     activation: Option<Activation>,
     restore: bool,
+    ask: bool,
+    roll_back: bool,
 }
 
 /// `rebuild`.
@@ -42,6 +46,8 @@ pub fn rebuild(app: &App, args: &cli::Rebuild) -> Result<()> {
                 _ => Some(Activation::Switch),
             },
             restore: args.restore_lock,
+            ask: args.ask,
+            roll_back: !args.no_rollback,
         };
         one(app, name, &args.nix, &how)
     })
@@ -159,6 +165,15 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
     }
 
     let same = current.as_ref().filter(|g| g.record.toplevel == toplevel && !rolled_back);
+    if same.is_none() {
+        let before = current.as_ref().map(|g| g.record.toplevel.clone());
+        let difference = tools.nix.diff(before.as_ref(), &toplevel)?;
+        app.printer.done();
+        show_difference(app, &difference, false);
+        if how.ask {
+            app.confirm_yes(&format!("put `{name}` on the new system?"))?;
+        }
+    }
     let lock = app.lock(name, "rebuild")?;
     if app.generations(name).current_number()? != current.as_ref().map(|g| g.number) {
         return Err(Failure::new(Kind::Busy, format!("`{name}` was changed meanwhile")).hint("try again"));
@@ -179,9 +194,7 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
         app.printer.say(&format!("`{name}` is up to date: generation {}", same.number));
         return Ok(());
     }
-    let before = current.as_ref().map(|g| g.record.toplevel.clone());
-    let difference = tools.nix.diff(before.as_ref(), &toplevel)?;
-    show_difference(app, &difference, false);
+    let before = worker.failed_units().unwrap_or_default();
     let steps = change_steps(
         app,
         name,
@@ -193,8 +206,13 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
     );
     let plan = Plan::new("rebuild", name, steps);
     journal::execute(app, &lock, &plan, &worker)?;
-    drop(lock);
     worker::remember_fingerprint(app, name, &tools)?;
+    if let (true, Some(before), Some(current)) = (how.roll_back, before, &current)
+        && how.activation == Some(Activation::Switch)
+    {
+        roll_back_if_ill(app, &lock, &worker, &before, number, current)?;
+    }
+    drop(lock);
     let switched = worker.switched.borrow();
     for change in &switched.units {
         app.printer.say(&format!("  {} {}", change.action, change.unit));
@@ -208,6 +226,48 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
         .hint(format!("`codchi logs {name}` shows why")));
     }
     Ok(())
+}
+
+/// Puts the generation before in force again where the machine does not answer on the new one, or units failed that did not before.
+fn roll_back_if_ill(
+    app: &App,
+    lock: &codchi_fs::Lock,
+    worker: &MachineWorker,
+    before: &BTreeSet<String>,
+    number: u64,
+    previous: &Generation,
+) -> Result<()> {
+    let name = &worker.name;
+    let (why, units): (String, Vec<String>) = match worker.failed_units() {
+        Ok(Some(failed)) => match failed.difference(before).cloned().collect::<Vec<_>>() {
+            units if units.is_empty() => return Ok(()),
+            units => (format!("`{}` failed", units.join("`, `")), units),
+        },
+        Ok(None) => ("it went down".into(), Vec::new()),
+        Err(failure) => (failure.message, Vec::new()),
+    };
+    app.printer.warn(&format!("generation {number} of `{name}` does not come up: {}", text::printable(&why)));
+    let step = Step::Activate {
+        number: previous.number as u32,
+        toplevel: previous.record.toplevel.to_string(),
+        how: Activation::Switch,
+        previous: None,
+    };
+    journal::execute(app, lock, &Plan::new("rollback", name, vec![step]), worker)?;
+    if !units.is_empty() {
+        // A unit that only the new generation has is gone; one of both runs again, or failed again.
+        let _ = worker.forget_failed(&units);
+    }
+    let mut failure = Failure::failed(format!(
+        "`{name}` is back on generation {}: generation {number} did not come up",
+        previous.number
+    ));
+    if let Some(unit) = units.first() {
+        failure = failure.hint(format!("`codchi logs {name} --unit {}` shows why", text::printable_line(unit)));
+    }
+    Err(failure.hint("`--no-rollback` stays on it, to look into it there").hint(format!(
+        "when its module is mended: `codchi rebuild --yes {name}`"
+    )))
 }
 
 /// Reads the flake.nix in a folder. One that a person edited into nonsense is an error of ours, with its line, before Nix sees
