@@ -305,8 +305,6 @@ pub trait Driver: Sync {
         let _ = (host, from, to);
         Err(DriverError::Unsupported { driver: self.info().name, what: "rename machines" })
     }
-    /// Writes the machine to a file that others can run.
-    fn export(&self, host: &Host, machine: &Machine, to: &Path) -> Result<()>;
 }
 
 #[cfg(test)]

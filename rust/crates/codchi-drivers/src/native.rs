@@ -275,10 +275,6 @@ impl Driver for Native {
         }
         Ok(())
     }
-
-    fn export(&self, _: &Host, _: &Machine, _: &Path) -> Result<()> {
-        Err(DriverError::Unsupported { driver: INFO.name, what: "export machines yet" })
-    }
 }
 
 fn given(machine: &MachineName, status: state::Status) -> Given {

@@ -15,7 +15,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use crate::error::{Doing, Error, Result};
 use crate::ids::{self, Extent};
 use crate::outer::{OWN_DIR, attach, clone_tree, open_inside, pipe};
-use crate::spec::{Launch, Mount, MountKind, Spec};
+use crate::spec::{Mount, MountKind, Spec};
 
 /// Where a machine finds its secrets.
 const CREDENTIALS: &str = "/run/codchi/credentials";
@@ -130,7 +130,7 @@ pub(crate) fn prepare_root(root: &Path, owner_on_disk: Owner) -> Result<()> {
 }
 
 /// Puts the machine's root together: its file system, and over it what comes from outside.
-pub(crate) fn stage(spec: &Spec, launch: &Launch, owner: Owner, idmap: Option<BorrowedFd<'_>>) -> Result<()> {
+pub(crate) fn stage(spec: &Spec, owner: Owner, idmap: Option<BorrowedFd<'_>>) -> Result<()> {
     let dir = stage_dir();
     codchi_fs::create_dir_all(&dir)?;
     let root = clone_tree(&spec.root, false).doing(format!("mount `{}`", spec.root.display()))?;
@@ -150,7 +150,6 @@ pub(crate) fn stage(spec: &Spec, launch: &Launch, owner: Owner, idmap: Option<Bo
             _ => {}
         }
     }
-    let _ = launch;
     Ok(())
 }
 

@@ -354,7 +354,7 @@ impl Supervision {
     /// From making the namespaces to the end of PID 1.
     fn one_life(&mut self, services: &mut [Box<dyn Service>], teller: &mut Teller) -> Result<Outcome> {
         mounts::unstage();
-        mounts::stage(&self.spec, &self.launch, self.owner, self.idmap.as_ref().map(AsFd::as_fd))?;
+        mounts::stage(&self.spec, self.owner, self.idmap.as_ref().map(AsFd::as_fd))?;
         let mut said = Vec::new();
         let limits = self.spec.resources.clone();
         let tree = self.tree.as_ref().ok_or_else(|| Error::Told("no cgroup".into()))?;
