@@ -1,4 +1,4 @@
-# nixosModules: `default`, and every file of modules/ under its own name.
+# nixosModules: `default`, every file of modules/ under its own name, and `host` for a NixOS that runs machines.
 let
   folder = ../modules;
   entries = builtins.readDir folder;
@@ -15,4 +15,5 @@ builtins.listToAttrs (
 )
 // {
   default = folder;
+  host = folder + "/on-host";
 }

@@ -3,8 +3,8 @@
 /*
   renderNeeds turns the `codchi` part of an evaluated configuration into plain data for the host.
 
-  Takes `config.codchi`; gives secrets, capabilities, host secrets, mounts, ports and driver settings. Nothing in
-  it refers to the store.
+  Takes `config.codchi`; gives secrets, capabilities, host secrets, mounts, ports and those driver settings that a
+  person has to grant. Nothing in it refers to the store.
 */
 cfg:
 let
@@ -30,6 +30,11 @@ in
   optionalCapabilities = lib.filter (name: !(lib.elem name required)) (
     sorted cfg.optionalCapabilities
   );
+  displays = lib.filter (protocol: cfg.display.${protocol}.enable) [
+    "wayland"
+    "x11"
+  ];
+  usbDevices = sorted cfg.usb.devices;
   hostSecrets = lib.mapAttrs (_: secret: secret.enable) cfg.hostSecrets;
   mounts = lib.mapAttrs (_: mount: {
     inherit (mount) source readOnly optional;
@@ -37,5 +42,6 @@ in
   ports = lib.mapAttrs (_: port: {
     inherit (port) host protocol;
   }) cfg.ports;
-  driverSettings = cfg.driver.settings.${cfg.driver.name} or { };
+  driverSettings = builtins.removeAttrs (cfg.driver.settings.${cfg.driver.name} or { }
+  ) (import ./drivers.nix).${cfg.driver.name}.allowedSettings;
 }

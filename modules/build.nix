@@ -23,6 +23,7 @@ in
 {
   imports = [
     ./capabilities.nix
+    ./display.nix
     ./driver.nix
     ./enable.nix
     ./host-secrets.nix
@@ -33,6 +34,7 @@ in
     ./ports.nix
     ./resources.nix
     ./secrets.nix
+    ./usb.nix
     ./user.nix
   ];
 

@@ -9,6 +9,7 @@
     ./nix.nix
     ./container.nix
     ./agent.nix
+    ./session.nix
     ./init-script.nix
     ./secrets.nix
     ./host-secrets.nix

@@ -13,6 +13,7 @@ in
     ./driver.nix
     ./enable.nix
     ./isolation.nix
+    ./kvm.nix
   ];
 
   config = lib.mkIf (cfg.enable && driver.kind == "container") (
@@ -23,6 +24,15 @@ in
       (lib.mkIf shared {
         nix.settings = {
           store = prefer "daemon";
+          # What tests and builds that ask for hardware find here.
+          system-features = prefer (
+            [
+              "benchmark"
+              "big-parallel"
+              "nixos-test"
+            ]
+            ++ lib.optional (cfg.kvm.enable || lib.elem "kvm" cfg.requiredCapabilities) "kvm"
+          );
           experimental-features = [
             "nix-command"
             "flakes"

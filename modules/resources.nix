@@ -22,9 +22,9 @@ in
     };
     tasks = lib.mkOption {
       type = lib.types.nullOr lib.types.ints.positive;
-      default = null;
+      default = 16384;
       example = 4096;
-      description = "Most processes and threads in the machine; null: no limit.";
+      description = "Most processes and threads in the machine, so that one that never stops forking leaves the host alone; null: no limit.";
     };
   };
 }

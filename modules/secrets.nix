@@ -113,10 +113,38 @@ let
     secret.kind == "file" && !(secret.path != null && isAbsolute secret.path)
   ) (lib.attrNames cfg.secrets);
 
+  # What of the host's own comes the same way; the host knows these names (rust/crates/codchi/src/hostsecrets.rs).
+  fromHost =
+    let
+      file = name: owner: mode: path: {
+        kind = "file";
+        inherit path owner mode;
+        services = [ ];
+        userServices = [ ];
+      };
+      public = name: file name "root" "0444" "/run/codchi/secrets/${name}";
+      variable = file null "root" "0400" null // {
+        kind = "env";
+      };
+    in
+    lib.optionalAttrs cfg.hostSecrets.certificates.enable {
+      codchi-certificates = public "codchi-certificates";
+      codchi-cacerts = public "codchi-cacerts";
+      http_proxy = variable;
+      https_proxy = variable;
+      all_proxy = variable;
+      no_proxy = variable;
+    }
+    // lib.optionalAttrs cfg.hostSecrets.netrc.enable {
+      codchi-netrc =
+        file "codchi-netrc" cfg.user.name "0600"
+          "${config.users.users.${cfg.user.name}.home}/.netrc";
+    };
+
   # What the agent in the machine is told; no value is in it.
   declared = builtins.toJSON {
     user = cfg.user.name;
-    secrets = lib.mapAttrs (_: secret: {
+    secrets = fromHost // lib.mapAttrs (_: secret: {
       inherit (secret)
         kind
         path
@@ -150,6 +178,7 @@ in
   imports = [
     ./driver.nix
     ./enable.nix
+    ./host-secrets.nix
     ./user.nix
   ];
 
@@ -188,7 +217,7 @@ in
         fi
       '';
     })
-    (lib.mkIf (cfg.enable && driver.kind == "container" && cfg.secrets != { }) {
+    (lib.mkIf (cfg.enable && driver.kind == "container" && (cfg.secrets != { } || fromHost != { })) {
       environment.etc."codchi/secrets.json".text = declared;
       # For log-ins by other ways than the host's, which lays the variables over the environment itself.
       environment.extraInit = ''

@@ -11,7 +11,7 @@ use crate::peers;
 
 /// What can be measured, in the order it is.
 pub const NAMES: &[&str] = &[
-    "version", "init", "second", "exec", "noop", "memory", "start",
+    "version", "init", "second", "exec", "noop", "tree", "memory", "start", "incus",
 ];
 
 /// Measures one.
@@ -22,7 +22,9 @@ pub fn measure(name: &str, host: &mut Host, runs: usize) -> Result<Vec<Figure>, 
         "second" => second(host),
         "exec" => exec(host, runs),
         "noop" => noop(host, runs),
+        "tree" => tree(host, runs),
         "memory" => memory(host),
+        "incus" => crate::incus::measure(host, runs),
         _ => start(host),
     }
 }
@@ -95,8 +97,50 @@ fn noop(host: &mut Host, runs: usize) -> Result<Vec<Figure>, Error> {
     }])
 }
 
+/// The same for a machine that has a work tree of many files among its inputs.
+fn tree(host: &mut Host, runs: usize) -> Result<Vec<Figure>, Error> {
+    let name = host.machine()?;
+    let tree = host
+        .tree
+        .clone()
+        .ok_or_else(|| Error::Not("`--tree FOLDER` names a git work tree".into()))?;
+    let flake = host
+        .scratch(".config/codchi/machines")
+        .join(name)
+        .join("flake.nix");
+    let before = codchi_fs::read_to_string(&flake)?;
+    let input = format!(
+        "{{\n  inputs.tree = {{ url = \"git+file://{}\"; flake = false; }};\n",
+        tree.display()
+    );
+    codchi_fs::write(&flake, before.replacen("{\n", &input, 1))?;
+    timed(host.codchi(&["rebuild", name]))?;
+    // What was written just now is read again until its times are old enough to tell.
+    std::thread::sleep(Duration::from_secs(3));
+    timed(host.codchi(&["rebuild", name]))?;
+    let ours = || host.codchi(&["rebuild", name]);
+    let list = || {
+        let mut git = host.command("git");
+        git.arg("-C").arg(&tree).args(["ls-files", "-z"]);
+        git
+    };
+    let times = in_turns(&[&ours, &list], runs.min(20))?;
+    let files = output(list())?.split('\0').count();
+    codchi_fs::write(&flake, before)?;
+    timed(host.codchi(&["rebuild", name]))?;
+    Ok(vec![Figure {
+        name: format!("the same, an input of {files} files"),
+        ours: times[0],
+        beside: Some(("git ls-files".into(), times[1])),
+        unit: Unit::Ms,
+        bound: Bound::Most(100.0),
+    }])
+}
+
 fn init(host: &mut Host) -> Result<Vec<Figure>, Error> {
-    let took = host.init(MACHINE)?;
+    let began = Instant::now();
+    let most = peak(host.init(MACHINE)?)?;
+    let took = began.elapsed();
     let fetched = peers::fetch_again(host)?;
     Ok(vec![
         Figure {
@@ -108,6 +152,13 @@ fn init(host: &mut Host) -> Result<Vec<Figure>, Error> {
             )),
             unit: Unit::Ms,
             bound: Bound::More(20_000.0),
+        },
+        Figure {
+            name: "its peak memory".into(),
+            ours: most,
+            beside: None,
+            unit: Unit::Mb,
+            bound: Bound::Most(50.0),
         },
         Figure {
             name: "bytes fetched".into(),
@@ -125,7 +176,7 @@ fn second(host: &mut Host) -> Result<Vec<Figure>, Error> {
     let store = host.data().join("store");
     let before = host.bytes(&store, None)?;
     let name = "bench-second";
-    let took = host.init(name)?;
+    let took = timed(host.init(name)?)?;
     let more = host.bytes(&store, None)? - before;
     let root = host.bytes(&machines.join(name).join("root"), Some("var/log"))?;
     let figure = |name: &str, ours, unit, bound| Figure {

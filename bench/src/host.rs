@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use crate::Error;
 use crate::measure::{output, timed};
@@ -17,12 +16,14 @@ pub struct Host {
     program: PathBuf,
     /// The repository, for its templates.
     pub repo: PathBuf,
+    /// A large git work tree that a machine gets as an input.
+    pub tree: Option<PathBuf>,
     machines: Vec<String>,
 }
 
 impl Host {
     /// A home in the usual place for temporary files; `TMPDIR` chooses another.
-    pub fn new(program: &Path) -> Result<Host, Error> {
+    pub fn new(program: &Path, tree: Option<PathBuf>) -> Result<Host, Error> {
         let home = tempfile::Builder::new()
             .prefix("codchi-bench.")
             .tempdir()
@@ -38,6 +39,7 @@ impl Host {
             home,
             program: program.to_owned(),
             repo,
+            tree,
             machines: Vec::new(),
         })
     }
@@ -76,19 +78,19 @@ impl Host {
         command
     }
 
-    /// Makes a machine of the hello template, and says how long that took.
-    pub fn init(&mut self, name: &str) -> Result<Duration, Error> {
+    /// `codchi init` of a machine of the hello template.
+    pub fn init(&mut self, name: &str) -> Result<Command, Error> {
         let run = self.home.path().join("run");
         codchi_fs::create_private_dir(&run)?;
         let source = self.repo.join("docs/templates/hello");
         self.machines.push(name.into());
-        timed(self.codchi(&["init", name, &source.to_string_lossy()]))
+        Ok(self.codchi(&["init", name, &source.to_string_lossy()]))
     }
 
     /// The machine that most figures use, made now if it is not there yet.
     pub fn machine(&mut self) -> Result<&'static str, Error> {
         if !self.machines.iter().any(|m| m == MACHINE) {
-            self.init(MACHINE)?;
+            timed(self.init(MACHINE)?)?;
         }
         Ok(MACHINE)
     }

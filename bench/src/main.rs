@@ -3,6 +3,7 @@
 
 mod figures;
 mod host;
+mod incus;
 mod measure;
 mod peers;
 
@@ -46,6 +47,7 @@ struct Wanted {
     program: PathBuf,
     runs: usize,
     json: bool,
+    tree: Option<PathBuf>,
     names: Vec<String>,
 }
 
@@ -58,6 +60,7 @@ fn arguments() -> Result<Wanted, Error> {
         program: own.with_file_name("codchi"),
         runs: 100,
         json: false,
+        tree: None,
         names: Vec::new(),
     };
     let mut args = std::env::args().skip(1);
@@ -73,6 +76,7 @@ fn arguments() -> Result<Wanted, Error> {
                     .parse()
                     .map_err(|_| Error::Not("`--runs` needs a number".into()))?;
             }
+            "--tree" => wanted.tree = Some(value()?.into()),
             "--json" => wanted.json = true,
             name if figures::NAMES.contains(&name) => wanted.names.push(arg),
             other => {
@@ -84,14 +88,17 @@ fn arguments() -> Result<Wanted, Error> {
         }
     }
     if wanted.names.is_empty() {
-        wanted.names = figures::NAMES.iter().map(|n| n.to_string()).collect();
+        let all = figures::NAMES
+            .iter()
+            .filter(|n| **n != "tree" || wanted.tree.is_some());
+        wanted.names = all.map(|n| n.to_string()).collect();
     }
     Ok(wanted)
 }
 
 fn run() -> Result<bool, Error> {
     let wanted = arguments()?;
-    let mut host = host::Host::new(&wanted.program)?;
+    let mut host = host::Host::new(&wanted.program, wanted.tree.clone())?;
     let mut all: Vec<Figure> = Vec::new();
     let mut good = true;
     // In the order of the list: the cold start comes first, and its machine serves the others.

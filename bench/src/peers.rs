@@ -307,7 +307,7 @@ pub fn fetch_again(host: &Host) -> Result<Fetched, Error> {
         };
         let (Some(out), Some(url)) = (
             field("(\"out\",\"/nix/store/"),
-            field("(\"url\",\"mirror://"),
+            field("(\"mirror\",\"mirror://"),
         ) else {
             continue;
         };

@@ -16,12 +16,15 @@
     capabilities = [
       "certificates"
       "display"
+      "fuse"
       "git-credentials"
       "gpu"
       "kvm"
+      "nested-containers"
       "netrc"
       "sound"
       "ssh-agent"
+      "tun"
       "usb"
     ];
   };

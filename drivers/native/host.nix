@@ -34,7 +34,13 @@ in
     NOTIFY_SOCKET = "/run/codchi/notify/socket";
   };
   mounts = [
-    (bind "@store@" "/nix/store" readOnly // { idmap = true; })
+    (
+      bind "@store@" "/nix/store" readOnly
+      // {
+        idmap = true;
+      }
+      // lib.optionalAttrs (!shared) { closure = true; }
+    )
   ]
   ++ lib.optional shared (bind "@endpoint@" "/nix/var/nix/daemon-socket" readOnly)
   ++ [
@@ -119,8 +125,7 @@ in
     "tty"
     "fuse?"
     "net/tun?"
-  ]
-  ++ lib.optional cfg.kvm.enable "kvm?";
+  ];
   # None: a machine always has a user namespace, in which the files that engines hide are not readable anyway, and a
   # covered /proc or /sys would stop containers inside the machine from mounting theirs.
   maskedPaths = [ ];

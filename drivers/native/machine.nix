@@ -8,6 +8,15 @@ in
   imports = [ ../../modules/resources.nix ];
 
   config = lib.mkIf (cfg.enable && cfg.driver.name == driver.name) {
+    # Each path of the closure is a mount, which the machine cannot take away: it need not try when it goes down.
+    systemd.units."nix-store-.mount" = lib.mkIf (cfg.isolation.store == "closure") {
+      overrideStrategy = "asDropin";
+      text = ''
+        [Unit]
+        DefaultDependencies=no
+      '';
+    };
+
     warnings = lib.optional (cfg.resources.disk != null) ''
       codchi.resources.disk is set, but the native driver keeps machines in ordinary folders and cannot limit them
     '';

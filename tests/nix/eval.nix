@@ -8,20 +8,24 @@ let
   inherit (nixpkgs) lib;
   codchi = import ../../lib { inherit lib; };
 
-  # The native machine of some modules.
-  machine =
+  # The machines of some modules, by driver.
+  machines =
     modules:
     (codchi.codeMachine {
       inputs = { inherit nixpkgs; };
       inherit system modules;
       stateVersion = "26.05";
-    }).nixosConfigurations.native;
+    }).nixosConfigurations;
+
+  # The native one.
+  machine = modules: (machines modules).native;
 in
 import case {
   inherit
     codchi
     lib
     machine
+    machines
     nixpkgs
     system
     ;

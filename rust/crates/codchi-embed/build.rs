@@ -12,6 +12,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use sha2::{Digest, Sha256};
+
 /// Crates with static programs, and the programs.
 const PROGRAMS: [(&str, &[&str]); 3] = [
     ("codchi-boot", &["codchi-boot"]),
@@ -47,7 +49,8 @@ fn main() -> Result<()> {
         watch(&repository.join(source));
     }
 
-    pack(&repository, &out.join("sources.tar"))?;
+    let sources = pack(&repository, &out.join("sources.tar"))?;
+    let mut machine = Sha256::new();
     let wanted = env::var("CODCHI_EMBED").as_deref() != Ok("none");
     let built = if wanted { build(&workspace, &out)? } else { PathBuf::new() };
     for (krate, program) in PROGRAMS.iter().flat_map(|(k, p)| p.iter().map(move |p| (*k, *p))) {
@@ -56,13 +59,26 @@ fn main() -> Result<()> {
         } else {
             Vec::new()
         };
-        // Only a changed program makes the library new.
-        let target = out.join(program);
-        if fs::read(&target).ok().as_ref() != Some(&bytes) {
-            fs::write(&target, bytes)?;
+        if krate != "codchi-base" {
+            machine.update((bytes.len() as u64).to_le_bytes());
+            machine.update(&bytes);
         }
+        replace(&out.join(program), &bytes)?;
+    }
+    replace(&out.join("sources.hash"), hex(Sha256::digest(sources)).as_bytes())?;
+    replace(&out.join("programs.hash"), hex(machine.finalize()).as_bytes())
+}
+
+/// Only a changed file makes the library new.
+fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    if fs::read(path).ok().as_deref() != Some(bytes) {
+        fs::write(path, bytes)?;
     }
     Ok(())
+}
+
+fn hex(bytes: impl AsRef<[u8]>) -> String {
+    bytes.as_ref().iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// A path that is not there would make cargo run this each time.
@@ -122,7 +138,7 @@ fn build(workspace: &Path, out: &Path) -> Result<PathBuf> {
 }
 
 /// The same sources give the same bytes: sorted, without times and owners.
-fn pack(repository: &Path, to: &Path) -> Result<()> {
+fn pack(repository: &Path, to: &Path) -> Result<Vec<u8>> {
     let mut files = BTreeMap::new();
     for source in SOURCES {
         collect(repository, Path::new(source), &mut files)?;
@@ -137,10 +153,8 @@ fn pack(repository: &Path, to: &Path) -> Result<()> {
         archive.append_data(&mut header, path, bytes.as_slice())?;
     }
     let bytes = archive.into_inner()?;
-    if fs::read(to).ok().as_ref() != Some(&bytes) {
-        fs::write(to, bytes)?;
-    }
-    Ok(())
+    replace(to, &bytes)?;
+    Ok(bytes)
 }
 
 fn collect(repository: &Path, path: &Path, files: &mut BTreeMap<PathBuf, (u32, Vec<u8>)>) -> Result<()> {

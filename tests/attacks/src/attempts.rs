@@ -1141,6 +1141,15 @@ pub const ALL: &[Attempt] = &[
     ),
     attempt!(
         LIMITS,
+        "fork-bomb",
+        "start processes without end, so that nobody else can start any",
+        BOTH,
+        "a machine has a limit of tasks",
+        Code(misc::fork_bomb),
+        Control::Code("a machine without the limit", misc::fork_bomb_control)
+    ),
+    attempt!(
+        LIMITS,
         "inbox-watches",
         "use up the person's inotify watches by roots that come and go",
         USER,

@@ -11,6 +11,9 @@ mod attempts;
 mod daemon;
 // The conformance suite's host serves both suites.
 #[allow(dead_code)]
+#[path = "../../conformance/src/engine.rs"]
+mod engine;
+#[allow(dead_code)]
 #[path = "../../conformance/src/host.rs"]
 mod host;
 mod hostile;

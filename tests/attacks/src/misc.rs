@@ -1,6 +1,6 @@
 //! Attempts that take more than one call.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -949,6 +949,54 @@ pub fn runtime_folder_control(stage: &Stage) -> Result<(), Failed> {
         written == (64 << 20).to_string(),
         "a folder without a limit takes less",
     )
+}
+
+/// More processes than the module of the machines allows.
+const MANY: &str = "4000";
+
+/// Multiplies in a machine, looks whether others still can start something, and answers what became of it.
+fn multiply(stage: &Stage, machine: &str, who: Who) -> Result<String, Failed> {
+    let mut words = vec!["exec"];
+    if who == Who::Root {
+        words.extend(["-u", "root"]);
+    }
+    words.extend([machine, "--", HELPER, "multiply", MANY]);
+    let mut bomb = stage
+        .host
+        .codchi_command(&words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut said = BufReader::new(bomb.stdout.take().ok_or("no output")?);
+    let mut number = String::new();
+    said.read_line(&mut number)?;
+    let elsewhere = stage.host.sh(ALICE, "echo works");
+    let here = run(&mut Command::new("true"), b"");
+    drop(bomb.stdin.take());
+    let mut rest = String::new();
+    said.read_to_string(&mut rest)?;
+    bomb.wait()?;
+    here?.ok()?;
+    require(
+        elsewhere? == "works",
+        "another machine can start nothing any more",
+    )?;
+    require(
+        number.trim().parse::<u32>().is_ok_and(|n| n > 100),
+        format!("it did not multiply: {number}{rest}"),
+    )?;
+    Ok(rest)
+}
+
+pub fn fork_bomb(stage: &Stage, who: Who) -> Result<(), Failed> {
+    let said = multiply(stage, MALLORY, who)?;
+    require(said.starts_with("refused"), said)
+}
+
+pub fn fork_bomb_control(stage: &Stage) -> Result<(), Failed> {
+    stage.open()?;
+    let said = multiply(stage, OPEN, Who::User)?;
+    require(said.starts_with("done"), said)
 }
 
 /// inotify watches that a process of the machine's supervisor holds.

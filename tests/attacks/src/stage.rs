@@ -264,6 +264,7 @@ impl Stage {
         let engine = &mut launch["engine"];
         engine["seccomp"] = json!({"errno": 1, "deny": [], "absent": []});
         engine["capabilities"]["drop"] = json!([]);
+        engine["resources"]["tasks"] = json!(null);
         // A copy of the programs that belongs to the machine, where the host's own would be.
         let bin = h.home.join("open-bin");
         codchi_fs::create_dir_all(&bin)?;

@@ -4,8 +4,11 @@ use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard};
 
 use libtest_mimic::Failed;
+
+use crate::engine::{self, Engine};
 
 /// What a finished command left.
 #[derive(Debug)]
@@ -68,6 +71,9 @@ pub struct Host {
     pub repo: PathBuf,
     program: PathBuf,
     user: String,
+    /// What machines run on.
+    pub driver: &'static str,
+    engine: Option<Mutex<Engine>>,
 }
 
 impl Host {
@@ -79,14 +85,24 @@ impl Host {
         program: PathBuf,
     ) -> Result<Host, Failed> {
         let (kind, suite) = which.split_once('-').ok_or("expected KIND-SUITE")?;
-        let kind = match kind {
-            "root" => Kind::Root,
-            "rootless" => Kind::Rootless,
-            other => return Err(format!("unknown kind `{other}`").into()),
+        let engine = engine::KINDS.iter().find(|k| k.name == kind);
+        let (kind, driver) = match kind {
+            "root" => (Kind::Root, "native"),
+            "rootless" => (Kind::Rootless, "native"),
+            other => match engine {
+                Some(engine) => (Kind::Root, engine.name),
+                None => return Err(format!("unknown kind `{other}`").into()),
+            },
         };
         codchi_fs::create_dir_all(&home)?;
         let user = std::env::var("CODCHI_TEST_USER").unwrap_or_else(|_| "codchi-test".into());
+        let engine = engine
+            .map(|kind| Engine::start(kind, &repo, Engine::place(&home, kind.name)))
+            .transpose()?
+            .map(Mutex::new);
         let host = Host {
+            driver,
+            engine,
             kind,
             suite: suite.into(),
             home,
@@ -114,8 +130,39 @@ impl Host {
         &self.program
     }
 
+    /// Whether machines run on an engine of the suite's own.
+    pub fn has_engine(&self) -> bool {
+        self.engine.is_some()
+    }
+
+    /// The engine of the suite's own.
+    pub fn engine(&self) -> Result<MutexGuard<'_, Engine>, Failed> {
+        let engine = self.engine.as_ref().ok_or("there is no engine")?;
+        engine
+            .lock()
+            .map_err(|_| "an earlier case broke off in the engine".into())
+    }
+
+    /// `codchi ARGS` that is not told of the engine.
+    pub fn plain_command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
+        let mut c = self.bare(&self.program);
+        c.args(args);
+        c
+    }
+
     /// A command on the host, as the person under test, in the person's home.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut c = self.bare(program);
+        if let Some(engine) = &self.engine
+            && let Ok(engine) = engine.lock()
+        {
+            let (name, value) = engine.environment();
+            c.env(name, value);
+        }
+        c
+    }
+
+    fn bare(&self, program: impl AsRef<OsStr>) -> Command {
         let mut c = match self.kind {
             Kind::Root => Command::new(program),
             Kind::Rootless => {
@@ -133,6 +180,7 @@ impl Host {
             .env("XDG_RUNTIME_DIR", self.home.join("run"))
             .env("LANG", "C.UTF-8")
             .env("CODCHI_BASE", "debian")
+            .env("CODCHI_DRIVER", self.driver)
             .env("CODCHI_BASE_SUITE", &self.suite)
             .env("CODCHI_BASE_ACCEPT_STALE", "1")
             .current_dir(&self.home);

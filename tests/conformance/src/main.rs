@@ -1,18 +1,25 @@
 //! The conformance suite: the same cases for every driver, against real machines.
 //!
 //! `CODCHI_SUITE` chooses the cases: `conformance` (the default), `templates` (every template is booted and used), `faults`
-//! (killed at every step), `sources` (repositories on servers of its own) or `systemd` (on a host that systemd started). `CODCHI_CONFORMANCE=KIND-SUITE` chooses how Codchi is run (`root` or `rootless`) and which release the built-in
-//! base takes; `CODCHI_PROGRAM` is the program under test. The cases share one home, one store and one machine and run in
+//! (killed at every step), `sources` (repositories on servers of its own) or `systemd` (on a host that systemd started).
+//! `CODCHI_CONFORMANCE=KIND-SUITE` chooses how Codchi is run (`root`, `rootless`, or `incus`: as root, with machines on a
+//! daemon of the suite's own) and which release the built-in base takes; `CODCHI_PROGRAM` is the program under test. With `--table`
+//! nothing is run: the table of what each driver does is printed. The cases share one home, one store and one machine and run in
 //! order. What a case changes, it puts back, or a later case says that it builds on it.
-#![allow(clippy::print_stderr)]
+#![allow(clippy::print_stderr, clippy::print_stdout)]
 
 mod cases;
+mod consent;
 mod copies;
+mod engine;
 mod faults;
 mod host;
+mod incus;
 mod secrets;
+mod session;
 mod sources;
 mod systemd;
+mod table;
 mod templates;
 
 use std::path::PathBuf;
@@ -22,6 +29,11 @@ use std::sync::Arc;
 use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
+    if std::env::args().any(|a| a == "--table") {
+        let names: Vec<&str> = all().iter().map(|(name, _)| *name).collect();
+        print!("{}", table::render(&names));
+        return ExitCode::SUCCESS;
+    }
     let mut args = Arguments::from_args();
     args.test_threads = Some(1);
     let which = std::env::var("CODCHI_CONFORMANCE").unwrap_or_else(|_| "root-bookworm".into());
@@ -33,6 +45,7 @@ fn main() -> ExitCode {
         || std::env::temp_dir().join(format!("codchi-conformance-{}-{which}", std::process::id())),
         PathBuf::from,
     );
+    let suite = std::env::var("CODCHI_SUITE").unwrap_or_else(|_| "conformance".into());
     let host = match host::Host::new(&which, home.clone(), repo, program) {
         Ok(h) => Arc::new(h),
         Err(e) => {
@@ -44,15 +57,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let suite = std::env::var("CODCHI_SUITE").unwrap_or_else(|_| "conformance".into());
     let trials: Vec<Trial> = match suite.as_str() {
-        "conformance" => {
-            let (last, rest) = cases::ALL.split_last().unwrap_or((&cases::ALL[0], &[]));
-            let mut all = trials(&which, &host, rest);
-            all.extend(trials(&which, &host, secrets::ALL));
-            all.extend(trials(&which, &host, std::slice::from_ref(last)));
-            all
-        }
+        "conformance" => trials(&which, &host, &cases(&host)),
         "faults" => trials(&which, &host, faults::ALL),
         "sources" => trials(&which, &host, sources::ALL),
         "systemd" => trials(&which, &host, systemd::ALL),
@@ -74,12 +80,42 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-fn trials(which: &str, host: &Arc<host::Host>, cases: &'static [cases::Case]) -> Vec<Trial> {
+/// The cases of every driver.
+fn all() -> Vec<cases::Case> {
+    let mut all = cases::ALL.to_vec();
+    let last = all.pop();
+    all.extend(secrets::ALL);
+    all.extend(consent::ALL);
+    all.extend(session::ALL);
+    all.extend(last);
+    all
+}
+
+/// The same, and before the last, which deletes the machine, those of the engine under test.
+fn cases(host: &host::Host) -> Vec<cases::Case> {
+    let mut all = all();
+    if host.has_engine() {
+        let last = all.pop();
+        all.extend(incus::ALL);
+        all.extend(last);
+    }
+    all
+}
+
+fn trials(which: &str, host: &Arc<host::Host>, cases: &[cases::Case]) -> Vec<Trial> {
+    let kind = which.split('-').next().unwrap_or_default();
     cases
         .iter()
-        .map(|(name, case)| {
+        .map(|&(name, case)| {
             let host = host.clone();
-            Trial::test(format!("{which}::{name}"), move || case(&host))
+            let trial = Trial::test(format!("{which}::{name}"), move || case(&host));
+            match table::left_out(kind, name) {
+                Some(why) => trial.with_kind(why.text()).with_ignored_flag(true),
+                None if table::passed_over(which, name) => trial
+                    .with_kind("as on the first release")
+                    .with_ignored_flag(true),
+                None => trial,
+            }
         })
         .collect()
 }

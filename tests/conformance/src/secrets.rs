@@ -15,6 +15,7 @@ pub const ALL: &[Case] = &[
     ("a_secret_is_never_taken_from_the_command_line", no_argument),
     ("secrets_are_delivered_by_kind", delivered),
     ("secrets_are_read_by_their_owners_only", owners),
+    ("secrets_cannot_be_unmounted", locked),
     ("secrets_outlive_a_reboot_of_the_machine", reboot),
     (
         "a_changed_secret_restarts_what_uses_it_and_nothing_else",
@@ -167,12 +168,15 @@ fn owners(h: &Host) -> Result<(), Failed> {
     let script = "id -un; env | grep -c -e API_TOKEN -e GREETING; cat ~codchi/.config/npm/npmrc /run/codchi/secrets/npmrc /run/codchi/environment";
     let done = h.codchi(&["exec", "-u", "other", "sec", "--", "sh", "-c", script])?;
     same("another user", done.text(), "other\n0".into())?;
-    // Memory that is never written to a disk, and that the machine cannot take away.
+    // Memory that is never written to a disk.
     let kind = h.root_sh(
         "sec",
         "stat -f -c %T /run/codchi/credentials /run/codchi/secrets",
     )?;
-    same("file systems", kind, "ramfs\ntmpfs".into())?;
+    same("file systems", kind, "ramfs\ntmpfs".into())
+}
+
+fn locked(h: &Host) -> Result<(), Failed> {
     let done = h.codchi(&[
         "exec",
         "-u",

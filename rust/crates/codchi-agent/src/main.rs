@@ -4,6 +4,7 @@
 //! command: a restart of the unit (KillMode=process) replaces the listener and leaves running commands alone.
 
 mod cgroup;
+mod channels;
 mod command;
 mod connection;
 mod environment;
@@ -25,6 +26,9 @@ fn main() -> ExitCode {
         (None, _) => server::serve().map(|never| match never {}),
         (Some(flag), Some(mark)) if flag == environment::FLAG => environment::dump(&mark),
         (Some(flag), None) if flag == secrets::FLAG => secrets::settle(),
+        (Some(flag), Some(operation)) if flag == channels::GIT => {
+            channels::git_credential(operation.as_bytes())
+        }
         (Some(dir), None) if dir.as_bytes().starts_with(b"/") => {
             server::serve_in(dir.as_ref(), OsStr::new("/run/codchi-agent").as_ref())
                 .map(|never| match never {})

@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use crate::cgroup::Cgroup;
+use crate::channels;
 use crate::command::{self, Command, Starting, Streams};
 use crate::connection::{Connection, PATIENCE, wait};
 use crate::environment;
@@ -97,6 +98,7 @@ fn begin(
         }),
     };
     secrets::overlay(&mut env, &user, settings.default_user.as_deref());
+    channels::overlay(&mut env, &user, settings.default_user.as_deref());
     let command = Command::new(&exec, &user, env)?;
     let streams = Streams::make(&user, exec.tty, exec.stderr_apart)?;
     let command = command.start(&streams, group)?;

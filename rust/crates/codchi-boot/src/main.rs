@@ -1,8 +1,14 @@
-//! PID 1 of a container before its init: `codchi-boot INIT [ARGS...]`.
+//! PID 1 of a container before its init: `codchi-boot [--from DIR] INIT [ARGS...]`.
 //!
 //! Makes what has to be there before any init runs, whatever system the container has, and becomes that init. What it
 //! cannot make it says on the console and goes on: an init that minds will say more.
+//!
+//! `--from DIR` is for engines that mount what comes from the host before they mount anything else: it lies in `DIR` and
+//! is put where a machine has it, and the host is waited for, which connects the network meanwhile. `codchi-boot --hold` becomes
+//! nothing: a machine whose files are worked on from outside is up, and does nothing.
 #![allow(clippy::print_stderr)]
+
+mod host;
 
 use std::fmt::Write;
 use std::os::unix::process::CommandExt;
@@ -24,12 +30,21 @@ const DIRECTORIES: [(&str, u32); 8] = [
 ];
 
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1);
+    let mut args = std::env::args_os().skip(1).peekable();
+    if args.next_if(|a| a == "--hold").is_some() {
+        loop {
+            std::thread::park();
+        }
+    }
+    let from = args.next_if(|a| a == "--from").and_then(|_| args.next());
     let Some(init) = args.next() else {
         eprintln!("codchi-boot: no init was named");
         return ExitCode::from(2);
     };
     make_directories();
+    if let Some(from) = from {
+        host::attach(Path::new(&from));
+    }
     if let Err(e) = keep_machine_id(Path::new("/etc/machine-id")) {
         eprintln!("codchi-boot: {e}");
     }

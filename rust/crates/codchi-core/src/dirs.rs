@@ -92,9 +92,13 @@ impl Dirs {
     pub fn host_toml(&self, name: &MachineName) -> PathBuf {
         self.machine(name).join("host.toml")
     }
+    /// The folder of journals.
+    pub fn journals(&self) -> PathBuf {
+        self.state.join("journal")
+    }
     /// The journal of the command that is changing a machine.
     pub fn journal(&self, name: &MachineName) -> PathBuf {
-        self.state.join("journal").join(format!("{name}.json"))
+        self.journals().join(format!("{name}.json"))
     }
     /// A machine's logs.
     pub fn logs(&self, name: &MachineName) -> PathBuf {
@@ -115,6 +119,10 @@ impl Dirs {
     /// A machine's lock file.
     pub fn lock(&self, name: &MachineName) -> PathBuf {
         self.locks().join(name)
+    }
+    /// What the command that makes a machine of that name holds from its beginning on, before there is anything to lock.
+    pub fn claim(&self, name: &MachineName) -> PathBuf {
+        self.locks().join(format!("{name}.new"))
     }
     /// Machine folders being made; each is locked by its maker. Beside their place, so that moving them there is one step.
     pub fn staging(&self) -> PathBuf {

@@ -3,6 +3,7 @@
 //! Nothing here reads a file, starts a process or looks at the clock; adapters do that and hand the data in.
 
 pub mod attr;
+pub mod consent;
 pub mod credentials;
 pub mod dirs;
 pub mod document;
@@ -20,6 +21,7 @@ pub mod port;
 pub mod progress;
 pub mod protocol;
 pub mod report;
+pub mod session;
 #[cfg(feature = "host")]
 pub mod settings;
 pub mod source;

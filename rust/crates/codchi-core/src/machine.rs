@@ -26,6 +26,9 @@ pub struct Host {
     /// Suite of the built-in base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suite: Option<String>,
+    /// Whether the configuration of this computer says what it is made of, instead of a machine flake.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub declared: bool,
     /// Unix time of creation.
     pub created: u64,
     /// The machine's range of ids, as root.
@@ -115,6 +118,20 @@ impl HostEdit {
         })
     }
 
+    /// What the machine runs on, and its range of ids there.
+    pub fn driver(&mut self, driver: &DriverName, ids: Option<IdRange>) {
+        self.0["driver"] = toml_edit::value(driver.as_str());
+        match ids {
+            None => drop(self.0.remove("ids")),
+            Some(range) => {
+                let mut table = toml_edit::InlineTable::new();
+                table.insert("base", i64::from(range.base).into());
+                table.insert("count", i64::from(range.count).into());
+                self.0["ids"] = toml_edit::value(table);
+            }
+        }
+    }
+
     /// What foreign modules were granted.
     pub fn granted(&mut self, granted: &[String]) {
         if granted.is_empty() {
@@ -200,6 +217,7 @@ mod tests {
             driver: "native".parse().unwrap(),
             base: "debian".into(),
             suite: Some("bookworm".into()),
+            declared: false,
             created: 1,
             ids: Some(IdRange { base: 0x1000_0000, count: IDS }),
             granted: vec![],

@@ -76,13 +76,19 @@ pub struct Needs {
     pub required_capabilities: Vec<String>,
     /// Capabilities used when present.
     pub optional_capabilities: Vec<String>,
+    /// By which protocols it shows windows, of `x11` and `wayland`; none named: either.
+    #[serde(default)]
+    pub displays: Vec<String>,
+    /// USB devices that are handed over, as `vendor:product`.
+    #[serde(default)]
+    pub usb_devices: Vec<String>,
     /// Which of the host's own secrets are asked for.
     pub host_secrets: BTreeMap<String, bool>,
     /// Host folders by path in the machine.
     pub mounts: BTreeMap<String, Mount>,
     /// Forwarded ports by port in the machine.
     pub ports: BTreeMap<String, Port>,
-    /// `driver.settings.<driver>` as written, to be consented to.
+    /// `driver.settings.<driver>` as written, but for keys that the driver lets every module set: to be consented to.
     pub driver_settings: serde_json::Value,
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::name::MachineName;
+use crate::name::{DriverName, MachineName};
 
 /// The schema version of [`Plan`].
 pub const PLAN_VERSION: u32 = 1;
@@ -116,6 +116,15 @@ pub enum Step {
         /// The generation before, to go back to.
         previous: Option<u32>,
     },
+    /// See that the running machine came up with a generation, else put it back on the one before and fail.
+    Confirm {
+        /// The generation.
+        number: u32,
+        /// The one to go back to.
+        previous: u32,
+        /// Units that had failed before: they say nothing about the generation.
+        failed: Vec<String>,
+    },
     /// Start the machine and wait until it is up.
     Start,
     /// Run the init script as the machine's user.
@@ -139,6 +148,11 @@ pub enum Step {
     RemoveGenerations {
         /// Where they are recorded.
         path: PathBuf,
+    },
+    /// Forget a generation; the store keeps its files until they are collected.
+    ForgetGeneration {
+        /// Its number.
+        number: u32,
     },
     /// Remove the machine folder.
     RemoveConfig {
@@ -167,6 +181,20 @@ pub enum Step {
         path: PathBuf,
         /// First id of the machine's range, as root; none where the caller's subordinate ids are used.
         uid_base: Option<u32>,
+    },
+    /// Make a root file system on another driver with the machine's files.
+    MoveRoot {
+        /// The driver that has them.
+        from: DriverName,
+        /// The driver that gets them.
+        to: DriverName,
+        /// First id of the machine's range there, where that is chosen beforehand.
+        uid_base: Option<u32>,
+    },
+    /// Remove what a driver has of the machine.
+    RemoveRootOn {
+        /// The driver.
+        driver: DriverName,
     },
     /// Give a part of a machine to another name.
     Rename {
@@ -231,6 +259,7 @@ impl Step {
             Step::Rename { part, from, to } => {
                 Some(Step::Rename { part: *part, from: to.clone(), to: from.clone() })
             }
+            Step::MoveRoot { to, .. } => Some(Step::RemoveRootOn { driver: to.clone() }),
             Step::AddGeneration { .. } => None,
             Step::InstallConfig { to, .. } => Some(Step::RemoveConfig { path: to.clone() }),
             Step::KeepSecrets { .. } | Step::CopySecrets { .. } => Some(Step::RemoveSecrets),
@@ -268,6 +297,9 @@ impl Step {
             Step::Activate { number, how: Activation::Boot, .. } => {
                 format!("use generation {number} from the next start on")
             }
+            Step::Confirm { previous, .. } => {
+                format!("see that it comes up, else go back to generation {previous}")
+            }
             Step::Start => "start the machine".into(),
             Step::InitScript { script } if script.is_empty() => {
                 "run the init script, if the machine has one".into()
@@ -277,6 +309,7 @@ impl Step {
             Step::Stop => "stop the machine".into(),
             Step::RemoveRoot { path } => format!("remove `{}` with all files of the machine", path.display()),
             Step::RemoveGenerations { path } => format!("forget the generations in `{}`", path.display()),
+            Step::ForgetGeneration { number } => format!("forget generation {number}"),
             Step::RemoveConfig { path } => format!("remove `{}`", path.display()),
             Step::RemoveLogs { path } => format!("remove `{}`", path.display()),
             Step::CopyRoot { from, path, uid_base: Some(base) } => {
@@ -288,6 +321,8 @@ impl Step {
             Step::UnpackRoot { file, path, .. } => {
                 format!("unpack `{}` to `{}`", file.display(), path.display())
             }
+            Step::MoveRoot { from, to, .. } => format!("move the files from `{from}` to `{to}`"),
+            Step::RemoveRootOn { driver } => format!("remove what `{driver}` has of the machine"),
             Step::Rename { part, from, to } => {
                 let what = match part {
                     Part::Files => "files",
@@ -327,7 +362,7 @@ impl Plan {
 
     /// Whether the machine does not exist before it.
     pub fn creates(&self) -> bool {
-        matches!(self.command.as_str(), "init" | "duplicate" | "import")
+        matches!(self.command.as_str(), "init" | "duplicate" | "import" | "install")
     }
 
     /// Whether it only ends or removes something, so that it is to be done even where nothing can be written down.
@@ -338,6 +373,7 @@ impl Plan {
                 Step::Stop
                     | Step::RemoveRoot { .. }
                     | Step::RemoveGenerations { .. }
+                    | Step::ForgetGeneration { .. }
                     | Step::RemoveConfig { .. }
                     | Step::RemoveLogs { .. }
             )
@@ -360,7 +396,7 @@ impl Plan {
     ///
     /// A machine that exists stays: its creation is finished. One that does not is taken back. What removes a machine is
     /// finished. A new generation is finished once its activation began, else taken back. A new name is given to all once a
-    /// part has it.
+    /// part has it; a machine is moved once it is recorded where.
     pub fn recovery(&self, begun: usize) -> Recovery {
         let begun = begun.min(self.steps.len());
         let steps: Vec<&Step> = self.steps.iter().map(|s| &s.step).collect();
@@ -370,6 +406,7 @@ impl Plan {
                 Step::InstallConfig { .. }
                     | Step::Activate { .. }
                     | Step::RemoveRoot { .. }
+                    | Step::ForgetGeneration { .. }
                     | Step::Stop
                     | Step::Start
                     | Step::RestoreConfig { .. }
@@ -384,6 +421,8 @@ impl Plan {
                 steps[..begun.saturating_sub(1)].iter().any(|s| matches!(s, Step::InstallConfig { .. }))
             }
             "rename" => steps[..begun].iter().any(|s| matches!(s, Step::Rename { .. })),
+            // What the new driver has is whole when the machine is said to run on it.
+            "move" => steps[..begun].iter().any(|s| matches!(s, Step::WriteHost { .. })),
             _ => steps[..begun].iter().any(decisive),
         };
         if committed {
@@ -394,15 +433,20 @@ impl Plan {
     }
 
     /// What to do when step `begun - 1` failed, as opposed to this program being killed in it: a machine that does not come
-    /// up when it is made is not kept, and one whose init script fails is; a system that could not be switched to is
-    /// forgotten. [`Step::AddGeneration`] here means to take the generation back.
+    /// up when it is made is not kept, and one whose init script fails is; a system that could not be switched to, or that the
+    /// machine did not come up with, is forgotten. [`Step::AddGeneration`] here means to take the generation back.
     pub fn after_failure(&self, begun: usize) -> Vec<Step> {
         let begun = begun.min(self.steps.len());
         let failed = begun.checked_sub(1).map(|i| &self.steps[i].step);
+        if matches!(failed, Some(Step::Confirm { .. })) {
+            return self.inverses(begun);
+        }
         let keep = matches!(failed, Some(Step::InitScript { .. } | Step::Run { .. } | Step::StartAs { .. }));
         let switched =
             self.steps[..begun.saturating_sub(1)].iter().any(|s| matches!(s.step, Step::Activate { .. }));
-        if keep || switched && !self.creates() { Vec::new() } else { self.inverses(begun) }
+        let moved = self.command == "move"
+            && self.steps[..begun.saturating_sub(1)].iter().any(|s| matches!(s.step, Step::WriteHost { .. }));
+        if keep || moved || switched && !self.creates() { Vec::new() } else { self.inverses(begun) }
     }
 
     fn inverses(&self, begun: usize) -> Vec<Step> {
@@ -410,8 +454,8 @@ impl Plan {
         steps
             .filter_map(|s| match s {
                 Step::AddGeneration { .. } => Some(s.clone()),
-                // It was stopped for its new name only.
-                Step::Stop if self.command == "rename" => Some(Step::Start),
+                // It was stopped for its new name, or its new place, only.
+                Step::Stop if matches!(self.command.as_str(), "rename" | "move") => Some(Step::Start),
                 other => other.inverse(),
             })
             .collect()
@@ -503,6 +547,25 @@ mod tests {
             matches!(plan.recovery(1), Recovery::Undo(s) if matches!(s[..], [Step::AddGeneration { number: 2, .. }]))
         );
         assert!(matches!(plan.recovery(2), Recovery::Finish(s) if matches!(s[..], [Step::Activate { .. }])));
+    }
+
+    #[test]
+    fn a_generation_that_the_machine_does_not_come_up_with_is_forgotten() {
+        let t = "/nix/store/t".to_string();
+        let plan = Plan::new(
+            "rebuild",
+            &"m".parse().unwrap(),
+            vec![
+                Step::AddGeneration { number: 2, toplevel: t.clone() },
+                Step::Activate { number: 2, toplevel: t, how: Activation::Switch, previous: Some(1) },
+                Step::Confirm { number: 2, previous: 1, failed: Vec::new() },
+                Step::UpdateLock { number: 2, path: "/c/flake.lock".into() },
+            ],
+        );
+        assert!(matches!(plan.after_failure(3)[..], [Step::AddGeneration { number: 2, .. }]));
+        assert_eq!(plan.after_failure(4), []);
+        // Killed in it, it looks again.
+        assert!(matches!(plan.recovery(3), Recovery::Finish(s) if matches!(s[0], Step::Confirm { .. })));
     }
 
     #[test]

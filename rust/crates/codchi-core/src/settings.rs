@@ -23,6 +23,8 @@ pub struct Settings {
     pub store: StoreSettings,
     /// Where secrets are kept.
     pub secrets: SecretSettings,
+    /// Whose signatures on certificates are trusted.
+    pub certificates: CertificateSettings,
     /// Whether sources have moved on.
     pub updates: UpdateSettings,
 }
@@ -35,6 +37,7 @@ impl Default for Settings {
             base: BaseSettings::default(),
             store: StoreSettings::default(),
             secrets: SecretSettings::default(),
+            certificates: CertificateSettings::default(),
             updates: UpdateSettings::default(),
         }
     }
@@ -62,6 +65,14 @@ pub struct SecretSettings {
     pub key: SecretKey,
     /// A shell command that prints the passphrase, so that nobody has to type it.
     pub passphrase_command: Option<String>,
+}
+
+/// Certificate authorities beside those that this computer trusts: of a company's proxy, say.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct CertificateSettings {
+    /// Files with certificates in PEM.
+    pub extra: Vec<PathBuf>,
 }
 
 /// Where secrets go.

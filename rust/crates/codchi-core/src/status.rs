@@ -205,6 +205,65 @@ impl SecretState {
     }
 }
 
+/// `codchi du --json`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Usage {
+    /// Schema version of this document: 1.
+    pub version: u32,
+    /// The machines, by name.
+    pub machines: Vec<MachineUsage>,
+    /// Bytes of the store that several of these machines share, each counted once.
+    pub shared_bytes: u64,
+    /// Bytes of the store that nothing holds: `codchi gc` gives them free.
+    pub free_bytes: u64,
+}
+
+/// What a machine takes of the disk, in bytes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct MachineUsage {
+    /// Its name.
+    pub name: MachineName,
+    /// Its own files, as they lie on the disk; none where an engine keeps them that does not tell.
+    pub files_bytes: Option<u64>,
+    /// What of the store no other machine has: its generations, what they were made from, and results of builds inside.
+    pub alone_bytes: u64,
+    /// What of the store other machines have, too.
+    pub shared_bytes: u64,
+    /// Its generations.
+    pub generations: u64,
+}
+
+/// `codchi gc --json`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Collection {
+    /// Schema version of this document: 1.
+    pub version: u32,
+    /// Whether it was carried out, as opposed to shown.
+    pub done: bool,
+    /// The generations that are forgotten.
+    pub generations: Vec<ForgottenGenerations>,
+    /// How many paths of the store go.
+    pub paths: u64,
+    /// Their size, in bytes.
+    pub bytes: u64,
+}
+
+/// Generations of a machine that a collection forgets.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+pub struct ForgottenGenerations {
+    /// The machine.
+    pub machine: MachineName,
+    /// Their numbers.
+    pub numbers: Vec<u64>,
+}
+
 /// `codchi generations --json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
@@ -378,6 +437,8 @@ pub struct Finding {
 pub enum Level {
     /// As it should be.
     Good,
+    /// Not there, and no machine needs it.
+    Unused,
     /// Machines run, but something is less than it could be.
     Degraded,
     /// Machines cannot run.

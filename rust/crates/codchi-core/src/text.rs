@@ -56,6 +56,18 @@ pub fn seconds(s: u64) -> String {
     }
 }
 
+/// An age such as `90m`, `12h`, `30d` or `2w`, in seconds.
+pub fn age(text: &str) -> Option<u64> {
+    let unit = match text.chars().last()? {
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        'w' => 7 * 86_400,
+        _ => return None,
+    };
+    text[..text.len() - 1].parse::<u64>().ok()?.checked_mul(unit)
+}
+
 /// The date and time of a Unix time in UTC, such as `2026-11-20 22:30`.
 pub fn timestamp(unix: u64) -> String {
     // Days to a civil date, after Howard Hinnant's published algorithm.
@@ -150,6 +162,15 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>, li
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ages_have_a_unit() {
+        assert_eq!(age("30d"), Some(30 * 86_400));
+        assert_eq!((age("2w"), age("0h"), age("90m")), (Some(14 * 86_400), Some(0), Some(5400)));
+        for odd in ["", "d", "30", "-1d", "1y", "99999999999999999w", "3 d"] {
+            assert_eq!(age(odd), None, "{odd}");
+        }
+    }
 
     #[test]
     fn control_characters_are_shown_not_obeyed() {

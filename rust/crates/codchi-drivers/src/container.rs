@@ -1,6 +1,8 @@
 //! What every driver that runs containers shares: the agent's folder, how commands reach it, how systems are switched.
 
+pub(crate) mod events;
 pub(crate) mod files;
+mod measure;
 pub(crate) mod network;
 mod root;
 pub(crate) mod switch;
@@ -10,15 +12,19 @@ use std::time::Duration;
 
 use codchi_core::name::MachineName;
 use codchi_core::progress::Event as Told;
+use codchi_core::report::{Diagnose, Kind};
+use codchi_core::status::State;
 use codchi_runtime::manager::Manager;
-use codchi_runtime::probe;
+use codchi_runtime::services::Service;
+use codchi_runtime::{probe, state, supervise};
 use codchi_secrets::Bundle;
 
 pub use files::{copy_tree_here, hold_here, pack_tree_here, unpack_tree_here};
+pub use measure::{measure_tree, measure_tree_here};
 pub use root::{remove_tree, remove_tree_here};
 
 use crate::agent::{self, AgentError, CaptureLimits, ExecRequest, Tty};
-use crate::{Delivered, DriverError, Exec, Host, Result};
+use crate::{Begun, Delivered, DriverError, Exec, Given, Host, Result, Running};
 
 /// The folder with the agent's socket, as this host sees it.
 pub(crate) fn agent_dir(host: &Host, machine: &MachineName) -> PathBuf {
@@ -107,6 +113,11 @@ pub(crate) fn wait_for_agent(host: &Host, machine: &MachineName) -> Result<()> {
     }
 }
 
+/// Whether the host's service manager starts the machine by itself.
+pub(crate) fn is_on_boot(_: &Host, machine: &MachineName) -> bool {
+    Manager::of_caller().is_enabled(machine.as_str())
+}
+
 /// Has the host's service manager start the machine by itself, or no longer.
 pub(crate) fn on_boot(host: &Host, machine: &MachineName, on: bool) -> Result<()> {
     let manager = Manager::of_caller();
@@ -126,4 +137,96 @@ pub(crate) fn on_boot(host: &Host, machine: &MachineName, on: bool) -> Result<()
         )));
     }
     Ok(())
+}
+
+/// Why a machine did not come up, with where its console is.
+pub(crate) fn start_failure(host: &Host, machine: &MachineName, error: codchi_runtime::Error) -> DriverError {
+    match error {
+        codchi_runtime::Error::Start { why, console, .. } => DriverError::Start {
+            machine: machine.clone(),
+            reason: why,
+            console,
+            log: host.dirs.console_log(machine),
+        },
+        other => other.into(),
+    }
+}
+
+/// What a machine has of its host, as its supervisor tells it.
+pub(crate) fn given(machine: &MachineName, status: state::Status) -> Given {
+    Given { refusals: status.refusals(machine.as_str()), ports: status.ports, folders: status.folders }
+}
+
+/// What a machine does, as its supervisor tells it.
+pub(crate) fn running(status: state::Status) -> Running {
+    Running {
+        state: match status.state {
+            state::State::Stopped => State::Stopped,
+            state::State::Starting => State::Starting,
+            state::State::Running | state::State::Stopping => State::Running,
+            state::State::Failed => State::Failed,
+            state::State::NeedsSecrets => State::NeedsSecrets,
+        },
+        attended: true,
+        leader: status.leader.and_then(|l| u32::try_from(l).ok()),
+        toplevel: None,
+        reason: Some(status.text).filter(|t| !t.is_empty()),
+    }
+}
+
+/// What a machine that is off does, which may be that it failed.
+pub(crate) fn at_rest(host: &Host, machine: &MachineName) -> Result<Running> {
+    Ok(running(state::status(&host.dirs.machine_runtime(machine))?))
+}
+
+/// What a supervisor begins with, as the runtime takes it.
+pub(crate) fn begun(
+    machine: &MachineName,
+    begin: &mut dyn FnMut(bool) -> Result<Begun>,
+    with_endpoint: impl FnOnce() -> codchi_runtime::Result<bool>,
+) -> impl FnOnce(bool) -> codchi_runtime::Result<supervise::Begun> {
+    move |awaited| {
+        let begun = begin(awaited).map_err(|e| match e.kind() {
+            Kind::Host => codchi_runtime::Error::Host { what: e.to_string(), hints: e.hints() },
+            _ => codchi_runtime::Error::Told(e.to_string()),
+        })?;
+        let mut services: Vec<Box<dyn Service>> = Vec::new();
+        if with_endpoint()? {
+            services.push(Box::new(begun.store.endpoint(machine)));
+        }
+        Ok(supervise::Begun { services, secrets: begun.secrets })
+    }
+}
+
+/// The person's home, without links: none of them counts on the way to a host folder.
+pub(crate) fn home(host: &Host) -> PathBuf {
+    host.dirs.home.canonicalize().unwrap_or_else(|_| host.dirs.home.clone())
+}
+
+/// Has the host's service manager forget a machine.
+pub(crate) fn forget(host: &Host, machine: &MachineName) -> Result<()> {
+    let others = host.dirs.machine_runtime(machine).parent().map(codchi_fs::read_dir).transpose();
+    let last = !others.is_ok_and(|o| o.is_some_and(|o| !o.is_empty()));
+    Ok(Manager::of_caller().forget(machine.as_str(), last)?)
+}
+
+/// Gives what a stopped machine has on this host beside its engine to another name.
+pub(crate) fn rename(host: &Host, from: &MachineName, to: &MachineName) -> Result<()> {
+    if Manager::of_caller().is_enabled(from.as_str()) {
+        on_boot(host, to, true)?;
+        on_boot(host, from, false)?;
+    }
+    remove_tree(host.program, &host.dirs.machine_runtime(from))?;
+    // The root file system belongs to others and cannot be moved to another folder; the folder that holds it is ours.
+    let (old, new) = (host.dirs.machine_data(from), host.dirs.machine_data(to));
+    if old.exists() {
+        codchi_fs::rename(old, new)?;
+    }
+    Ok(())
+}
+
+/// A number that no earlier launch of this machine has.
+pub(crate) fn revision() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    now.as_nanos() as u64
 }

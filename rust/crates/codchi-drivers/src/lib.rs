@@ -4,8 +4,10 @@
 //! data ([`Info`]).
 
 pub mod agent;
+pub mod capability;
 mod container;
 mod error;
+mod incus;
 mod native;
 
 use std::collections::BTreeMap;
@@ -20,6 +22,7 @@ use codchi_core::name::{DriverName, MachineName};
 use codchi_core::port::{self, Forward, PortState};
 use codchi_core::progress::Progress;
 pub use codchi_core::protocol::Delivered;
+use codchi_core::session::Session;
 use codchi_core::settings::Settings;
 use codchi_core::status::{Finding, State};
 use codchi_files::{Compression, Report};
@@ -28,15 +31,17 @@ use codchi_store::Store;
 use serde::{Deserialize, Serialize};
 
 pub use container::{
-    copy_tree_here, hold_here, pack_tree_here, remove_tree, remove_tree_here, unpack_tree_here,
+    copy_tree_here, hold_here, measure_tree_here, pack_tree_here, remove_tree, remove_tree_here,
+    unpack_tree_here,
 };
 pub use error::DriverError;
+pub use native::probe_here;
 
 /// Result of a driver's verb.
 pub type Result<T, E = DriverError> = std::result::Result<T, E>;
 
 /// The drivers, one line each.
-static DRIVERS: [&'static dyn Driver; 1] = [&native::Native];
+static DRIVERS: [&'static dyn Driver; 2] = [&native::Native, &incus::INCUS];
 
 /// All drivers.
 pub fn all() -> impl Iterator<Item = &'static dyn Driver> {
@@ -190,6 +195,8 @@ pub struct Begun {
 pub struct Running {
     /// In a word.
     pub state: State,
+    /// Whether somebody looks after it. One that runs and is not has neither network nor store: to start it mends that.
+    pub attended: bool,
     /// Host process id of its PID 1.
     pub leader: Option<u32>,
     /// The system it was started with or switched to, where that is known.
@@ -199,9 +206,14 @@ pub struct Running {
 }
 
 impl Running {
+    /// Whether it runs, with all it needs.
+    pub fn is_up(&self) -> bool {
+        self.state == State::Running && self.attended
+    }
+
     /// Off.
     pub fn stopped() -> Running {
-        Running { state: State::Stopped, leader: None, toplevel: None, reason: None }
+        Running { state: State::Stopped, attended: true, leader: None, toplevel: None, reason: None }
     }
 }
 
@@ -240,6 +252,15 @@ pub trait Driver: Sync {
             what: "change what a running machine has of its host",
         })
     }
+    /// Why no machine of the caller's may have this folder, for people; none where one may.
+    fn refusal(&self, _: &Folder) -> Option<String> {
+        None
+    }
+    /// Lets what a machine has of its host's session (display, sound, ssh agent) lead to the caller's from now on. Cheap: every
+    /// command does it.
+    fn follow(&self, _: &Host, _: &MachineName, _: Session) -> Result<()> {
+        Ok(())
+    }
     /// What a machine has of its host now; nothing when it is off.
     fn given(&self, _: &Host, _: &MachineName) -> Result<Given> {
         Ok(Given::default())
@@ -271,6 +292,14 @@ pub trait Driver: Sync {
     ) -> Result<Delivered>;
     /// Removes everything the machine has beyond its folder, generations and logs.
     fn remove(&self, host: &Host, machine: &MachineName) -> Result<()>;
+    /// Whether the host's service manager starts the machine by itself.
+    fn is_on_boot(&self, host: &Host, machine: &MachineName) -> Result<bool> {
+        Ok(container::is_on_boot(host, machine))
+    }
+    /// What a person added to the machine by means of its driver, in words: no other driver can have it.
+    fn extras(&self, _: &Host, _: &MachineName) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
     /// Has the host's service manager start the machine by itself, or no longer.
     fn on_boot(&self, host: &Host, machine: &MachineName, on: bool) -> Result<()>;
     /// Writes down what [`Driver::supervise`] runs where nobody waits for it, because a service manager starts it.
@@ -289,6 +318,10 @@ pub trait Driver: Sync {
         let _ = (host, from, to);
         Err(DriverError::Unsupported { driver: self.info().name, what: "duplicate machines" })
     }
+    /// Whether a machine has anything at a path of its root file system.
+    fn holds(&self, host: &Host, machine: &MachineName, path: &str) -> Result<bool> {
+        Ok(host.dirs.machine_root(machine).join(path.trim_start_matches('/')).symlink_metadata().is_ok())
+    }
     /// Writes the files of a machine as a tar, with what `export` adds. One that runs is held still meanwhile.
     fn pack(&self, host: &Host, machine: &Machine, export: &Export, to: std::fs::File) -> Result<Report> {
         let _ = (host, machine, export, to);
@@ -298,6 +331,10 @@ pub trait Driver: Sync {
     fn unpack(&self, host: &Host, machine: &Machine, from: std::fs::File, without: &str) -> Result<Report> {
         let _ = (host, machine, from, without);
         Err(DriverError::Unsupported { driver: self.info().name, what: "import the files of machines" })
+    }
+    /// Bytes that the machine's own files take of the disk; none where that cannot be told.
+    fn size(&self, host: &Host, machine: &MachineName) -> Result<Option<u64>> {
+        container::measure_tree(host.program, &host.dirs.machine_root(machine)).map(Some)
     }
     /// Gives everything that a stopped machine has beyond its folder, generations and logs to another name: the folder of
     /// its data, and what the driver keeps elsewhere.

@@ -1,25 +1,26 @@
 //! The native driver: Codchi's own small runtime, no daemon, no engine.
 
-mod events;
 mod ids;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use codchi_core::folder::Folder;
 use codchi_core::machine::{IDS, IdRange};
 use codchi_core::name::MachineName;
 use codchi_core::progress::Event as Told;
-use codchi_core::report::{Diagnose, Kind};
-use codchi_core::status::{Finding, Level, State};
-use codchi_runtime::manager::Manager;
-use codchi_runtime::spec::{CALLER_FILE, Launch, User};
-use codchi_runtime::{enter, guard, outer, probe, start, state};
+use codchi_core::session::{self, Session};
+use codchi_core::status::{Finding, Level};
+use codchi_runtime::spec::{CALLER_FILE, Launch, User, shows_closure};
+use codchi_runtime::{enter, folders, guard, outer, probe, relay, start, state};
 use codchi_secrets::Bundle;
 
 use crate::agent::{self, AgentError};
+use crate::capability;
 use crate::container::files::{self, Held};
-use crate::container::{self, agent_dir, failed, prepare, request, switch, wait_for_agent};
+use crate::container::{self, agent_dir, failed, given, prepare, request, revision, switch, wait_for_agent};
 use crate::{
     Begun, Delivered, Driver, DriverError, Exec, Export, Flavour, Given, Host, Info, Machine, Result,
     Running, Switched,
@@ -39,20 +40,24 @@ impl Driver for Native {
         &INFO
     }
 
-    fn probe(&self, _: &Host) -> Vec<Finding> {
-        probe::probe()
-            .into_iter()
-            .map(|f| Finding {
-                what: f.what,
-                level: match (f.ok, f.optional) {
-                    (true, _) => Level::Good,
-                    (false, true) => Level::Degraded,
-                    (false, false) => Level::Missing,
-                },
-                detail: f.detail,
-                fix: f.mend,
-            })
-            .collect()
+    fn probe(&self, host: &Host) -> Vec<Finding> {
+        let found = probe_apart(host.program).unwrap_or_else(|why| {
+            vec![probe::Finding {
+                what: "this computer".into(),
+                ok: false,
+                detail: format!("could not be looked at: {why}"),
+                mend: None,
+                optional: false,
+            }]
+        });
+        let level = |f: &probe::Finding| match (f.ok, f.optional) {
+            (true, _) => Level::Good,
+            (false, true) => Level::Degraded,
+            (false, false) => Level::Missing,
+        };
+        let told =
+            |f: probe::Finding| Finding { level: level(&f), what: f.what, detail: f.detail, fix: f.mend };
+        found.into_iter().map(told).collect()
     }
 
     fn ids(&self, taken: &[IdRange]) -> Result<Option<IdRange>> {
@@ -73,11 +78,19 @@ impl Driver for Native {
         let Some(system) = &machine.system else {
             return Err(DriverError::Settings("there is no system".into()));
         };
-        let launch = launch(host, machine)?;
+        let mut launch = launch(host, machine)?;
+        let dir = host.dirs.machine_runtime(machine.name);
+        if !Launch::read(&dir)?.closure.is_empty() {
+            // It sees only what it was started with: what it is switched to comes in sight before.
+            if launch.closure.is_empty() {
+                launch.closure = closure(host, &system.toplevel)?;
+            }
+            start::show(&dir, &launch.closure, revision())?;
+        }
         let switched = switch::switch(&agent_dir(host, machine.name), machine.name, &system.toplevel)?;
         if matches!(switched.status, 0 | 4) {
             // What the machine starts when it reboots itself, and the ports it has from now on.
-            let status = start::reload(&host.dirs.machine_runtime(machine.name), &launch)?;
+            let status = start::reload(&dir, &launch)?;
             for warning in given(machine.name, status).refusals {
                 host.progress.report(Told::Warning(&warning));
             }
@@ -88,6 +101,14 @@ impl Driver for Native {
     fn give(&self, host: &Host, machine: &Machine) -> Result<Given> {
         let launch = launch(host, machine)?;
         Ok(given(machine.name, start::reload(&host.dirs.machine_runtime(machine.name), &launch)?))
+    }
+
+    fn refusal(&self, folder: &Folder) -> Option<String> {
+        folders::refusal(folder)
+    }
+
+    fn follow(&self, host: &Host, machine: &MachineName, session: Session) -> Result<()> {
+        Ok(relay::follow(&host.dirs.machine_runtime(machine), session)?)
     }
 
     fn given(&self, host: &Host, machine: &MachineName) -> Result<Given> {
@@ -105,9 +126,9 @@ impl Driver for Native {
         let program: Vec<OsString> =
             vec![host.program.into(), "supervise".into(), machine.name.as_str().into()];
         let started = start::start(&dir, &launch, &program, machine.secrets, &mut |event| {
-            events::tell(host.progress, event)
+            container::events::tell(host.progress, event)
         });
-        started.map_err(|e| start_failure(host, machine.name, e))?;
+        started.map_err(|e| container::start_failure(host, machine.name, e))?;
         wait_for_agent(host, machine.name)
     }
 
@@ -129,20 +150,9 @@ impl Driver for Native {
     }
 
     fn state(&self, host: &Host, machine: &MachineName) -> Result<Running> {
-        let status = state::status(&host.dirs.machine_runtime(machine))?;
-        let leader = status.leader.and_then(|l| u32::try_from(l).ok());
-        Ok(Running {
-            state: match status.state {
-                state::State::Stopped => State::Stopped,
-                state::State::Starting => State::Starting,
-                state::State::Running | state::State::Stopping => State::Running,
-                state::State::Failed => State::Failed,
-                state::State::NeedsSecrets => State::NeedsSecrets,
-            },
-            leader,
-            toplevel: None,
-            reason: Some(status.text).filter(|t| !t.is_empty()),
-        })
+        let at_rest = container::at_rest(host, machine)?;
+        let toplevel = at_rest.leader.and_then(|_| launched(&host.dirs.machine_runtime(machine)));
+        Ok(Running { toplevel: toplevel.map(|l| l.toplevel.to_string_lossy().into_owned()), ..at_rest })
     }
 
     fn addresses(&self, running: &Running) -> Vec<String> {
@@ -184,9 +194,7 @@ impl Driver for Native {
             container::remove_tree(host.program, dir)?;
         }
         codchi_fs::remove_if_exists(host.dirs.machine_data(machine).join(CALLER_FILE))?;
-        let others = runtime.parent().map(codchi_fs::read_dir).transpose();
-        let last = !others.is_ok_and(|o| o.is_some_and(|o| !o.is_empty()));
-        Ok(Manager::of_caller().forget(machine.as_str(), last)?)
+        container::forget(host, machine)
     }
 
     fn on_boot(&self, host: &Host, machine: &MachineName, on: bool) -> Result<()> {
@@ -205,16 +213,9 @@ impl Driver for Native {
         begin: &mut dyn FnMut(bool) -> Result<Begun>,
     ) -> Result<()> {
         prepare(host, machine)?;
-        let begin = |awaited| {
-            let begun = begin(awaited).map_err(|e| match e.kind() {
-                Kind::Host => codchi_runtime::Error::Host { what: e.to_string(), hints: e.hints() },
-                _ => codchi_runtime::Error::Told(e.to_string()),
-            })?;
-            let endpoint: Box<dyn codchi_runtime::supervise::Service> =
-                Box::new(begun.store.endpoint(machine));
-            Ok(codchi_runtime::supervise::Begun { services: vec![endpoint], secrets: begun.secrets })
-        };
-        Ok(codchi_runtime::supervise::supervise(&host.dirs.machine_runtime(machine), begin)?)
+        let dir = host.dirs.machine_runtime(machine);
+        let with_endpoint = || Ok(Launch::read(&dir)?.mounts("@endpoint@"));
+        Ok(codchi_runtime::supervise::supervise(&dir, container::begun(machine, begin, with_endpoint))?)
     }
 
     fn duplicate(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<Report> {
@@ -263,22 +264,8 @@ impl Driver for Native {
 
     fn rename(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<()> {
         self.stop(host, from)?;
-        if Manager::of_caller().is_enabled(from.as_str()) {
-            container::on_boot(host, to, true)?;
-            container::on_boot(host, from, false)?;
-        }
-        container::remove_tree(host.program, &host.dirs.machine_runtime(from))?;
-        // The root file system belongs to others and cannot be moved to another folder; the folder that holds it is ours.
-        let (old, new) = (host.dirs.machine_data(from), host.dirs.machine_data(to));
-        if old.exists() {
-            codchi_fs::rename(old, new)?;
-        }
-        Ok(())
+        container::rename(host, from, to)
     }
-}
-
-fn given(machine: &MachineName, status: state::Status) -> Given {
-    Given { refusals: status.refusals(machine.as_str()), ports: status.ports, folders: status.folders }
 }
 
 /// Runs a command in the machine's namespaces, without its agent: no login environment, but a way in.
@@ -295,10 +282,28 @@ fn enter_namespaces(host: &Host, machine: &MachineName, exec: &Exec) -> Result<u
     Ok(enter::enter(&dir, &request)?)
 }
 
+/// What the supervisor of a machine was told last: the system that runs, and that a reboot starts.
+fn launched(dir: &Path) -> Option<Launch> {
+    serde_json::from_str(&codchi_fs::read_to_string(dir.join("spec.json")).ok()?).ok()
+}
+
+/// What this host has, found out by a process of its own: namespaces are tried, for which a process must have one thread.
+fn probe_apart(program: &Path) -> std::result::Result<Vec<probe::Finding>, String> {
+    let mut asked = Command::new(program);
+    let out = asked.args(["plumbing", "probe"]).stdin(Stdio::null()).output().map_err(|e| e.to_string())?;
+    serde_json::from_slice(&out.stdout).map_err(|_| String::from_utf8_lossy(&out.stderr).trim().to_owned())
+}
+
+/// What [`Native::probe`] runs; this process must have one thread.
+pub fn probe_here() -> Result<()> {
+    let failed =
+        |e: std::io::Error| DriverError::Helper { what: "tell what was found".into(), reason: e.to_string() };
+    serde_json::to_writer(std::io::stdout(), &probe::probe()).map_err(|e| failed(e.into()))
+}
+
 /// The machine's user, as the running system's manifest names it.
 fn user_of(dir: &Path) -> Option<String> {
-    let text = codchi_fs::read_to_string(dir.join("spec.json")).ok()?;
-    let launch: Launch = serde_json::from_str(&text).ok()?;
+    let launch = launched(dir)?;
     let store = launch.outer.nix.map_or_else(|| launch.store.clone(), |nix| nix.join("store"));
     let file = store.join(launch.toplevel.file_name()?).join("codchi/manifest.json");
     let manifest: codchi_core::manifest::Manifest =
@@ -313,9 +318,15 @@ fn launch(host: &Host, machine: &Machine) -> Result<Launch> {
     };
     // A module of a stranger may have put it there.
     let engine = guard::settled(&system.manifest.engine)?;
+    let closure = match shows_closure(&engine) {
+        true => closure(host, &system.toplevel)?,
+        false => Vec::new(),
+    };
     let user = &system.manifest.user;
-    let folders =
-        machine.folders(&host.dirs.home.canonicalize().unwrap_or_else(|_| host.dirs.home.clone()))?;
+    let given = machine.folders(&container::home(host))?;
+    let (needs, granted) = (&system.manifest.needs, &machine.attachment.granted);
+    let devices = capability::devices(needs, granted);
+    let has_own = !given.is_empty() || !devices.is_empty();
     Ok(Launch {
         version: 1,
         name: machine.name.to_string(),
@@ -324,16 +335,29 @@ fn launch(host: &Host, machine: &Machine) -> Result<Launch> {
         uid_base: machine.attachment.ids.map(|r| r.base),
         uid_count: machine.attachment.ids.map_or(IDS, |r| r.count),
         user: User { uid: user.uid, gid: user.gid.unwrap_or(User::default().gid) },
-        user_is_caller: !outer::is_privileged() && !folders.is_empty(),
+        // What is the caller's alone, a folder or a device, is the machine's user's only so.
+        user_is_caller: !outer::is_privileged() && has_own,
         outer: outer::OuterConfig { nix: host.nix.map(Into::into) },
         store: "/nix/store".into(),
         toplevel: PathBuf::from(&system.toplevel),
+        closure,
         bin: host.bin.into(),
-        folders,
+        folders: given,
         ports: machine.ports(),
+        channels: session::channels(needs, granted),
+        git_hosts: codchi_core::consent::git_hosts(granted),
+        devices,
         revision: revision(),
         console_log: host.dirs.console_log(machine.name),
     })
+}
+
+/// Names of what a system needs to run, in the store.
+fn closure(host: &Host, toplevel: &str) -> Result<Vec<String>> {
+    let failed =
+        |reason: String| DriverError::Helper { what: format!("find what `{toplevel}` needs"), reason };
+    let store = host.store.ok_or_else(|| failed("the store is gone".into()))?;
+    store.closure(toplevel).map_err(|e| failed(e.to_string()))
 }
 
 /// Whose files of the machine are the caller's on disk, as [`CALLER_FILE`] says: a user and a group.
@@ -342,22 +366,4 @@ fn caller(host: &Host, machine: &MachineName) -> Result<Option<(u32, u32)>> {
         codchi_fs::read_if_exists(host.dirs.machine_data(machine).join(CALLER_FILE))?.unwrap_or_default();
     let mut ids = text.split_whitespace().map_while(|word| word.parse().ok());
     Ok(ids.next().zip(ids.next()))
-}
-
-/// A number that no earlier launch of this machine has.
-fn revision() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    now.as_nanos() as u64
-}
-
-fn start_failure(host: &Host, machine: &MachineName, error: codchi_runtime::Error) -> DriverError {
-    match error {
-        codchi_runtime::Error::Start { why, console, .. } => DriverError::Start {
-            machine: machine.clone(),
-            reason: why,
-            console,
-            log: host.dirs.console_log(machine),
-        },
-        other => other.into(),
-    }
 }

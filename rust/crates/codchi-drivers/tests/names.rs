@@ -5,13 +5,14 @@
 use std::path::{Path, PathBuf};
 
 /// Files that may name drivers, with the reason.
-const MAY: [(&str, &str); 6] = [
+const MAY: [(&str, &str); 7] = [
     ("rust/crates/codchi-drivers/src/lib.rs", "the registry: a line for each"),
     ("rust/crates/codchi-drivers/tests/names.rs", "this check"),
     ("rust/crates/codchi-debian/src/depends.rs", "Debian's own word `native`"),
     ("rust/crates/codchi-debian/src/resolve.rs", "Debian's own word `native`"),
     ("lib/mk-driver.nix", "an example in a comment"),
     ("modules/driver.nix", "the example of an option"),
+    ("modules/on-host/default.nix", "what a declared machine runs on where nothing is said"),
 ];
 
 fn repository() -> PathBuf {

@@ -16,3 +16,9 @@ pub static BASE_INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/codchi-b
 
 /// A tar of flake.nix, flake.lock, lib/, modules/, drivers/ and docs/templates: sorted, without times and owners.
 pub static SOURCES_TAR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/sources.tar"));
+
+/// SHA-256 of [`SOURCES_TAR`], in hexadecimal: known without reading it.
+pub static SOURCES_HASH: &str = include_str!(concat!(env!("OUT_DIR"), "/sources.hash"));
+
+/// SHA-256 over [`BOOT`] and [`AGENT`], in hexadecimal.
+pub static PROGRAMS_HASH: &str = include_str!(concat!(env!("OUT_DIR"), "/programs.hash"));

@@ -65,7 +65,7 @@ impl Nix {
 }
 
 /// Reads `path-info --json`: an object by path since 2.19, a list before.
-fn members(text: &str) -> Result<Vec<Member>> {
+pub(crate) fn members(text: &str) -> Result<Vec<Member>> {
     let odd = |reason: &str| NixError::Answer { what: "nix path-info".into(), reason: reason.into() };
     let v: Value = serde_json::from_str(text).map_err(|e| odd(&e.to_string()))?;
     let one = |path: &str, info: &Value| {

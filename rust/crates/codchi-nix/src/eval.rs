@@ -12,6 +12,33 @@ use crate::log::Parser;
 use crate::nix::was_interrupted;
 use crate::{Nix, NixError, Result, StorePath, trace};
 
+/// A configuration of a flake that lies in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Configuration {
+    /// The flake.
+    pub source: StorePath,
+    /// The hash of its content, without which a pure evaluation does not read it.
+    pub nar_hash: String,
+    /// Which of its `nixosConfigurations`.
+    pub driver: String,
+}
+
+/// An expression that gives `attribute` of each configuration.
+fn expression(all: &[Configuration], attribute: &str) -> String {
+    let each: Vec<String> = all
+        .iter()
+        .map(|c| {
+            // In a query these three mean something else.
+            let hash = c.nar_hash.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
+            let reference = format!("path:{}?narHash={hash}", c.source);
+            let driver = codchi_core::attr::string(&c.driver);
+            let reference = codchi_core::attr::string(&reference);
+            format!("(builtins.getFlake {reference}).nixosConfigurations.{driver}.{attribute}")
+        })
+        .collect();
+    format!("[ {} ]", each.join(" "))
+}
+
 impl Nix {
     /// Evaluates `installable` (such as `path:DIR#nixosConfigurations.native`) and gives `apply` of it, or itself.
     ///
@@ -40,6 +67,22 @@ impl Nix {
             .map_err(|e| NixError::Answer { what: "nix eval".into(), reason: e.to_string() })
     }
 
+    /// Evaluates the same attribute of several configurations by one process, in their order.
+    pub fn eval_configurations(
+        &self,
+        all: &[Configuration],
+        attribute: &str,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Value>> {
+        progress.report(Event::Phase("evaluating"));
+        let mut c = self.command(&["eval", "--json"]);
+        c.args(&self.options().extra);
+        c.arg("--expr").arg(expression(all, attribute));
+        let out = self.run_logged(c, "evaluating", progress)?;
+        serde_json::from_str(&out)
+            .map_err(|e| NixError::Answer { what: "nix eval".into(), reason: e.to_string() })
+    }
+
     /// Evaluates an expression that stands alone.
     pub fn eval_expr(&self, expression: &str) -> Result<Value> {
         let mut c = self.command(&["eval", "--json"]);
@@ -62,6 +105,15 @@ impl Nix {
         let v: Value = serde_json::from_str(&out).map_err(|e| odd(e.to_string()))?;
         let outputs = v[0]["outputs"].as_object().ok_or_else(|| odd(format!("no outputs in {out}")))?;
         outputs.iter().map(|(n, p)| Ok((n.clone(), p.as_str().unwrap_or_default().parse()?))).collect()
+    }
+
+    /// Builds several derivations by one process, and those that can be built where another fails. Nothing is rooted.
+    pub fn build_all(&self, drvs: &[StorePath], progress: &dyn Progress) -> Result<()> {
+        progress.report(Event::Phase("building"));
+        let mut c = self.command(&["build", "--no-link", "--keep-going"]);
+        c.args(&self.options().extra);
+        c.args(drvs.iter().map(|drv| format!("{drv}^*")));
+        self.run_logged(c, "building", progress).map(drop)
     }
 
     /// Runs a prepared `nix` command, telling its progress as it goes, and gives its stdout.
@@ -102,5 +154,22 @@ impl Nix {
             return Err(NixError::Build { message, drv: None, log: Vec::new() });
         }
         Err(self.failure(what, &text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configurations_are_named_by_content() {
+        let source: StorePath = format!("/nix/store/{}-source", "0".repeat(32)).parse().unwrap();
+        let one = Configuration { source, nar_hash: "sha256-a+b/c=".into(), driver: "native".into() };
+        let got = expression(&[one.clone(), one], "config.x");
+        let each = format!(
+            "(builtins.getFlake \"path:/nix/store/{}-source?narHash=sha256-a%2Bb%2Fc%3D\").nixosConfigurations.\"native\".config.x",
+            "0".repeat(32)
+        );
+        assert_eq!(got, format!("[ {each} {each} ]"));
     }
 }

@@ -2,8 +2,12 @@
 //!
 //! Pure evaluation reads nothing but the machine's folder, what its lock names by hash, and, of inputs that are folders
 //! of this host, their files: so a hash over those, the versions and the settings stands for the result.
+//!
+//! What the file system says of the files (size, times, inode) is compared first. While that is as it was, no file is read, and
+//! what was found then holds.
 
 use std::collections::BTreeMap;
+use std::fs::Metadata;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -11,6 +15,7 @@ use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use codchi_fs::Context;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -22,65 +27,136 @@ use crate::{NixError, Result, lock};
 pub struct Inputs<'a> {
     /// The machine's folder.
     pub machine: &'a Path,
-    /// A file in it that no evaluation reads.
-    pub unread: &'a Path,
+    /// Names in it that no evaluation reads.
+    pub unread: &'a [&'a str],
     /// Versions and settings, each with its name.
     pub facts: Vec<(&'a str, String)>,
-    /// Where hashes are remembered; may be lost at any time.
+    /// Where what was found is remembered; may be lost at any time.
     pub cache: &'a Path,
 }
 
-/// What a file was like when it was hashed.
+/// What the file system says of a file. Its change time moves with whatever is done to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Known {
+struct Stat {
     size: u64,
     mtime: (i64, i64),
     ctime: (i64, i64),
     inode: u64,
-    hash: String,
 }
 
-#[derive(Default, Serialize, Deserialize)]
-struct Cache {
-    /// When it was written, in seconds since 1970.
-    written: i64,
-    files: BTreeMap<PathBuf, Known>,
+impl Stat {
+    fn of(meta: &Metadata) -> Stat {
+        Stat {
+            size: meta.size(),
+            mtime: (meta.mtime(), meta.mtime_nsec()),
+            ctime: (meta.ctime(), meta.ctime_nsec()),
+            inode: meta.ino(),
+        }
+    }
+
+    /// Whether what was read at that time, in seconds since 1970, holds. A file that changed in the second before may change
+    /// again without a new time.
+    fn is_settled(&self, read: i64) -> bool {
+        self.ctime.0 < read - 1
+    }
 }
+
+/// The last fingerprint, and the state of the file system that it stands for.
+#[derive(Default, Serialize, Deserialize)]
+struct Last {
+    /// When the files were looked at, in seconds since 1970.
+    looked: i64,
+    /// Hash over all that was seen without reading files.
+    state: String,
+    fingerprint: String,
+    /// The files of each git work tree.
+    trees: BTreeMap<PathBuf, Tree>,
+}
+
+/// What git tracks in a work tree.
+#[derive(Clone, Serialize, Deserialize)]
+struct Tree {
+    /// When it was asked, in seconds since 1970.
+    asked: i64,
+    /// Where git keeps the list, and its state then.
+    index: (PathBuf, Stat),
+    /// What leads there.
+    link: Option<Stat>,
+    files: Vec<PathBuf>,
+}
+
+/// The hash of each file, and its state when it was read.
+#[derive(Default, Serialize, Deserialize)]
+struct Hashes {
+    /// When they were looked at, in seconds since 1970.
+    looked: i64,
+    files: BTreeMap<PathBuf, (Stat, String)>,
+}
+
+/// How many files at least are worth a thread.
+const SHARE: usize = 2000;
 
 /// The fingerprint, in hexadecimal.
 pub fn compute(inputs: &Inputs<'_>) -> Result<String> {
-    let old: Cache = codchi_fs::read_if_exists(inputs.cache)
-        .ok()
-        .flatten()
-        .and_then(|t| serde_json::from_str(&t).ok())
-        .unwrap_or_default();
-    let unread = inputs.unread.to_path_buf();
-    let mut work = Work { old, new: BTreeMap::new(), sum: Sha256::new(), hashed: false, unread };
+    let looked = now();
+    let last: Last = remembered(inputs.cache);
+    let mut seen = Seen::default();
     for (name, value) in &inputs.facts {
-        work.field(name.as_bytes());
-        work.field(value.as_bytes());
+        seen.word(name.as_bytes());
+        seen.word(value.as_bytes());
     }
-    work.tree(inputs.machine)?;
+    seen.tree(inputs.machine, inputs.unread)?;
+    let mut trees = BTreeMap::new();
     for (dir, git) in local_inputs(inputs.machine)? {
-        work.field(dir.as_os_str().as_bytes());
+        seen.word(dir.as_os_str().as_bytes());
         if git {
-            for file in tracked(&dir)? {
-                work.field(file.as_os_str().as_bytes());
-                work.file(&dir.join(&file))?;
-            }
+            let tree = tracked(&dir, last.trees.get(&dir))?;
+            seen.files(&dir, &tree.files)?;
+            trees.insert(dir, tree);
         } else {
-            work.tree(&dir)?;
+            seen.tree(&dir, &[])?;
         }
     }
-    if work.hashed || work.new.len() != work.old.files.len() {
-        let written = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
-        let cache = Cache { written, files: work.new };
-        if let (Ok(text), Some(parent)) = (serde_json::to_string(&cache), inputs.cache.parent()) {
-            codchi_fs::create_private_dir(parent)?;
-            codchi_fs::write_atomic(inputs.cache, text, 0o600)?;
-        }
+    let state = seen.state();
+    let settled = seen.stats().all(|stat| stat.is_settled(last.looked));
+    if settled && state == last.state {
+        return Ok(last.fingerprint);
     }
-    Ok(hex(&work.sum.finalize()))
+    let hashes_file = inputs.cache.with_extension("hashes.json");
+    let known: Hashes = remembered(&hashes_file);
+    let mut new = BTreeMap::new();
+    let fingerprint = seen.contents(&known, &mut new)?;
+    if let Some(parent) = inputs.cache.parent() {
+        codchi_fs::create_private_dir(parent)?;
+    }
+    if new != known.files || !settled {
+        remember(&hashes_file, &Hashes { looked, files: new })?;
+    }
+    remember(inputs.cache, &Last { looked, state, fingerprint: fingerprint.clone(), trees })?;
+    Ok(fingerprint)
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
+}
+
+fn remembered<T: Default + DeserializeOwned>(file: &Path) -> T {
+    let text = codchi_fs::read_if_exists(file).ok().flatten();
+    text.and_then(|t| serde_json::from_str(&t).ok()).unwrap_or_default()
+}
+
+fn remember<T: Serialize>(file: &Path, what: &T) -> Result<()> {
+    // A name that is no text is looked at anew each time.
+    match serde_json::to_string(what) {
+        Ok(text) => Ok(codchi_fs::write_atomic(file, text, 0o600)?),
+        Err(_) => Ok(codchi_fs::remove_if_exists(file)?),
+    }
+}
+
+/// Removes what [`compute`] remembers.
+pub fn forget(cache: &Path) -> Result<()> {
+    codchi_fs::remove_if_exists(cache.with_extension("hashes.json"))?;
+    Ok(codchi_fs::remove_if_exists(cache)?)
 }
 
 /// The folders of this host that a machine's lock names, and whether each is a git work tree.
@@ -110,60 +186,125 @@ pub fn local_inputs(machine: &Path) -> Result<Vec<(PathBuf, bool)>> {
     Ok(all)
 }
 
-/// The files git tracks, as Nix sees a work tree.
-fn tracked(dir: &Path) -> Result<Vec<PathBuf>> {
+/// The files git tracks, as Nix sees a work tree. Git is asked when the list may be another than last time.
+fn tracked(dir: &Path, last: Option<&Tree>) -> Result<Tree> {
+    let stat = |path: &Path| path.symlink_metadata().ok();
+    // Of a folder only which one it is: what git does in it is no news.
+    let link = stat(&dir.join(".git")).map(|meta| match meta.is_dir() {
+        true => Stat { size: 0, mtime: (0, 0), ctime: (0, 0), inode: meta.ino() },
+        false => Stat::of(&meta),
+    });
+    if let Some(last) = last.filter(|l| l.link == link)
+        && let Some(index) = stat(&last.index.0).map(|meta| Stat::of(&meta))
+        && index == last.index.1
+        && index.is_settled(last.asked)
+    {
+        return Ok(last.clone());
+    }
+    let asked = now();
+    let folder = git(dir, &["rev-parse", "--absolute-git-dir"])?;
+    let folder = folder.strip_suffix(b"\n").unwrap_or(&folder);
+    let index = Path::new(std::ffi::OsStr::from_bytes(folder)).join("index");
+    // Without one nothing is tracked: as far as anyone knows, it is made any moment.
+    let before =
+        stat(&index).map_or(Stat { size: 0, mtime: (0, 0), ctime: (asked, 0), inode: 0 }, |m| Stat::of(&m));
+    let out = git(dir, &["ls-files", "-z", "--cached"])?;
+    let names = out.split(|b| *b == 0).filter(|f| !f.is_empty());
+    let mut files: Vec<PathBuf> = names.map(|f| PathBuf::from(std::ffi::OsStr::from_bytes(f))).collect();
+    files.sort();
+    Ok(Tree { asked, index: (index, before), link, files })
+}
+
+/// What git answers about a work tree.
+fn git(dir: &Path, args: &[&str]) -> Result<Vec<u8>> {
     let mut c = Command::new("git");
     // A hook or monitor of the repository has no business here.
     c.args(["-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-C"]).arg(dir);
-    c.args(["ls-files", "-z", "--cached"]).stdin(Stdio::null());
+    c.args(args).stdin(Stdio::null());
     let out = c.output().map_err(|source| NixError::Spawn { program: "git".into(), source })?;
     if !out.status.success() {
         let message = String::from_utf8_lossy(&out.stderr).trim().to_owned();
         return Err(NixError::Command { what: format!("listing the files of `{}`", dir.display()), message });
     }
-    let files = out.stdout.split(|b| *b == 0).filter(|f| !f.is_empty());
-    let mut all: Vec<PathBuf> = files.map(|f| PathBuf::from(std::ffi::OsStr::from_bytes(f))).collect();
-    all.sort();
-    Ok(all)
+    Ok(out.stdout)
 }
 
-struct Work {
-    old: Cache,
-    new: BTreeMap<PathBuf, Known>,
-    sum: Sha256,
-    hashed: bool,
-    unread: PathBuf,
+/// What there is, in order, before any file is read.
+#[derive(Default)]
+struct Seen {
+    all: Vec<Item>,
 }
 
-impl Work {
-    /// Adds bytes so that no two lists of fields give the same stream.
-    fn field(&mut self, bytes: &[u8]) {
-        self.sum.update((bytes.len() as u64).to_le_bytes());
-        self.sum.update(bytes);
+enum Item {
+    /// A name, or what kind of thing is there.
+    Word(Vec<u8>),
+    /// A file, its state, and whether it is a program.
+    File(PathBuf, Stat, bool),
+}
+
+/// Adds bytes so that no two lists of fields give the same stream.
+fn field(sum: &mut Sha256, bytes: &[u8]) {
+    sum.update((bytes.len() as u64).to_le_bytes());
+    sum.update(bytes);
+}
+
+impl Seen {
+    fn word(&mut self, bytes: &[u8]) {
+        self.all.push(Item::Word(bytes.to_owned()));
     }
 
-    fn tree(&mut self, dir: &Path) -> Result<()> {
+    /// A folder; names at its top that are `unread` are passed over.
+    fn tree(&mut self, dir: &Path, unread: &[&str]) -> Result<()> {
         let entries = match codchi_fs::read_dir(dir) {
             Ok(e) => e,
             Err(e) if e.is_not_found() => {
-                self.field(b"missing");
+                self.word(b"missing");
                 return Ok(());
             }
             Err(e) => return Err(e.into()),
         };
         for entry in entries {
             let path = entry.path();
-            if path == self.unread {
+            if unread.iter().any(|name| entry.file_name() == *name) {
                 continue;
             }
-            self.field(entry.file_name().as_bytes());
+            self.word(entry.file_name().as_bytes());
             if entry.file_type().at("stat", &path)?.is_dir() {
-                self.field(b"{");
-                self.tree(&path)?;
-                self.field(b"}");
+                self.word(b"{");
+                self.tree(&path, &[])?;
+                self.word(b"}");
             } else {
                 self.file(&path)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Files below a folder, in their order. A work tree may have tens of thousands: each processor looks at its share.
+    fn files(&mut self, dir: &Path, files: &[PathBuf]) -> Result<()> {
+        let look = |files: &[PathBuf]| -> Result<Seen> {
+            let mut seen = Seen::default();
+            for file in files {
+                seen.word(file.as_os_str().as_bytes());
+                seen.file(&dir.join(file))?;
+            }
+            Ok(seen)
+        };
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = files.len().div_ceil(processors).max(SHARE);
+        let parts = std::thread::scope(|scope| {
+            let mut shares = files.chunks(share);
+            let own = shares.next().unwrap_or_default();
+            let others: Vec<_> = shares.map(|files| scope.spawn(move || look(files))).collect();
+            let mut parts = vec![look(own)];
+            let ended = |t: std::thread::ScopedJoinHandle<'_, _>| {
+                t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            parts.extend(others.into_iter().map(ended));
+            parts
+        });
+        for part in parts {
+            self.all.extend(part?.all);
         }
         Ok(())
     }
@@ -172,45 +313,75 @@ impl Work {
         let meta = match path.symlink_metadata() {
             Ok(m) => m,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                self.field(b"missing");
+                self.word(b"missing");
                 return Ok(());
             }
             Err(e) => return Err(e).at("stat", path).map_err(Into::into),
         };
         if meta.is_symlink() {
             let to = codchi_fs::read_link_if_exists(path)?.unwrap_or_default();
-            self.field(b"link");
-            self.field(to.as_os_str().as_bytes());
-            return Ok(());
-        }
-        if !meta.is_file() {
+            self.word(b"link");
+            self.word(to.as_os_str().as_bytes());
+        } else if meta.is_file() {
+            self.all.push(Item::File(path.to_owned(), Stat::of(&meta), meta.mode() & 0o100 != 0));
+        } else {
             // A submodule is a directory here; sockets and the like are nothing Nix would read.
-            self.field(b"other");
-            return Ok(());
+            self.word(b"other");
         }
-        let mut known = Known {
-            size: meta.size(),
-            mtime: (meta.mtime(), meta.mtime_nsec()),
-            ctime: (meta.ctime(), meta.ctime_nsec()),
-            inode: meta.ino(),
-            hash: String::new(),
-        };
-        // A file that changed in the second the cache was written may change again without a new time.
-        let old = self.old.files.get(path).filter(|o| {
-            (o.size, o.mtime, o.ctime, o.inode) == (known.size, known.mtime, known.ctime, known.inode)
-                && o.ctime.0 < self.old.written - 1
-        });
-        known.hash = match old {
-            Some(o) => o.hash.clone(),
-            None => {
-                self.hashed = true;
-                hex(&Sha256::digest(codchi_fs::read(path)?))
-            }
-        };
-        self.field(if meta.mode() & 0o100 == 0 { b"file" } else { b"program" });
-        self.field(known.hash.as_bytes());
-        self.new.insert(path.to_owned(), known);
         Ok(())
+    }
+
+    fn stats(&self) -> impl Iterator<Item = &Stat> {
+        self.all.iter().filter_map(|item| match item {
+            Item::File(_, stat, _) => Some(stat),
+            Item::Word(_) => None,
+        })
+    }
+
+    /// Hash over what the file system says.
+    fn state(&self) -> String {
+        let mut sum = Sha256::new();
+        for item in &self.all {
+            match item {
+                Item::Word(word) => field(&mut sum, word),
+                Item::File(_, s, program) => {
+                    let numbers = [
+                        s.size as i64,
+                        s.mtime.0,
+                        s.mtime.1,
+                        s.ctime.0,
+                        s.ctime.1,
+                        s.inode as i64,
+                        i64::from(*program),
+                    ];
+                    numbers.iter().for_each(|n| sum.update(n.to_le_bytes()));
+                }
+            }
+        }
+        hex(&sum.finalize())
+    }
+
+    /// Hash over what is in the files; those that are as they were are not read again.
+    fn contents(&self, known: &Hashes, new: &mut BTreeMap<PathBuf, (Stat, String)>) -> Result<String> {
+        let mut sum = Sha256::new();
+        for item in &self.all {
+            let (path, stat, program) = match item {
+                Item::Word(word) => {
+                    field(&mut sum, word);
+                    continue;
+                }
+                Item::File(path, stat, program) => (path, stat, *program),
+            };
+            let old = known.files.get(path).filter(|(s, _)| s == stat && s.is_settled(known.looked));
+            let hash = match old {
+                Some((_, hash)) => hash.clone(),
+                None => hex(&Sha256::digest(codchi_fs::read(path)?)),
+            };
+            field(&mut sum, if program { b"program" } else { b"file" });
+            field(&mut sum, hash.as_bytes());
+            new.insert(path.clone(), (stat.clone(), hash));
+        }
+        Ok(hex(&sum.finalize()))
     }
 }
 
@@ -253,11 +424,30 @@ mod tests {
             let cache = self.dir.path().join("cache/f.json");
             compute(&Inputs {
                 machine: &machine,
-                unread: &machine.join("host.toml"),
+                unread: &["host.toml"],
                 facts: vec![("codchi", fact.into())],
                 cache: &cache,
             })
             .unwrap()
+        }
+        /// As if it had been a while ago that the files were looked at.
+        fn wait(&self) {
+            for file in ["cache/f.json", "cache/f.hashes.json"] {
+                let path = self.path(file);
+                let mut v: Value = serde_json::from_str(&codchi_fs::read_to_string(&path).unwrap()).unwrap();
+                v["looked"] = (now() + 10).into();
+                for tree in v["trees"].as_object_mut().into_iter().flat_map(|m| m.values_mut()) {
+                    tree["asked"] = (now() + 10).into();
+                }
+                codchi_fs::write(path, v.to_string()).unwrap();
+            }
+        }
+        /// What is remembered as the last fingerprint.
+        fn remember(&self, fingerprint: &str) {
+            let path = self.path("cache/f.json");
+            let mut v: Value = serde_json::from_str(&codchi_fs::read_to_string(&path).unwrap()).unwrap();
+            v["fingerprint"] = fingerprint.into();
+            codchi_fs::write(path, v.to_string()).unwrap();
         }
         fn git(&self, args: &[&str]) {
             let mut c = Command::new("git");
@@ -304,6 +494,51 @@ mod tests {
         p.put("repo/a", "one");
         p.git(&["add", "sub/b"]);
         assert_ne!(p.sum("1"), first);
+    }
+
+    #[test]
+    fn while_the_file_system_says_the_same_no_file_is_read() {
+        let p = Place::new();
+        p.git(&["init", "-q"]);
+        p.git(&["add", "a"]);
+        p.lock(serde_json::json!({ "type": "git", "url": format!("file://{}", p.path("repo")) }));
+        let first = p.sum("1");
+        p.remember("remembered");
+        // They were written just now: a change may leave the same times.
+        assert_eq!(p.sum("1"), first);
+        p.wait();
+        p.remember("remembered");
+        assert_eq!(p.sum("1"), "remembered");
+        assert_ne!(p.sum("2"), "remembered");
+        assert_eq!(p.sum("1"), first);
+        p.wait();
+        p.put("repo/a", "two");
+        let second = p.sum("1");
+        assert_ne!(second, first);
+        p.wait();
+        assert_eq!(p.sum("1"), second);
+        p.git(&["add", "sub/b"]);
+        assert_ne!(p.sum("1"), second);
+    }
+
+    #[test]
+    fn of_many_files_each_counts() {
+        let p = Place::new();
+        p.git(&["init", "-q"]);
+        for i in 0..SHARE + 5 {
+            p.put(&format!("repo/{i}"), "");
+        }
+        p.git(&["add", "."]);
+        p.lock(serde_json::json!({ "type": "git", "url": format!("file://{}", p.path("repo")) }));
+        let first = p.sum("1");
+        assert_eq!(p.sum("1"), first);
+        // In the order of their names, these are among the first and among the last.
+        for file in ["0", "999"] {
+            p.put(&format!("repo/{file}"), "x");
+            assert_ne!(p.sum("1"), first, "{file}");
+            p.put(&format!("repo/{file}"), "");
+            assert_eq!(p.sum("1"), first);
+        }
     }
 
     #[test]

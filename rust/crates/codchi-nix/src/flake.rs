@@ -50,8 +50,8 @@ pub struct Flake {
     pub inputs: BTreeMap<String, Input>,
     /// The modules, where their names can be read.
     pub modules: Option<Vec<Module>>,
-    /// Whether it has a `nixConfig`, which Codchi never accepts unasked.
-    pub has_nix_config: bool,
+    /// Its `nixConfig`: settings of Nix and their values as nix.conf writes them. Codchi never accepts one unasked.
+    pub nix_config: BTreeMap<String, String>,
 }
 
 /// A module of a flake.
@@ -107,7 +107,7 @@ pub fn parse(text: &str) -> Result<Flake, (usize, String)> {
     Ok(Flake {
         description: fields.at("description").and_then(Fields::text),
         modules: outputs.and_then(|o| modules(&o)),
-        has_nix_config: fields.at("nixConfig").is_some(),
+        nix_config: fields.at("nixConfig").map(settings).unwrap_or_default(),
         inputs,
     })
 }
@@ -174,6 +174,15 @@ impl Fields {
         self.children.iter().find(|(n, _)| n == name).map(|(_, f)| f)
     }
 
+    /// As far as it is written out; nothing where that is nothing.
+    fn literal(&self) -> Option<Value> {
+        if self.children.is_empty() {
+            return literal(self.value.as_ref()?);
+        }
+        let all = self.children.iter().filter_map(|(n, f)| Some((n.clone(), f.literal()?)));
+        Some(Value::Object(all.collect()))
+    }
+
     fn children(&self) -> Vec<(String, Fields)> {
         self.children.clone()
     }
@@ -226,6 +235,63 @@ fn input(fields: &Fields) -> Input {
         input.reference = Some(Reference::Attrs(attrs));
     }
     input
+}
+
+/// The settings in a `nixConfig`. Nix wants them written out: strings, numbers, truth values and lists of strings.
+fn settings(fields: &Fields) -> BTreeMap<String, String> {
+    let text = |v: &Value| match v {
+        Value::String(s) => Some(s.clone()),
+        Value::Array(all) => Some(all.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" ")),
+        Value::Object(_) | Value::Null => None,
+        other => Some(other.to_string()),
+    };
+    // One whose value cannot be read is a setting all the same.
+    let value = |f: &Fields| f.literal().as_ref().and_then(text).unwrap_or_default();
+    fields.children.iter().map(|(name, f)| (name.clone(), value(f))).collect()
+}
+
+/// What a module says that is written out in `text`, a Nix expression: attribute sets, lists, strings, numbers and truth values. What is
+/// computed is left out.
+pub fn written(text: &str) -> Value {
+    let root = rnix::Root::parse(text);
+    if !root.errors().is_empty() {
+        return Value::Null;
+    }
+    let mut expression = root.tree().expr().map(peel);
+    // A module may be a function.
+    while let Some(ast::Expr::Lambda(l)) = &expression {
+        expression = l.body().map(peel);
+    }
+    match expression {
+        Some(ast::Expr::AttrSet(set)) if set.rec_token().is_none() => {
+            Fields::of(&set).literal().unwrap_or_default()
+        }
+        _ => Value::Null,
+    }
+}
+
+fn literal(e: &ast::Expr) -> Option<Value> {
+    match e {
+        ast::Expr::Str(s) => plain(s).map(Value::String),
+        ast::Expr::Literal(l) => match l.kind() {
+            ast::LiteralKind::Uri(u) => Some(u.syntax().text().into()),
+            ast::LiteralKind::Integer(i) => i.value().ok().map(Value::from),
+            ast::LiteralKind::Float(f) => f.value().ok().map(Value::from),
+        },
+        ast::Expr::Ident(i) => match i.ident_token()?.text() {
+            "true" => Some(true.into()),
+            "false" => Some(false.into()),
+            "null" => Some(Value::Null),
+            _ => None,
+        },
+        ast::Expr::List(l) => {
+            l.items().map(|i| literal(&peel(i))).collect::<Option<Vec<_>>>().map(Value::Array)
+        }
+        ast::Expr::AttrSet(set) => {
+            Some(Fields::of(set).literal().unwrap_or_else(|| Value::Object(Map::new())))
+        }
+        _ => None,
+    }
 }
 
 /// The names in `outputs = { self, a, b }: ...`.
@@ -378,8 +444,49 @@ mod tests {
         assert_eq!(url(&f, "nixpkgs").as_deref(), Some("indirect:nixpkgs"));
         assert_eq!(f.inputs["e"].follows, Some(vec!["c".into(), "nixpkgs".into()]));
         assert_eq!(f.inputs["c"].inputs["nixpkgs"].follows, Some(vec!["nixpkgs".into()]));
-        assert!(!f.inputs["b"].is_flake && f.inputs["a"].is_flake && f.has_nix_config);
+        assert!(!f.inputs["b"].is_flake && f.inputs["a"].is_flake);
+        assert_eq!(f.nix_config["x"], "1");
         assert_eq!(f.modules, Some(vec![Module { set: "nixosModules".into(), name: "default".into() }]));
+    }
+
+    #[test]
+    fn settings_of_nix_are_read_as_nix_conf_writes_them() {
+        let f = parse(
+            r#"{ nixConfig = { extra-substituters = [ "https://a" "https://b" ]; fallback = true; "log-lines" = 5;
+                 post-build-hook = ./hook; }; nixConfig.x = ''y''; outputs = _: { }; }"#,
+        )
+        .unwrap();
+        let got: Vec<_> = f.nix_config.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(
+            got,
+            [
+                ("extra-substituters", "https://a https://b"),
+                ("fallback", "true"),
+                ("log-lines", "5"),
+                ("post-build-hook", ""),
+                ("x", "y")
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_module_writes_out_is_read_and_what_it_computes_is_not() {
+        let text = r#"{ lib, ... }: let x = 1; in {
+          codchi.mounts."/data".source = "~/data";
+          codchi.mounts."/data".readOnly = true;
+          codchi.ports."80".host = x;
+          codchi.requiredCapabilities = [ "kvm" ];
+          codchi.gpu = lib.mkIf true { enable = true; };
+          config = { codchi = { sound.enable = true; }; };
+        }"#;
+        let expected = serde_json::json!({
+            "codchi": {"mounts": {"/data": {"source": "~/data", "readOnly": true}}, "requiredCapabilities": ["kvm"],
+                       "ports": {"80": {}}},
+            "config": {"codchi": {"sound": {"enable": true}}},
+        });
+        assert_eq!(written(text), expected);
+        assert_eq!(written("rec { codchi = 1; }"), Value::Null);
+        assert_eq!(written("import ./x"), Value::Null);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod error;
 pub mod eval;
 pub mod fingerprint;
 pub mod flake;
+pub mod gc;
 pub mod generations;
 pub mod lock;
 pub mod log;

@@ -190,6 +190,26 @@ impl Nix {
         Ok(())
     }
 
+    /// Where the store has the flake that an input of a machine flake is locked to, and the folder in it; fetched where it is not
+    /// there any more. Nothing for what is no flake.
+    pub fn locked_source(
+        &self,
+        text: &str,
+        input: &str,
+        progress: &dyn Progress,
+    ) -> Result<Option<(StorePath, String)>> {
+        let lock = parse(Path::new("flake.lock"), text)?;
+        let node = node_of(&lock, &[input.to_owned()]).and_then(|n| lock["nodes"].get(&n)).cloned();
+        let Some(node) = node.filter(|n| n["flake"] != false) else { return Ok(None) };
+        let locked = &node["locked"];
+        if let Some(path) = locked["path"].as_str().and_then(StorePath::containing) {
+            return Ok(Some((path, locked["dir"].as_str().unwrap_or_default().to_owned())));
+        }
+        let Some(attrs) = locked.as_object() else { return Ok(None) };
+        let got = self.prefetch(&self.text_of(&Reference::Attrs(attrs.clone()))?, progress)?;
+        Ok(Some((got.path.clone(), got.dir().to_owned())))
+    }
+
     /// Whether a lock was made for something else than what the flake.nix says now.
     fn is_stale(&self, reference: Option<&Reference>, original: &Value) -> bool {
         reference.is_some_and(|r| self.original(r).is_ok_and(|now| now != *original))
@@ -363,6 +383,9 @@ fn parse(file: &Path, text: &str) -> Result<Value> {
     if !lock["nodes"][&root].is_object() {
         return Err(bad(1, "it has no root node".into()));
     }
+    if let Some((name, _)) = lock["nodes"].as_object().into_iter().flatten().find(|(_, n)| !n.is_object()) {
+        return Err(bad(1, format!("its node `{}` is none", codchi_core::text::printable_line(name))));
+    }
     if root != "root" {
         lock["nodes"]["root"] = lock["nodes"][&root].clone();
         lock["root"] = "root".into();
@@ -381,23 +404,27 @@ fn forget(lock: &mut Value, input: &str) {
     }
 }
 
+/// More steps than any lock needs to say where an input leads. A hostile one makes each way follow two others.
+const STEPS: u32 = 10_000;
+
 /// The name of the node an input path leads to, through `follows` as well.
 fn node_of(lock: &Value, path: &[String]) -> Option<String> {
-    fn go(lock: &Value, path: &[String], depth: usize) -> Option<String> {
+    fn go(lock: &Value, path: &[String], depth: usize, steps: &mut u32) -> Option<String> {
         let mut node = "root".to_owned();
         for name in path {
+            *steps = steps.checked_sub(1)?;
             node = match &lock["nodes"][&node]["inputs"][name] {
                 Value::String(s) => s.clone(),
                 Value::Array(a) if depth < 32 => {
                     let path: Option<Vec<String>> = a.iter().map(|s| s.as_str().map(str::to_owned)).collect();
-                    go(lock, &path?, depth + 1)?
+                    go(lock, &path?, depth + 1, steps)?
                 }
                 _ => return None,
             };
         }
         Some(node)
     }
-    go(lock, path, 0)
+    go(lock, path, 0, &mut { STEPS })
 }
 
 fn set_original(lock: &mut Value, path: &[String], original: Value) {
@@ -517,6 +544,19 @@ mod tests {
 
     fn base() -> StorePath {
         "/nix/store/11111111111111111111111111111111-base".parse().unwrap()
+    }
+
+    #[test]
+    fn a_lock_whose_ways_double_at_each_step_is_given_up() {
+        // Each `a(n)` is reached over `a(n+1)` and then again over `a(n+1)`, which all lead to the root.
+        let mut inputs = serde_json::Map::new();
+        for n in 0..30 {
+            inputs.insert(format!("a{n}"), json!([format!("a{}", n + 1), format!("a{}", n + 1)]));
+        }
+        inputs.insert("a30".into(), "root".into());
+        let lock = json!({ "nodes": { "root": { "inputs": inputs } }, "root": "root", "version": 7 });
+        assert!(!has_input(&lock.to_string(), &["a0"]));
+        assert!(has_input(&lock.to_string(), &["a25"]));
     }
 
     #[test]

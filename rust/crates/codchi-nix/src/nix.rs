@@ -76,6 +76,8 @@ pub struct Options {
     pub offline: bool,
     /// The whole trace of an evaluation error.
     pub show_trace: bool,
+    /// Whether an evaluation may build: modules of strangers then run programs before anybody knows what they ask for.
+    pub import_from_derivation: bool,
     /// Flags of Nix that pass through, such as `--builders X` and `--override-input A B`, as given.
     pub extra: Vec<String>,
     /// Whose files are whose, for error messages.
@@ -139,6 +141,8 @@ impl Nix {
         c.args(["--option", "accept-flake-config", "false"]);
         c.args(["--option", "use-registries", "false", "--option", "flake-registry", ""]);
         c.args(["--option", "warn-dirty", "false"]);
+        let builds = if self.options.import_from_derivation { "true" } else { "false" };
+        c.args(["--option", "allow-import-from-derivation", builds]);
         if self.options.offline {
             c.arg("--offline");
         }

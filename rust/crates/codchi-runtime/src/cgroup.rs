@@ -13,8 +13,10 @@ use codchi_fs::Context;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Access, Gid, Mode, OFlags, Uid};
 use rustix::mount::MountFlags;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::error::{Doing, Error, Result};
+use crate::host::Host;
 use crate::outer::OWN_DIR;
 use crate::spec::Resources;
 
@@ -26,6 +28,14 @@ pub(crate) struct Tree {
     dir: PathBuf,
     /// Whether a service manager made it for us, and removes it.
     unit: bool,
+}
+
+/// The part of a machine's processes.
+pub(crate) struct Fresh {
+    /// Its directory.
+    pub dir: OwnedFd,
+    /// How many tasks the machine may have, where no control group holds it to that.
+    pub unheld: Option<u64>,
 }
 
 /// A cgroup2 mount: which part of the tree it shows, and where.
@@ -133,12 +143,15 @@ pub(crate) fn hold(leader: i32) -> Result<Held> {
 
 /// What to do when no cgroup is ours.
 pub(crate) fn missing() -> Error {
-    let systemd = Path::new("/run/systemd/system").is_dir();
+    let host = Host::look();
     let uid = rustix::process::getuid().as_raw();
-    let hints = if systemd {
+    let hints = if host.systemd {
+        let linger = match host.linger() {
+            Some(Err(mend)) => format!(", or {mend}"),
+            _ => String::new(),
+        };
         vec![
-            "a systemd user session makes one: log in with one, or `sudo loginctl enable-linger $USER`"
-                .into(),
+            format!("a systemd user session makes one: log in with one{linger}"),
             "then XDG_RUNTIME_DIR has to be set: `export XDG_RUNTIME_DIR=/run/user/$(id -u)`".into(),
         ]
     } else {
@@ -201,7 +214,7 @@ impl Tree {
         gid: u32,
         limits: &Resources,
         warn: &mut dyn FnMut(String),
-    ) -> Result<OwnedFd> {
+    ) -> Result<Fresh> {
         let dir = self.machine();
         if dir.exists() {
             kill_all(&dir);
@@ -209,11 +222,8 @@ impl Tree {
         }
         codchi_fs::create_dir_all(&dir)?;
         let cpu = limits.cpus.map(|c| format!("{} 100000", (c * 100_000.0).round().max(1000.0)));
-        let wanted = [
-            ("memory.max", limits.memory.map(|m| m.to_string())),
-            ("pids.max", limits.tasks.map(|t| t.to_string())),
-            ("cpu.max", cpu),
-        ];
+        let wanted = [("memory.max", limits.memory.map(|m| m.to_string())), ("cpu.max", cpu)];
+        let unheld = limits.tasks.filter(|t| codchi_fs::write(dir.join("pids.max"), t.to_string()).is_err());
         for (file, value) in wanted {
             if let Some(v) = value
                 && codchi_fs::write(dir.join(file), v).is_err()
@@ -227,8 +237,9 @@ impl Tree {
             let f = dir.join(file);
             rustix::fs::chown(&f, owner.0, owner.1).at("change the owner of", &f)?;
         }
-        Ok(rustix::fs::open(&dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .at("open", &dir)?)
+        let dir = rustix::fs::open(&dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .at("open", &dir)?;
+        Ok(Fresh { dir, unheld })
     }
 
     /// Kills everything in the machine's cgroup and removes it.
@@ -246,6 +257,28 @@ impl Tree {
             remove(&self.dir);
         }
     }
+}
+
+/// Makes a machine's user namespace with this limit in force, so that its processes together are held to so many, where its maker
+/// is not the host's root; and each of its users in any case, once PID 1 has taken on the limit by [`take_on`]. See "ucounts" in
+/// user_namespaces(7) and RLIMIT_NPROC in getrlimit(2).
+pub(crate) fn while_limited<T>(tasks: Option<u64>, make: impl FnOnce() -> T) -> Result<T> {
+    let Some(tasks) = tasks else { return Ok(make()) };
+    let own = getrlimit(Resource::Nproc);
+    let current = own.maximum.map_or(tasks, |most| most.min(tasks));
+    setrlimit(Resource::Nproc, Rlimit { current: Some(current), ..own })
+        .doing("limit the number of tasks")?;
+    let made = make();
+    setrlimit(Resource::Nproc, own).doing("limit the number of tasks")?;
+    Ok(made)
+}
+
+/// Holds this process and all that come of it to so many tasks, each of their users. None may take that back.
+pub(crate) fn take_on(tasks: Option<u64>) -> Result<()> {
+    let Some(tasks) = tasks else { return Ok(()) };
+    let most = getrlimit(Resource::Nproc).maximum.map_or(tasks, |most| most.min(tasks));
+    let limit = Rlimit { current: Some(most), maximum: Some(most) };
+    setrlimit(Resource::Nproc, limit).doing("limit the number of tasks")
 }
 
 /// Kills every process below a cgroup and waits until none is left.

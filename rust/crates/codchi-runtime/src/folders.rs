@@ -12,16 +12,16 @@ use std::path::{Component, Path, PathBuf};
 use codchi_core::folder::{Folder, FolderState};
 use codchi_fs::Context;
 use codchi_sys::identity::{self, with_file_ids};
-use codchi_sys::mount::{Attributes, NO_DEV, NO_SUID, READ_ONLY, set_attributes};
+use codchi_sys::mount::{Attributes, NO_DEV, NO_EXEC, NO_SUID, READ_ONLY, set_attributes};
 use codchi_sys::process::{self, End, Namespaces};
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::mount::{OpenTreeFlags, UnmountFlags};
 
 use crate::error::{Doing, Error, Result};
 use crate::ids::Extent;
 use crate::inside::{hear, say};
 use crate::mounts::{self, Owner};
-use crate::outer::{OWN_DIR, attach, clone_tree, open_inside, pipe};
+use crate::outer::{self, OWN_DIR, attach, clone_tree, open_inside, pipe};
 use crate::spec::User;
 
 /// Who the machine is, as far as its folders are concerned.
@@ -99,25 +99,39 @@ fn open_source(path: &Path) -> std::result::Result<OwnedFd, String> {
     }
 }
 
+/// Why no machine of the caller's may have this folder, for people; none where it may, or is not there yet.
+pub fn refusal(folder: &Folder) -> Option<String> {
+    let source = match open_source(&folder.source) {
+        Ok(source) => source,
+        Err(problem) => return (!folder.optional).then_some(problem),
+    };
+    let what = || format!("open `{}`", folder.source.display());
+    let meta = rustix::fs::fstat(&source).doing(what());
+    let examined = meta.and_then(|meta| examine(folder, &meta, outer::is_privileged()));
+    examined.err().map(|e| e.to_string())
+}
+
+/// Whether a folder may be given at all, and whether it is one, or a file.
+fn examine(folder: &Folder, meta: &Stat, mapped: bool) -> Result<bool> {
+    let kind = FileType::from_raw_mode(meta.st_mode);
+    if !kind.is_dir() && !kind.is_file() {
+        return Err(Error::Told("it is neither a folder nor a file".into()));
+    }
+    if mapped && meta.st_uid == 0 && !folder.read_only && !crate::cgroup::is_private(&folder.source)? {
+        return Err(Error::Told(format!(
+            "it is root's and others can reach it, so that a program in the machine could leave a set-user-id \
+             file for them there: `chmod 700` it, give it to another user, or add it with `:ro` (mode {:o})",
+            meta.st_mode & 0o777
+        )));
+    }
+    Ok(kind.is_dir())
+}
+
 fn give_open(machine: &Machine, folder: &Folder, source: &OwnedFd) -> Result<()> {
     let what = || format!("open `{}`", folder.source.display());
     let meta = rustix::fs::fstat(source).doing(what())?;
-    let is_dir = FileType::from_raw_mode(meta.st_mode).is_dir();
-    if !is_dir && !FileType::from_raw_mode(meta.st_mode).is_file() {
-        return Err(Error::Told("it is neither a folder nor a file".into()));
-    }
-    let idmap = if machine.mapped {
-        if meta.st_uid == 0 && !folder.read_only && !crate::cgroup::is_private(&folder.source)? {
-            return Err(Error::Told(format!(
-                "it is root's and others can reach it, so that a program in the machine could leave a set-user-id \
-                 file for them there: `chmod 700` it, give it to another user, or add it with `:ro` (mode {:o})",
-                meta.st_mode & 0o777
-            )));
-        }
-        Some(map_onto_user(machine, meta.st_uid, meta.st_gid)?)
-    } else {
-        None
-    };
+    let is_dir = examine(folder, &meta, machine.mapped)?;
+    let idmap = if machine.mapped { Some(map_onto_user(machine, meta.st_uid, meta.st_gid)?) } else { None };
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_NO_AUTOMOUNT
@@ -136,19 +150,96 @@ fn give_open(machine: &Machine, folder: &Folder, source: &OwnedFd) -> Result<()>
     };
     set_attributes(tree.as_fd(), &attributes)
         .map_err(|e| mounts::idmap_refused(e, &folder.source, idmap.is_some()))?;
-    let tree = locked(tree, is_dir)?;
-    let target = folder.target.clone();
+    mount(machine, vec![Tree { tree, is_dir, target: folder.target.clone() }])
+}
+
+/// Something to mount in a machine.
+pub(crate) struct Tree {
+    /// What, attached nowhere.
+    pub tree: OwnedFd,
+    /// Whether it is a folder.
+    pub is_dir: bool,
+    /// Where, in the machine.
+    pub target: PathBuf,
+}
+
+/// Mounts in a running machine, so that nobody in it can make writable what is not.
+pub(crate) fn mount(machine: &Machine, trees: Vec<Tree>) -> Result<()> {
+    let trees = locked(trees)?;
     in_machine(machine.leader, move || {
         let root = open_root()?;
-        let what = || format!("make `{}` in the machine", target.display());
-        let at = place(&root, &target, is_dir).doing(what())?;
-        let there = rustix::fs::fstat(&at).doing(what())?;
-        if FileType::from_raw_mode(there.st_mode).is_dir() != is_dir {
-            let kind = if is_dir { "no folder" } else { "a folder" };
-            return Err(Error::Told(format!("`{}` in the machine is {kind}", target.display())));
+        for Tree { tree, is_dir, target } in trees {
+            let what = || format!("make `{}` in the machine", target.display());
+            let at = place(&root, &target, is_dir).doing(what())?;
+            let there = rustix::fs::fstat(&at).doing(what())?;
+            if FileType::from_raw_mode(there.st_mode).is_dir() != is_dir {
+                let kind = if is_dir { "no folder" } else { "a folder" };
+                return Err(Error::Told(format!("`{}` in the machine is {kind}", target.display())));
+            }
+            attach(&tree, &at).doing(what())?;
         }
-        attach(&tree, &at).doing(what())
+        Ok(())
     })
+}
+
+/// A copy of what is mounted at a path of a machine, without what is mounted below, and cut off from it: what is mounted there later is
+/// not in the copy.
+pub(crate) fn copy_mount(leader: i32, path: &Path) -> Result<OwnedFd> {
+    let (ours, theirs) = rustix::net::socketpair(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::SEQPACKET,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )
+    .doing("make a socket")?;
+    let what = || format!("find `{}` in the machine", path.display());
+    in_machine(leader, || {
+        let at = open_inside(open_root()?, path, OFlags::PATH | OFlags::DIRECTORY).doing(what())?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_NO_AUTOMOUNT
+            | OpenTreeFlags::AT_EMPTY_PATH;
+        let tree = rustix::mount::open_tree(&at, "", flags).doing(what())?;
+        let attributes =
+            Attributes { set: NO_SUID | NO_DEV | NO_EXEC, private: true, ..Attributes::default() };
+        set_attributes(tree.as_fd(), &attributes).doing(what())?;
+        say(theirs.as_fd(), b"tree", &[tree.as_fd()]).doing(what())
+    })?;
+    let heard = hear(ours.as_fd()).doing(what())?;
+    let tree = heard.and_then(|(_, fds)| fds.into_iter().next());
+    tree.ok_or_else(|| Error::Told(format!("`{}` of the machine was not found", path.display())))
+}
+
+/// Gives a machine that is about to start its folders, and tells what became of each.
+///
+/// # Errors
+/// [`Error::Host`] that names the first it cannot do without and does not get.
+pub(crate) fn give_all(machine: &Machine, name: &str, all: &[Folder]) -> Result<Vec<FolderState>> {
+    let give = |folder: &Folder| {
+        let problem = give(machine, folder).err();
+        match problem.as_ref().filter(|_| !folder.optional) {
+            Some(problem) => Err(refused(name, folder, problem)),
+            None => Ok(FolderState { folder: folder.clone(), problem }),
+        }
+    };
+    all.iter().map(give).collect()
+}
+
+/// Takes from a running machine the folders it has and shall not have any more, gives it the others, and tells what it has now.
+pub(crate) fn change(machine: &Machine, has: Vec<FolderState>, wanted: &[Folder]) -> Vec<FolderState> {
+    let (stays, goes): (Vec<_>, Vec<_>) =
+        has.into_iter().filter(|s| s.problem.is_none()).partition(|s| wanted.contains(&s.folder));
+    for state in goes.iter().rev() {
+        if let Err(e) = take(machine, &state.folder) {
+            let _ = writeln!(io::stderr(), "{e}");
+        }
+    }
+    let give = |folder: &Folder| {
+        let there = stays.iter().any(|s| s.folder == *folder);
+        let problem = if there { None } else { give(machine, folder).err() };
+        FolderState { folder: folder.clone(), problem }
+    };
+    wanted.iter().map(give).collect()
 }
 
 /// Takes a folder back.
@@ -235,16 +326,30 @@ fn map_onto_user(machine: &Machine, uid: u32, gid: u32) -> Result<OwnedFd> {
     mounts::user_namespace(&uids, &gids)
 }
 
-/// A copy of a tree whose read-only and other marks nobody in a machine can take away.
-fn locked(tree: OwnedFd, is_dir: bool) -> Result<OwnedFd> {
-    let at = Path::new(OWN_DIR).join(if is_dir { "folder" } else { "file" });
-    if is_dir {
-        codchi_fs::create_dir_all(&at)?;
-    } else {
-        codchi_fs::write(&at, "")?;
+/// Copies of trees whose read-only and other marks nobody in a machine can take away.
+fn locked(trees: Vec<Tree>) -> Result<Vec<Tree>> {
+    let mut places = Vec::new();
+    for (i, t) in trees.iter().enumerate() {
+        let at = Path::new(OWN_DIR).join(format!("{}-{i}", if t.is_dir { "folder" } else { "file" }));
+        if t.is_dir {
+            codchi_fs::create_dir_all(&at)?;
+        } else {
+            codchi_fs::write(&at, "")?;
+        }
+        let target = rustix::fs::open(&at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).at("open", &at)?;
+        attach(&t.tree, &target).doing("mount a folder")?;
+        places.push(at);
     }
-    let target = rustix::fs::open(&at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).at("open", &at)?;
-    attach(&tree, &target).doing("mount a folder")?;
+    let heard = seen_by_another(&places);
+    for at in &places {
+        let _ = rustix::mount::unmount(at, UnmountFlags::DETACH);
+    }
+    let all = trees.into_iter().zip(heard?);
+    Ok(all.map(|(t, tree)| Tree { tree, ..t }).collect())
+}
+
+/// Clones of what a new user and mount namespace has at these places.
+fn seen_by_another(places: &[PathBuf]) -> Result<Vec<OwnedFd>> {
     let (ours, theirs) = rustix::net::socketpair(
         rustix::net::AddressFamily::UNIX,
         rustix::net::SocketType::SEQPACKET,
@@ -252,31 +357,30 @@ fn locked(tree: OwnedFd, is_dir: bool) -> Result<OwnedFd> {
         None,
     )
     .doing("make a socket")?;
-    let hidden = ours.as_raw_fd();
-    let (name, end) = (at.clone(), theirs.as_fd());
+    let (hidden, end) = (ours.as_raw_fd(), theirs.as_fd());
     let child = process::clone(Namespaces::USER.and(Namespaces::MOUNT), None, || {
         process::close_one(hidden);
-        let done = clone_tree(&name, true).and_then(|tree| say(end, b"tree", &[tree.as_fd()]));
-        if let Err(e) = &done {
-            let _ = say(end, e.to_string().as_bytes(), &[]);
+        for at in places {
+            let done = clone_tree(at, true).and_then(|tree| say(end, b"tree", &[tree.as_fd()]));
+            if let Err(e) = done {
+                let _ = say(end, e.to_string().as_bytes(), &[]);
+                return 1;
+            }
         }
-        i32::from(done.is_err())
+        0
     })
-    .doing("make a namespace");
+    .doing("make a namespace")?;
     drop(theirs);
-    let heard = child.and_then(|child| {
-        let heard = hear(ours.as_fd()).doing("hear from a namespace");
-        child.wait().doing("wait for a process")?;
-        heard
-    });
-    let _ = rustix::mount::unmount(&at, UnmountFlags::DETACH);
-    match heard? {
-        Some((_, fds)) if !fds.is_empty() => {
-            fds.into_iter().next().ok_or_else(|| Error::Told("no mount".into()))
+    let hear_one = || match hear(ours.as_fd()).doing("hear from a namespace")? {
+        Some((said, fds)) => {
+            fds.into_iter().next().ok_or_else(|| Error::Told(String::from_utf8_lossy(&said).into_owned()))
         }
-        Some((said, _)) => Err(Error::Told(String::from_utf8_lossy(&said).into_owned())),
         None => Err(Error::Told("the namespace of a folder could not be made".into())),
-    }
+    };
+    let heard = places.iter().map(|_| hear_one()).collect();
+    drop(ours);
+    child.wait().doing("wait for a process")?;
+    heard
 }
 
 /// Does something in a copy of this process that is root of the machine, in its mounts.

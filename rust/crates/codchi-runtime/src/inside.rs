@@ -19,7 +19,7 @@ use rustix::net::{
 use crate::error::{Doing, Error, Result};
 use crate::outer::{attach, clone_tree};
 use crate::spec::{Mount, MountKind, Spec};
-use crate::{caps, filter, mounts};
+use crate::{caps, cgroup, filter, mounts};
 
 /// A word between supervisor and child, and at most three descriptors.
 pub(crate) fn say(to: BorrowedFd<'_>, text: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -70,9 +70,9 @@ pub(crate) mod word {
     pub const FAILED: &[u8] = b"failed: ";
 }
 
-/// The child's whole life: it answers only when it failed.
-pub(crate) fn run(ctl: &OwnedFd, spec: &Spec) -> i32 {
-    let e = match prepare(ctl.as_fd(), spec) {
+/// The child's whole life: it answers only when it failed. It holds itself to so many `tasks`.
+pub(crate) fn run(ctl: &OwnedFd, spec: &Spec, tasks: Option<u64>) -> i32 {
+    let e = match cgroup::take_on(tasks).and_then(|()| prepare(ctl.as_fd(), spec)) {
         Ok(never) => match never {},
         Err(e) => e,
     };

@@ -12,13 +12,14 @@ use codchi_sys::process::Namespaces;
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::mount::{MountFlags, UnmountFlags};
 
+use crate::closure;
 use crate::error::{Doing, Error, Result};
 use crate::ids::{self, Extent};
 use crate::outer::{OWN_DIR, attach, clone_tree, open_inside, pipe};
 use crate::spec::{Mount, MountKind, Spec};
 
 /// Where a machine finds its secrets.
-const CREDENTIALS: &str = "/run/codchi/credentials";
+pub(crate) const CREDENTIALS: &str = "/run/codchi/credentials";
 
 /// Root of a machine by the ids of the outer namespace.
 #[derive(Clone, Copy, Debug)]
@@ -129,8 +130,14 @@ pub(crate) fn prepare_root(root: &Path, owner_on_disk: Owner) -> Result<()> {
     Ok(())
 }
 
-/// Puts the machine's root together: its file system, and over it what comes from outside.
-pub(crate) fn stage(spec: &Spec, owner: Owner, idmap: Option<BorrowedFd<'_>>) -> Result<()> {
+/// Puts the machine's root together: its file system, and over it what comes from outside; of the store, where it sees only a
+/// part, these names.
+pub(crate) fn stage(
+    spec: &Spec,
+    closure: &[String],
+    owner: Owner,
+    idmap: Option<BorrowedFd<'_>>,
+) -> Result<()> {
     let dir = stage_dir();
     codchi_fs::create_dir_all(&dir)?;
     let root = clone_tree(&spec.root, false).doing(format!("mount `{}`", spec.root.display()))?;
@@ -140,6 +147,11 @@ pub(crate) fn stage(spec: &Spec, owner: Owner, idmap: Option<BorrowedFd<'_>>) ->
     let root = open_dir(&dir)?;
     for m in &spec.mounts {
         match m.kind {
+            MountKind::Bind if m.closure => {
+                let what = || format!("show a part of the store at `{}`", m.target.display());
+                let view = closure::make(m, closure, owner, idmap)?;
+                attach(&view, &place(&root, &m.target, true, owner).doing(what())?).doing(what())?;
+            }
             MountKind::Bind => bind(&root, m, owner, idmap)?,
             MountKind::Tmpfs | MountKind::Ramfs if is_credentials(m) => show_credentials(&root, m, owner)?,
             MountKind::Tmpfs | MountKind::Ramfs if m.outer => {
@@ -156,9 +168,10 @@ pub(crate) fn stage(spec: &Spec, owner: Owner, idmap: Option<BorrowedFd<'_>>) ->
 /// Takes it apart again.
 pub(crate) fn unstage() {
     let _ = rustix::mount::unmount(stage_dir().as_path(), UnmountFlags::DETACH);
+    closure::forget();
 }
 
-fn open_dir(path: &Path) -> Result<OwnedFd> {
+pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .at("open", path)?)
 }
@@ -178,12 +191,26 @@ pub(crate) fn idmap_refused(e: io::Error, path: &Path, asked: bool) -> Error {
 fn bind(root: &OwnedFd, m: &Mount, owner: Owner, idmap: Option<BorrowedFd<'_>>) -> Result<()> {
     let source = m.source.as_deref().unwrap_or(Path::new("/"));
     let what = || format!("mount `{}` at `{}`", source.display(), m.target.display());
+    let tree = match bound(m, source, idmap) {
+        Err(Error::Os { source, .. }) if m.optional && source.kind() == io::ErrorKind::NotFound => {
+            return Ok(());
+        }
+        r => r?,
+    };
+    let is_dir = FileType::from_raw_mode(rustix::fs::fstat(&tree).doing(what())?.st_mode).is_dir();
+    let target = place(root, &m.target, is_dir, owner).doing(what())?;
+    attach(&tree, &target).doing(what())
+}
+
+/// What a bind mount shows of the host: a clone of the mounts at `source`, with the options of `m`, attached nowhere yet.
+pub(crate) fn bound(m: &Mount, source: &Path, idmap: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
     let idmap = idmap.filter(|_| m.idmap);
     // A map applies to whole mounts; what is mounted below is left out rather than shown with foreign owners.
-    let tree = match clone_tree(source, idmap.is_none()) {
-        Err(e) if m.optional && e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        r => r.doing(what())?,
-    };
+    let tree = clone_tree(source, idmap.is_none()).doing(format!(
+        "mount `{}` at `{}`",
+        source.display(),
+        m.target.display()
+    ))?;
     let o = options(&m.options);
     if !o.data.is_empty() {
         return Err(Error::Settings(format!(
@@ -194,9 +221,7 @@ fn bind(root: &OwnedFd, m: &Mount, owner: Owner, idmap: Option<BorrowedFd<'_>>) 
     }
     let attributes = Attributes { set: o.set, clear: 0, private: true, idmap, recursive: idmap.is_none() };
     set_attributes(tree.as_fd(), &attributes).map_err(|e| idmap_refused(e, source, idmap.is_some()))?;
-    let is_dir = FileType::from_raw_mode(rustix::fs::fstat(&tree).doing(what())?.st_mode).is_dir();
-    let target = place(root, &m.target, is_dir, owner).doing(what())?;
-    attach(&tree, &target).doing(what())
+    Ok(tree)
 }
 
 /// Mounts memory that belongs to the machine's root.
@@ -217,13 +242,17 @@ fn is_credentials(m: &Mount) -> bool {
 
 /// Where the credentials are mounted in the outer namespace. They are held there and only shown to the machine, so that they
 /// are there again after it has rebooted itself, with what was delivered since.
-fn credentials_dir() -> std::path::PathBuf {
+pub(crate) fn credentials_dir() -> std::path::PathBuf {
     Path::new(OWN_DIR).join("credentials")
 }
 
+/// The memory for secrets that a machine asks for.
+pub(crate) fn credentials(spec: &Spec) -> Option<&Mount> {
+    spec.mounts.iter().find(|m| is_credentials(m))
+}
+
 /// Mounts the memory for the machine's secrets and puts them in.
-pub(crate) fn hold_credentials(spec: &Spec, owner: Owner, secrets: &Bundle) -> Result<()> {
-    let Some(m) = spec.mounts.iter().find(|m| is_credentials(m)) else { return Ok(()) };
+pub(crate) fn hold_credentials(m: &Mount, owner: Owner, secrets: &Bundle) -> Result<()> {
     let dir = credentials_dir();
     codchi_fs::create_dir_all(&dir)?;
     memory(&open_dir(&dir)?, m, owner).doing("mount memory for secrets")?;
@@ -282,19 +311,22 @@ pub(crate) fn place(root: &OwnedFd, path: &Path, dir: bool, owner: Owner) -> io:
 
 /// As root on a host that keeps these to root: nodes that machines and their network programs may open, in our own
 /// mount namespace only. Every namespace has its own networks and its own mounts to use them for.
-pub(crate) fn open_devices() {
-    for (name, minor) in [("net/tun", 200), ("fuse", 229)] {
+///
+/// `granted` are those that a person granted besides: whoever is in the machine may use them.
+pub(crate) fn open_devices(granted: &[String]) {
+    for name in ["net/tun", "fuse"].into_iter().chain(granted.iter().map(String::as_str)) {
         let there = Path::new("/dev").join(name);
-        if !rustix::fs::stat(&there).is_ok_and(|s| s.st_mode & 0o006 != 0o006) {
+        let Ok(node) = rustix::fs::stat(&there) else { continue };
+        let kind = FileType::from_raw_mode(node.st_mode);
+        if node.st_mode & 0o006 == 0o006 || kind != FileType::CharacterDevice {
             continue;
         }
         let own = Path::new(OWN_DIR).join(name.replace('/', "-"));
         let mode = Mode::from_raw_mode(0o666);
         // Best effort: without it the next kind of network is tried, or a machine has no fuse.
-        let _ =
-            rustix::fs::mknodat(CWD, &own, FileType::CharacterDevice, mode, rustix::fs::makedev(10, minor))
-                .and_then(|()| rustix::fs::chmod(&own, mode))
-                .and_then(|()| rustix::mount::mount_bind(&own, &there));
+        let _ = rustix::fs::mknodat(CWD, &own, kind, mode, node.st_rdev)
+            .and_then(|()| rustix::fs::chmod(&own, mode))
+            .and_then(|()| rustix::mount::mount_bind(&own, &there));
     }
 }
 

@@ -18,6 +18,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeF
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Error, Result};
+use crate::host::Host;
 use crate::ids::{self, Extent, IdMap};
 
 /// What the outer namespace looks like.
@@ -275,16 +276,10 @@ pub(crate) fn subordinate(name: &str, uid: u32, file: &str, group: bool) -> Resu
     }
     let more = ids::lay_more(&ranges);
     ids::lay(&ranges).map(|own| [own, more].concat()).ok_or_else(|| {
-        let free = next_free(&text);
+        let host = Host { user: name.into(), ..Host::look() };
         Error::Host {
             what: format!("`{file}` lends `{name}` fewer than 65536 ids, which a machine without root needs"),
-            hints: vec![
-                format!(
-                    "`sudo usermod --add-subuids {free}-{0} --add-subgids {free}-{0} {name}`",
-                    free + 65535
-                ),
-                "on NixOS: `users.users.NAME.autoSubUidGidRange = true;`".into(),
-            ],
+            hints: vec![host.lend(next_free(&text))],
         }
     })
 }
@@ -354,41 +349,13 @@ fn map_by_helpers(pid: i32, ids: &IdMap) -> std::result::Result<(), String> {
     Ok(())
 }
 
-/// The hint that fits Ubuntu's restriction of user namespaces, where it is on.
-pub(crate) fn apparmor_hints() -> Option<Vec<String>> {
-    let on = codchi_fs::read_to_string("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").ok()?;
-    (on.trim() == "1").then(|| {
-        let exe = std::env::current_exe().map(|p| p.display().to_string()).unwrap_or_else(|_| "/usr/bin/codchi".into());
-        vec![
-            "this system lets only programs that AppArmor knows make user namespaces; to let Codchi:".into(),
-            format!(
-                "`printf 'abi <abi/4.0>,\\nprofile codchi {exe} flags=(unconfined) {{ userns, }}\\n' | sudo tee /etc/apparmor.d/codchi && sudo apparmor_parser -r /etc/apparmor.d/codchi`"
-            ),
-            "or for all programs: `sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`".into(),
-        ]
-    })
-}
-
 pub(crate) fn user_namespace_refused(e: io::Error) -> Error {
-    let mut hints = Vec::new();
-    let sysctl = |name: &str| codchi_fs::read_to_string(Path::new("/proc/sys").join(name)).ok();
-    if sysctl("kernel/unprivileged_userns_clone").is_some_and(|v| v.trim() == "0") {
-        hints.push("`sudo sysctl -w kernel.unprivileged_userns_clone=1`".into());
-    }
-    if sysctl("user/max_user_namespaces").is_some_and(|v| v.trim() == "0") {
-        hints.push("`sudo sysctl -w user.max_user_namespaces=65536`".into());
-    }
-    if let Some(h) = apparmor_hints() {
-        hints.extend(h);
-    }
-    if hints.is_empty() {
-        hints.push("inside a container, the outer engine has to allow user namespaces".into());
-    }
-    Error::Host { what: format!("this system does not let you make user namespaces: {e}"), hints }
+    let what = format!("this system does not let you make user namespaces: {e}");
+    Error::Host { what, hints: Host::look().namespace_hints() }
 }
 
 fn mounts_refused(e: io::Error, privileged: bool) -> Error {
-    if !privileged && let Some(hints) = apparmor_hints() {
+    if !privileged && let Some(hints) = Host::look().apparmor_hints() {
         return Error::Host {
             what: format!("this system takes the rights away inside user namespaces: {e}"),
             hints,

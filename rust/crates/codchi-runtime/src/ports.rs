@@ -160,6 +160,13 @@ pub(crate) fn slirp(socket: &Path, forward: &Forward) -> Result<std::result::Res
     })
 }
 
+/// Whether the network program has to be started anew: the ports asked for are others, or one that was refused is free now.
+pub(crate) fn to_change(dir: &Path, old: &[Forward], new: &[Forward], told: &[PortState]) -> bool {
+    let freed =
+        |p: &PortState| p.problem.is_some() && examine(dir, &[p.forward]).iter().all(|p| p.problem.is_none());
+    old != new || told.iter().any(freed)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,16 +7,17 @@ use codchi_core::report::Diagnose;
 use codchi_sys::mount::{Attributes, set_attributes};
 use codchi_sys::process::{End, Namespaces};
 use rustix::mount::MountFlags;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Error, Result};
+use crate::host::Host;
 use crate::manager::Manager;
 use crate::network::find_program;
 use crate::outer::{self, OWN_DIR, OuterConfig, Role};
 use crate::{cgroup, ids, mounts};
 
 /// One thing that was looked at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
     /// What it is.
@@ -43,25 +44,16 @@ fn optional(f: Finding) -> Finding {
     Finding { optional: true, ..f }
 }
 
-/// Whether this host is a NixOS, where options mend things and commands do not last.
-fn on_nixos() -> bool {
-    Path::new("/etc/NIXOS").exists()
-}
-
-fn mend(nixos: &str, elsewhere: &str) -> Option<String> {
-    Some(if on_nixos() { format!("in configuration.nix: `{nixos}`") } else { format!("`{elsewhere}`") })
-}
-
-/// Looks at this host. Nothing is changed. This process should have one thread; with more, less is tried.
+/// Looks at this host. Nothing is changed. This process must have one thread: what is tried is tried in copies of it.
 pub fn probe() -> Vec<Finding> {
-    let (root, privileged) = (outer::is_root(), outer::is_privileged());
+    let (host, privileged) = (Host::look(), outer::is_privileged());
     let mut all = vec![namespaces()];
     if !privileged {
-        all.extend(subordinate());
+        all.extend(subordinate(&host));
     }
     all.push(control_groups(privileged));
-    all.extend(lingering());
-    all.extend(network(root));
+    all.extend(linger(&host));
+    all.extend(network(&host));
     if all[0].ok {
         all.extend(kernel(privileged));
     }
@@ -94,19 +86,15 @@ fn first_command(e: &Error) -> Option<String> {
     e.hints().into_iter().find(|h| h.contains('`'))
 }
 
-fn subordinate() -> Vec<Finding> {
+fn subordinate(host: &Host) -> Vec<Finding> {
     let mut all = Vec::new();
     let uid = rustix::process::getuid().as_raw();
-    let name = outer::user_name(uid).unwrap_or_default();
     for (file, group) in [("/etc/subuid", false), ("/etc/subgid", true)] {
         let what = if group { "subordinate group ids" } else { "subordinate user ids" };
-        all.push(match outer::subordinate(&name, uid, file, group) {
+        all.push(match outer::subordinate(&host.user, uid, file, group) {
             Ok(e) => {
                 let shown: Vec<String> = e.iter().map(|e| format!("{}+{}", e.outside, e.count)).collect();
                 good(what, shown.join(", "))
-            }
-            Err(e) if on_nixos() => {
-                bad(what, e.to_string(), mend(&format!("users.users.{name}.autoSubUidGidRange = true;"), ""))
             }
             Err(e) => bad(what, e.to_string(), first_command(&e)),
         });
@@ -122,7 +110,7 @@ fn subordinate() -> Vec<Finding> {
         _ => bad(
             "newuidmap",
             "not installed",
-            mend("security.shadow.enable = true;", "sudo apt install uidmap"),
+            Some(host.mend("security.shadow.enable = true;", "sudo apt install uidmap")),
         ),
     });
     all
@@ -153,26 +141,18 @@ fn control_groups(privileged: bool) -> Finding {
 
 /// Whether machines of an ordinary user of a systemd host outlive the log-in; `None` where that is no question.
 pub fn lingering() -> Option<Finding> {
-    (!outer::is_root() && Path::new("/run/systemd/system").is_dir()).then(linger)
+    linger(&Host::look())
 }
 
-fn linger() -> Finding {
+fn linger(host: &Host) -> Option<Finding> {
     let what = "machines outlive the login";
-    let name = outer::user_name(rustix::process::getuid().as_raw()).unwrap_or_default();
-    let on = Path::new("/var/lib/systemd/linger").join(&name).exists();
-    optional(if on {
-        good(what, "lingering is on")
-    } else {
-        let option = format!("users.users.{name}.linger = true;");
-        bad(
-            what,
-            "machines end with your last login",
-            mend(&option, &format!("sudo loginctl enable-linger {name}")),
-        )
-    })
+    Some(optional(match host.linger()? {
+        Ok(()) => good(what, "lingering is on"),
+        Err(mend) => bad(what, "machines end with your last login", Some(mend)),
+    }))
 }
 
-fn network(root: bool) -> Vec<Finding> {
+fn network(host: &Host) -> Vec<Finding> {
     let programs: Vec<String> = ["pasta", "slirp4netns"]
         .into_iter()
         .filter_map(find_program)
@@ -182,7 +162,7 @@ fn network(root: bool) -> Vec<Finding> {
         bad(
             "a network for machines",
             "neither pasta nor slirp4netns is installed: machines reach only themselves",
-            mend("environment.systemPackages = [ pkgs.passt ];", "sudo apt install passt"),
+            Some(host.mend("environment.systemPackages = [ pkgs.passt ];", "sudo apt install passt")),
         )
     } else {
         good("a network for machines", programs.join(", "))
@@ -190,8 +170,8 @@ fn network(root: bool) -> Vec<Finding> {
     let tun = Path::new("/dev/net/tun");
     let what = "/dev/net/tun";
     let node = if rustix::fs::stat(tun).is_err() {
-        bad(what, "missing", mend("boot.kernelModules = [ \"tun\" ];", "sudo modprobe tun"))
-    } else if !root
+        bad(what, "missing", Some(host.mend("boot.kernelModules = [ \"tun\" ];", "sudo modprobe tun")))
+    } else if !host.root
         && rustix::fs::access(tun, rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK).is_err()
     {
         bad(what, "only root may open it", Some("`sudo chmod 666 /dev/net/tun`".into()))

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use codchi_core::engine::{Variable, substitute};
 use codchi_core::folder::Folder;
 use codchi_core::port::Forward;
+use codchi_core::session::Channel;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -88,6 +89,9 @@ pub struct Mount {
     /// Left out where the host lacks the source.
     #[serde(default)]
     pub optional: bool,
+    /// Of the source, a store, only what the system needs to run ([`Launch::closure`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub closure: bool,
 }
 
 /// Kinds of mounts.
@@ -296,6 +300,9 @@ pub struct Launch {
     pub store: PathBuf,
     /// The system to run.
     pub toplevel: PathBuf,
+    /// Names of what that needs to run, in the store, where the machine sees nothing else of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub closure: Vec<String>,
     /// The directory with the static programs.
     pub bin: PathBuf,
     /// Folders of the host in it.
@@ -304,6 +311,15 @@ pub struct Launch {
     /// Ports of the host that lead into it.
     #[serde(default)]
     pub ports: Vec<Forward>,
+    /// Sockets of the caller's session in it.
+    #[serde(default)]
+    pub channels: Vec<Channel>,
+    /// Servers whose passwords git may tell it.
+    #[serde(default)]
+    pub git_hosts: Vec<String>,
+    /// Devices of the host that it may use, below /dev, where the host has them.
+    #[serde(default)]
+    pub devices: Vec<String>,
     /// Tells this from what was written before: a supervisor repeats it when it has done what this says.
     #[serde(default)]
     pub revision: u64,
@@ -334,10 +350,19 @@ const VARIABLES: [Variable; 9] = [
 
 impl Launch {
     /// Reads what the supervisor of a machine was told last.
-    pub(crate) fn read(dir: &std::path::Path) -> Result<Launch> {
+    ///
+    /// # Errors
+    /// It was told nothing yet, or a person changed the file.
+    pub fn read(dir: &std::path::Path) -> Result<Launch> {
         let path = dir.join(FILE);
         serde_json::from_str(&codchi_fs::read_to_string(&path)?)
             .map_err(|e| Error::Settings(format!("`{}`: {e}", path.display())))
+    }
+
+    /// Whether the settings mount what a variable stands for.
+    pub fn mounts(&self, variable: &str) -> bool {
+        let mounts = self.engine["mounts"].as_array();
+        mounts.is_some_and(|all| all.iter().any(|m| m["source"] == variable))
     }
 
     /// The settings with this host's values; `dir` is the machine's runtime directory.
@@ -360,13 +385,24 @@ impl Launch {
         ]);
         let done =
             substitute(&self.engine, &VARIABLES, &values).map_err(|e| Error::Settings(e.to_string()))?;
-        let spec: Spec = serde_json::from_value(done).map_err(|e| Error::Settings(e.to_string()))?;
+        let mut spec: Spec = serde_json::from_value(done).map_err(|e| Error::Settings(e.to_string()))?;
+        spec.devices.extend(self.devices.iter().map(|d| format!("{d}?")));
         spec.check()?;
         Ok(spec)
     }
 }
 
+/// Whether engine settings show a machine only what its system needs to run.
+pub fn shows_closure(engine: &Value) -> bool {
+    engine["mounts"].as_array().is_some_and(|all| all.iter().any(|m| m["closure"] == true))
+}
+
 impl Spec {
+    /// The mount of the store of which the machine sees only a part.
+    pub(crate) fn closure(&self) -> Option<&Mount> {
+        self.mounts.iter().find(|m| m.closure)
+    }
+
     /// What types do not say.
     pub fn check(&self) -> Result<()> {
         let bad = |s: String| Err(Error::Settings(s));
@@ -383,6 +419,9 @@ impl Spec {
             }
             if m.kind == MountKind::Bind && !m.source.as_ref().is_some_and(|s| s.is_absolute()) {
                 return bad(format!("the mount at `{}` needs an absolute `source`", m.target.display()));
+            }
+            if m.closure && m.kind != MountKind::Bind {
+                return bad(format!("`closure` at `{}` is for a bind mount", m.target.display()));
             }
             if m.outer && !matches!(m.kind, MountKind::Tmpfs | MountKind::Ramfs) {
                 return bad(format!("`outer` at `{}` is for tmpfs and ramfs", m.target.display()));

@@ -1,8 +1,7 @@
 //! Starting and stopping the supervisor of a machine, from outside.
 
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io::{self, BufRead, BufReader};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -14,7 +13,6 @@ use codchi_secrets::Bundle;
 use codchi_sys::{process, signal};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Error, Result};
@@ -87,27 +85,6 @@ pub(crate) fn connect_events(dir: &Path) -> Result<UnixStream> {
     through_descriptor(dir, "events", UnixStream::connect)
 }
 
-/// One datagram of the notification socket, and the process that sent it.
-pub(crate) fn receive_notification(socket: &OwnedFd) -> Option<(String, i32)> {
-    let mut text = [0u8; 4096];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(8))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let n = {
-        let mut into = [IoSliceMut::new(&mut text)];
-        rustix::net::recvmsg(socket, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT)
-            .ok()?
-            .bytes
-    };
-    let mut pid = 0;
-    for m in control.drain() {
-        if let RecvAncillaryMessage::ScmCredentials(c) = m {
-            pid = c.pid.as_raw_nonzero().get();
-        }
-        // Descriptors that came with it are closed here.
-    }
-    Some((String::from_utf8_lossy(text.get(..n)?).into_owned(), pid))
-}
-
 /// Starts the supervisor of a machine, hands it the machine's secrets, and waits until the machine is ready. `program` runs
 /// [`supervise`](crate::supervise::supervise) for it.
 ///
@@ -170,6 +147,15 @@ pub fn reload(dir: &Path, launch: &Launch) -> Result<state::Status> {
             Some(_) => drop(wait(&mut [PollFd::new(&fd, PollFlags::IN)], Instant::now() + STEP)?),
         }
     }
+}
+
+/// Shows a running machine that sees only a part of the store these names of it, too, before it is switched to what needs them.
+///
+/// # Errors
+/// As of [`reload`].
+pub fn show(dir: &Path, closure: &[String], revision: u64) -> Result<()> {
+    let told = Launch::read(dir)?;
+    reload(dir, &Launch { closure: closure.to_vec(), revision, ..told }).map(drop)
 }
 
 fn launch_and_wait(

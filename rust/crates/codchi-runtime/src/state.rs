@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Result};
 use crate::network::Way;
+use crate::notify::Said;
 use crate::{folders, ports};
 
 /// The state of a machine.
@@ -64,6 +65,68 @@ pub struct Supervisor {
     /// What a person should know.
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+/// What [`Supervisor::learn`] changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct News {
+    /// The machine is ready now.
+    pub ready: bool,
+    /// It goes down now.
+    pub stopping: bool,
+    /// It says something else of itself.
+    pub text: bool,
+}
+
+impl News {
+    /// Whether there is any.
+    pub fn any(self) -> bool {
+        self.ready || self.stopping || self.text
+    }
+}
+
+impl Supervisor {
+    /// Of a machine that is off, looked after by this process.
+    pub(crate) fn of_this_process() -> Supervisor {
+        let pid = std::process::id().cast_signed();
+        Supervisor {
+            version: 1,
+            pid,
+            start_time: start_time(pid).unwrap_or(0),
+            leader: None,
+            state: State::Stopped,
+            text: String::new(),
+            network: None,
+            cgroup: PathBuf::new(),
+            ports: Vec::new(),
+            folders: Vec::new(),
+            revision: 0,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Takes in what PID 1 said.
+    pub(crate) fn learn(&mut self, said: &Said) -> News {
+        let mut news = News { text: said.text.is_some(), ..News::default() };
+        if said.ready && self.state == State::Starting {
+            self.state = State::Running;
+            news.ready = true;
+        }
+        if said.stopping && self.state == State::Running {
+            self.state = State::Stopping;
+            news.stopping = true;
+        }
+        if let Some(text) = &said.text {
+            self.text.clone_from(text);
+        }
+        news
+    }
+
+    /// Writes it into a machine's runtime directory.
+    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
+        let text = serde_json::to_vec_pretty(self).map_err(std::io::Error::other).doing("write the state")?;
+        Ok(crate::start::write_quick(&dir.join(FILE), &text)?)
+    }
 }
 
 /// What is known of a machine.
@@ -148,6 +211,11 @@ pub(crate) fn start_time(pid: i32) -> Option<u64> {
 pub(crate) fn living(dir: &Path) -> Result<Option<Supervisor>> {
     let Some(s) = read(dir)? else { return Ok(None) };
     Ok((start_time(s.pid) == Some(s.start_time)).then_some(s))
+}
+
+/// Whether a supervisor ended without taking its file back.
+pub(crate) fn is_left_behind(dir: &Path) -> Result<bool> {
+    Ok(read(dir)?.is_some_and(|s| start_time(s.pid) != Some(s.start_time)))
 }
 
 fn read(dir: &Path) -> Result<Option<Supervisor>> {

@@ -6,48 +6,33 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use codchi_core::folder::{Folder, FolderState};
-use codchi_core::port::PortState;
+use codchi_core::folder::Folder;
 use codchi_fs::Context;
 use codchi_secrets::Bundle;
 use codchi_sys::process::{self, Child, End, Namespaces};
 use codchi_sys::signal::{self, Signals};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::inotify::{CreateFlags, WatchFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use crate::cgroup::{self, Tree};
+use crate::cgroup::{self, Fresh, Tree};
 use crate::error::{Doing, Error, Result};
 use crate::inside::{self, hear, say, word};
 use crate::mounts::{self, Owner};
 use crate::network::{self, Network, Way};
 use crate::outer::{self, Outer};
+use crate::relay::Relay;
+use crate::services::{self, Running, Service};
 use crate::spec::{CALLER_FILE, Launch, NetworkMode, Spec, User};
 use crate::start::Event;
-use crate::state::{State, Supervisor};
-use crate::{folders, ids, ports, state};
+use crate::state::{News, State, Supervisor};
+use crate::{closure, folders, ids, notify, ports, resolver, state};
 
-/// Something that serves a machine for as long as it runs, such as its endpoint at the nix-daemon.
-pub trait Service {
-    /// For messages.
-    fn name(&self) -> &str;
-    /// Serves, in a process of its own inside the outer namespace, until SIGTERM. Calls `ready` once it can be used:
-    /// PID 1 waits for that. Threads are fine here.
-    fn run(&mut self, ready: &mut dyn FnMut()) -> Result<(), String>;
-}
-
-/// How often a service that ends is started again before it is given up.
-const RESTARTS: u32 = 5;
-/// How long a service may take to be ready.
-const SERVICE_PATIENCE: Duration = Duration::from_secs(30);
 /// Largest size of the console log, of which one older part is kept.
 const LOG_SIZE: u64 = 1 << 20;
 /// How long a machine that is not ready yet is given to hear that it shall stop.
 const STARTING_PATIENCE: Duration = Duration::from_secs(15);
-/// Notifications that are heard before everything else has its turn.
-const NOTIFICATIONS: usize = 64;
 /// Lines of the console that go with the message of a failed start.
 const TAIL: usize = 20;
 
@@ -73,39 +58,88 @@ impl Default for Begun {
 /// # Errors
 /// What kept the machine from starting; the same is sent to whoever started it, and remembered for those who look later.
 pub fn supervise(dir: &Path, begin: impl FnOnce(bool) -> Result<Begun>) -> Result<()> {
+    life(dir, begin, |teller, mut services, secrets| {
+        let mut s = Supervision::begin(dir)?;
+        services.push(Box::new(s.relay()));
+        let held =
+            mounts::credentials(&s.spec).map_or(Ok(()), |m| mounts::hold_credentials(m, s.owner, &secrets));
+        let done = held.and_then(|()| {
+            drop(secrets);
+            s.run(&mut services, teller)
+        });
+        s.end(done.is_err());
+        done
+    })
+}
+
+/// What looking after a machine has in common, whatever runs it: whoever waits is told of its end, those who look later find why.
+pub(crate) fn life(
+    dir: &Path,
+    begin: impl FnOnce(bool) -> Result<Begun>,
+    work: impl FnOnce(&mut Teller, Vec<Box<dyn Service>>, Bundle) -> Result<()>,
+) -> Result<()> {
     // Fails only where this is done already (a service manager, a shell's job).
     let _ = rustix::process::setsid();
     let mut teller = Teller::connect(dir);
-    let done = begin(teller.0.is_some()).and_then(|Begun { mut services, secrets }| {
+    let done = begin(teller.0.is_some()).and_then(|Begun { services, secrets }| {
         let secrets = match (&mut teller.0, secrets) {
             (Some(starter), _) => Bundle::receive(starter).map_err(|e| Error::Told(e.to_string()))?,
             (None, Ok(secrets)) => secrets,
             (None, Err(why)) => return leave(dir, State::NeedsSecrets, &why),
         };
-        let mut s = Supervision::begin(dir, &mut teller)?;
-        let done = mounts::hold_credentials(&s.spec, s.owner, &secrets).and_then(|()| {
-            drop(secrets);
-            s.run(&mut services, &mut teller)
-        });
-        s.end(&services, done.is_err());
-        done
+        work(&mut teller, services, secrets)
     });
     if let Err(e) = &done {
-        use codchi_core::report::Diagnose;
-        let (message, console) = match e {
-            Error::Start { why, console, .. } => (why.clone(), console.clone()),
-            other => (other.to_string(), Vec::new()),
-        };
-        let (host, hints) = match e {
-            Error::Host { hints, .. } => (true, hints.clone()),
-            other => (other.kind() == codchi_core::report::Kind::Host, Vec::new()),
-        };
         if !matches!(e, Error::Running(_)) {
-            remember_failure(dir, &message);
+            remember_failure(dir, &reason(e));
         }
-        teller.tell(&Event::Failed { message, console, host, hints });
+        teller.tell_failure(e);
     }
     done
+}
+
+/// The lock of whoever looks after a machine. One who was killed has it until the last of those that served beside it is gone,
+/// too, which takes a moment.
+pub(crate) fn lock(dir: &Path, name: &str) -> Result<codchi_fs::Lock> {
+    let until = Instant::now() + Duration::from_secs(5);
+    loop {
+        match codchi_fs::Lock::try_take(dir.join("lock"), &who(name)) {
+            Ok(l) => return Ok(l),
+            Err(codchi_fs::LockError::Held { .. }) => {
+                let left_behind = state::is_left_behind(dir)?;
+                if !left_behind || Instant::now() > until {
+                    return Err(Error::Running(name.into()));
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(codchi_fs::LockError::File(e)) => return Err(e.into()),
+        }
+    }
+}
+
+fn who(name: &str) -> String {
+    format!("codchi supervise {name} (process {})", std::process::id())
+}
+
+/// What a supervisor is told by signals, to be read when it has time for them.
+pub(crate) fn block_signals() -> Result<Signals> {
+    Signals::block(&[
+        signal::SIGTERM,
+        signal::SIGINT,
+        signal::SIGQUIT,
+        signal::SIGHUP,
+        signal::SIGCHLD,
+        signal::SIGPIPE,
+    ])
+    .doing("block signals")
+}
+
+/// Why a machine is not up, without its console.
+fn reason(error: &Error) -> String {
+    match error {
+        Error::Start { why, .. } => why.clone(),
+        other => other.to_string(),
+    }
 }
 
 /// Leaves a state file that says that the machine failed, and why.
@@ -119,33 +153,43 @@ fn remember_failure(dir: &Path, message: &str) {
 
 /// Leaves a state file that says what became of the machine.
 fn leave(dir: &Path, state: State, message: &str) -> Result<()> {
-    let told = Supervisor {
-        version: 1,
-        pid: std::process::id().cast_signed(),
-        start_time: state::start_time(std::process::id().cast_signed()).unwrap_or(0),
-        leader: None,
-        state,
-        text: message.into(),
-        network: None,
-        cgroup: PathBuf::new(),
-        warnings: Vec::new(),
-        ports: Vec::new(),
-        folders: Vec::new(),
-        revision: 0,
-    };
-    let text = serde_json::to_vec_pretty(&told).unwrap_or_default();
-    Ok(crate::start::write_quick(&dir.join(state::FILE), &text)?)
+    let told = Supervisor { state, text: message.into(), ..Supervisor::of_this_process() };
+    told.write(dir)
 }
 
 /// Whoever started us and listens, if anyone does.
-struct Teller(Option<std::os::unix::net::UnixStream>);
+pub(crate) struct Teller(Option<std::os::unix::net::UnixStream>);
 
 impl Teller {
+    /// Why the machine is not up.
+    pub(crate) fn tell_failure(&mut self, error: &Error) {
+        use codchi_core::report::Diagnose;
+        let console = match error {
+            Error::Start { console, .. } => console.clone(),
+            _ => Vec::new(),
+        };
+        let (host, hints) = match error {
+            Error::Host { hints, .. } => (true, hints.clone()),
+            other => (other.kind() == codchi_core::report::Kind::Host, Vec::new()),
+        };
+        self.tell(&Event::Failed { message: reason(error), console, host, hints });
+    }
+
+    /// What PID 1 said of itself.
+    pub(crate) fn tell_news(&mut self, news: News, told: &Supervisor) {
+        if news.text {
+            self.tell(&Event::Status { text: told.text.clone() });
+        }
+        if news.ready {
+            self.tell(&Event::Ready);
+        }
+    }
+
     fn connect(dir: &Path) -> Teller {
         Teller(crate::start::connect_events(dir).ok())
     }
 
-    fn tell(&mut self, e: &Event) {
+    pub(crate) fn tell(&mut self, e: &Event) {
         let Some(s) = &mut self.0 else { return };
         let mut line = serde_json::to_vec(e).unwrap_or_default();
         line.push(b'\n');
@@ -153,12 +197,6 @@ impl Teller {
             self.0 = None;
         }
     }
-}
-
-struct Running {
-    service: usize,
-    child: Child,
-    restarts: u32,
 }
 
 struct Supervision {
@@ -188,14 +226,9 @@ enum Outcome {
 }
 
 impl Supervision {
-    fn begin(dir: &Path, teller: &mut Teller) -> Result<Supervision> {
+    fn begin(dir: &Path) -> Result<Supervision> {
         let launch = Launch::read(dir)?;
-        let who = format!("codchi supervise {} (process {})", launch.name, std::process::id());
-        let lock = match codchi_fs::Lock::try_take(dir.join("lock"), &who) {
-            Ok(l) => l,
-            Err(codchi_fs::LockError::Held { .. }) => return Err(Error::Running(launch.name)),
-            Err(codchi_fs::LockError::File(e)) => return Err(e.into()),
-        };
+        let lock = lock(dir, &launch.name)?;
         let spec = launch.spec(dir)?;
         if !cgroup::is_private(&launch.root)? {
             return Err(Error::Host {
@@ -207,19 +240,11 @@ impl Supervision {
             });
         }
         let range = match (outer::is_privileged(), launch.uid_base) {
-            (true, Some(base)) => ids::lock_range(base, launch.uid_count, &who)?,
+            (true, Some(base)) => ids::lock_range(base, launch.uid_count, &who(&launch.name))?,
             (true, None) => return Err(Error::Settings("a machine of root needs `uidBase`".into())),
             (false, _) => Vec::new(),
         };
-        let signals = Signals::block(&[
-            signal::SIGTERM,
-            signal::SIGINT,
-            signal::SIGQUIT,
-            signal::SIGHUP,
-            signal::SIGCHLD,
-            signal::SIGPIPE,
-        ])
-        .doing("block signals")?;
+        let signals = block_signals()?;
         let outer = outer::enter(&launch.outer)?;
         let me = rustix::process::getpid();
         rustix::process::set_child_subreaper(Some(me)).doing("become a subreaper")?;
@@ -232,24 +257,16 @@ impl Supervision {
         let idmap =
             if outer.privileged { Some(mounts::mapping_namespace(base, launch.uid_count)?) } else { None };
         if outer.privileged {
-            mounts::open_devices();
+            mounts::open_devices(&launch.devices);
         }
         let tree = Tree::prepare(&launch.name, outer.privileged)?;
         let notify = lay_out(dir, owner)?;
         let console = Console::open(&launch.console_log)?;
         let told = Supervisor {
-            version: 1,
-            pid: me.as_raw_nonzero().get(),
-            start_time: state::start_time(me.as_raw_nonzero().get()).unwrap_or(0),
-            leader: None,
             state: State::Starting,
-            text: String::new(),
-            network: None,
-            ports: Vec::new(),
-            folders: Vec::new(),
             revision: launch.revision,
             cgroup: tree.shown(),
-            warnings: Vec::new(),
+            ..Supervisor::of_this_process()
         };
         let s = Supervision {
             dir: dir.into(),
@@ -270,14 +287,11 @@ impl Supervision {
             _range: range,
         };
         s.write_state()?;
-        let _ = teller;
         Ok(s)
     }
 
     fn write_state(&self) -> Result<()> {
-        let text =
-            serde_json::to_vec_pretty(&self.told).map_err(io::Error::other).doing("write the state")?;
-        Ok(crate::start::write_quick(&self.dir.join(state::FILE), &text)?)
+        self.told.write(&self.dir)
     }
 
     fn warn(&mut self, message: String, teller: &mut Teller) {
@@ -287,9 +301,24 @@ impl Supervision {
         }
     }
 
+    /// What serves the sockets of the session.
+    fn relay(&self) -> Relay {
+        let User { uid, gid } = self.launch.user;
+        let user = match self.caller_is {
+            Some(user) if user == self.launch.user => User { uid: ids::CALLER, gid: ids::CALLER },
+            _ => User { uid: self.owner.uid + uid, gid: self.owner.gid + gid },
+        };
+        Relay { dir: self.dir.clone(), user }
+    }
+
     fn run(&mut self, services: &mut [Box<dyn Service>], teller: &mut Teller) -> Result<()> {
+        let last = services.len();
         for (i, s) in services.iter_mut().enumerate() {
-            let child = self.start_service(s)?;
+            // The last is the relay.
+            if i + 1 == last && self.launch.channels.is_empty() {
+                continue;
+            }
+            let child = services::start(s)?;
             self.running.push(Running { service: i, child, restarts: 0 });
         }
         loop {
@@ -312,58 +341,20 @@ impl Supervision {
         }
     }
 
-    fn start_service(&self, service: &mut Box<dyn Service>) -> Result<Child> {
-        let name = service.name().to_string();
-        let (r, w) = outer::pipe()?;
-        let child = process::fork(|| {
-            signal::reset();
-            let kill = Some(rustix::process::Signal::KILL);
-            if rustix::process::set_parent_process_death_signal(kill).is_err() {
-                return 1;
-            }
-            let mut ready = || {
-                let _ = rustix::io::write(&w, b"x");
-            };
-            match service.run(&mut ready) {
-                Ok(()) => 0,
-                Err(e) => {
-                    // Who waits for it hears why; later on standard error is the supervisor's log.
-                    let _ = rustix::io::write(&w, e.as_bytes());
-                    let _ = writeln!(io::stderr(), "{}: {e}", service.name());
-                    1
-                }
-            }
-        })
-        .doing("start a service")?;
-        drop(w);
-        let mut fds = [PollFd::new(&r, PollFlags::IN), PollFd::new(&child, PollFlags::IN)];
-        let patience = rustix::time::Timespec { tv_sec: SERVICE_PATIENCE.as_secs() as _, tv_nsec: 0 };
-        let n = poll(&mut fds, Some(&patience)).doing("wait for a service")?;
-        let mut said = [0u8; 1024];
-        let length = if n > 0 { rustix::io::read(&r, &mut said).unwrap_or(0) } else { 0 };
-        let said = said.get(..length).unwrap_or_default();
-        if said == b"x" {
-            return Ok(child);
-        }
-        child.signal(signal::SIGKILL).doing("end a service")?;
-        child.wait().doing("end a service")?;
-        let why = if said.is_empty() { "nothing was said".into() } else { String::from_utf8_lossy(said) };
-        Err(Error::Told(format!("the service `{name}` of the machine did not start: {why}")))
-    }
-
     /// From making the namespaces to the end of PID 1.
     fn one_life(&mut self, services: &mut [Box<dyn Service>], teller: &mut Teller) -> Result<Outcome> {
         mounts::unstage();
-        mounts::stage(&self.spec, self.owner, self.idmap.as_ref().map(AsFd::as_fd))?;
+        let idmap = self.idmap.as_ref().map(AsFd::as_fd);
+        mounts::stage(&self.spec, &self.launch.closure, self.owner, idmap)?;
         let mut said = Vec::new();
         let limits = self.spec.resources.clone();
         let tree = self.tree.as_ref().ok_or_else(|| Error::Told("no cgroup".into()))?;
-        let cgroup = tree.fresh(self.owner.uid, self.owner.gid, &limits, &mut |m| said.push(m))?;
+        let fresh = tree.fresh(self.owner.uid, self.owner.gid, &limits, &mut |m| said.push(m))?;
         for m in said {
             self.warn(m, teller);
         }
-        let (leader, mut network) = self.start_leader(&cgroup, teller)?;
-        drop(cgroup);
+        let (leader, mut network) = self.start_leader(&fresh, teller)?;
+        drop(fresh);
         self.told.leader = Some(leader.pid);
         self.told.network = Some(network.way);
         self.told.ports = network.ports.clone();
@@ -383,7 +374,7 @@ impl Supervision {
     }
 
     /// Makes the namespaces and starts PID 1 in them.
-    fn start_leader(&mut self, cgroup: &OwnedFd, teller: &mut Teller) -> Result<(Child, Network)> {
+    fn start_leader(&mut self, cgroup: &Fresh, teller: &mut Teller) -> Result<(Child, Network)> {
         let (ctl, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .doing("make a socket")?;
@@ -394,12 +385,14 @@ impl Supervision {
             .and(Namespaces::IPC)
             .and(Namespaces::NET);
         let spec = &self.spec;
-        let ours = ctl.as_raw_fd();
-        let child = process::clone(spaces, Some(cgroup.as_fd()), move || {
-            // The supervisor's end must not live on in the machine, else neither would notice the other's end.
-            process::close_one(ours);
-            inside::run(&theirs, spec)
-        })
+        let (ours, tasks) = (ctl.as_raw_fd(), cgroup.unheld);
+        let child = cgroup::while_limited(tasks, || {
+            process::clone(spaces, Some(cgroup.dir.as_fd()), move || {
+                // The supervisor's end must not live on in the machine, else neither would notice the other's end.
+                process::close_one(ours);
+                inside::run(&theirs, spec, tasks)
+            })
+        })?
         .doing("make the machine's namespaces")?;
         let done = self.shake_hands(&ctl, &child, teller);
         match done {
@@ -460,28 +453,12 @@ impl Supervision {
 
     /// Writes the machine's resolver file and watches the host's.
     fn follow_resolver(&mut self, way: Way) -> Result<()> {
-        let host = Path::new("/etc/resolv.conf");
-        let watch = rustix::fs::inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
-            .doing("watch a directory")?;
-        let flags = WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::CREATE;
-        let real = std::fs::canonicalize(host).ok();
-        // In the outer namespace /etc may be a private folder with a link to the host's file.
-        let dirs = [Some(host), real.as_deref()].into_iter().flatten().filter_map(Path::parent);
-        for dir in dirs.chain([Path::new(crate::outer::HOST_ETC)]) {
-            let _ = rustix::fs::inotify::add_watch(&watch, dir, flags);
-        }
-        self.resolver = Some(watch);
+        self.resolver = Some(resolver::watch()?);
         self.write_resolver(way)
     }
 
     fn write_resolver(&self, way: Way) -> Result<()> {
-        let text = network::resolv_conf(&network::host_resolvers()?, way.resolver());
-        let path = self.dir.join("host/resolv.conf");
-        if codchi_fs::read_if_exists(&path)?.as_deref() != Some(&text) {
-            crate::start::write_quick(&path, text.as_bytes())?;
-            rustix::fs::chmod(&path, Mode::from_raw_mode(0o644)).at("change the mode of", &path)?;
-        }
-        Ok(())
+        resolver::write(&self.dir, way)
     }
 
     fn watch(
@@ -538,7 +515,7 @@ impl Supervision {
                         self.write_state()?;
                         leader.signal(self.spec.stop.number()?).doing("ask the machine to stop")?;
                     }
-                    signal::SIGHUP => self.reload(network, teller)?,
+                    signal::SIGHUP => self.reload(network, services, teller)?,
                     signal::SIGQUIT => {
                         asked = true;
                         leader.signal(signal::SIGKILL).doing("kill the machine")?;
@@ -581,22 +558,16 @@ impl Supervision {
         services: &mut [Box<dyn Service>],
         teller: &mut Teller,
     ) -> Result<()> {
-        if let Some(w) = &self.resolver {
-            let mut seen = false;
-            while rustix::io::read(w, &mut [0u8; 4096]).is_ok_and(|n| n > 0) {
-                seen = true;
+        if self.resolver.as_ref().is_some_and(resolver::changed) {
+            if let Err(e) = self.write_resolver(network.way) {
+                self.warn(e.to_string(), teller);
             }
-            if seen {
-                if let Err(e) = self.write_resolver(network.way) {
-                    self.warn(e.to_string(), teller);
-                }
-                // The program knows the resolver it asks from its own start only.
-                if network.program.is_some()
-                    && network::forwarded(&network::host_resolvers()?) != network.forwards
-                {
-                    stop_program(network)?;
-                    self.reconnect(network, teller)?;
-                }
+            // The program knows the resolver it asks from its own start only.
+            if network.program.is_some()
+                && network::forwarded(&network::host_resolvers()?) != network.forwards
+            {
+                stop_program(network)?;
+                self.reconnect(network, teller)?;
             }
         }
         if let Some(p) = &network.program
@@ -605,27 +576,10 @@ impl Supervision {
             self.warn(format!("the network program ended ({end:?}) and is started again"), teller);
             self.reconnect(network, teller)?;
         }
-        for i in 0..self.running.len() {
-            if self.running[i].child.try_wait().doing("wait for a service")?.is_none() {
-                continue;
-            }
-            let (service, restarts) = (self.running[i].service, self.running[i].restarts + 1);
-            let name = services[service].name().to_string();
-            if restarts > RESTARTS {
-                self.running.remove(i);
-                self.warn(format!("the service `{name}` keeps ending and is given up"), teller);
-                self.write_state()?;
-                break;
-            }
-            self.warn(format!("the service `{name}` ended and is started again"), teller);
-            match self.start_service(&mut services[service]) {
-                Ok(child) => self.running[i] = Running { service, child, restarts },
-                Err(e) => {
-                    self.running.remove(i);
-                    self.warn(e.to_string(), teller);
-                    break;
-                }
-            }
+        let mut said = Vec::new();
+        services::restart_ended(&mut self.running, services, &mut |m| said.push(m))?;
+        for m in said {
+            self.warn(m, teller);
         }
         let mut keep: Vec<i32> = self.running.iter().map(|r| r.child.pid).collect();
         keep.extend(self.told.leader);
@@ -663,7 +617,12 @@ impl Supervision {
     }
 
     /// Brings what the machine has of its host to what its settings say now; the rest of them is for its next life.
-    fn reload(&mut self, network: &mut Network, teller: &mut Teller) -> Result<()> {
+    fn reload(
+        &mut self,
+        network: &mut Network,
+        services: &mut [Box<dyn Service>],
+        teller: &mut Teller,
+    ) -> Result<()> {
         let new = match Launch::read(&self.dir) {
             Ok(new) => new,
             // Nobody writes such a file but by hand; the machine goes on as it was.
@@ -672,17 +631,37 @@ impl Supervision {
                 return Ok(());
             }
         };
-        let freed = |p: &&PortState| {
-            p.problem.is_some() && ports::examine(&self.dir, &[p.forward]).iter().all(|p| p.problem.is_none())
-        };
-        if new.ports != self.launch.ports || self.told.ports.iter().find(freed).is_some() {
+        if ports::to_change(&self.dir, &self.launch.ports, &new.ports, &self.told.ports) {
             self.launch.ports = new.ports;
             stop_program(network)?;
             self.reconnect(network, teller)?;
         }
         self.change_folders(new.folders);
+        if let Err(e) = self.extend_closure(&new.closure) {
+            self.warn(e.to_string(), teller);
+        }
+        // A relay that runs reads the settings itself.
+        let relay = services.len().saturating_sub(1);
+        if !new.channels.is_empty() && !self.running.iter().any(|r| r.service == relay) {
+            match services::start(&mut services[relay]) {
+                Ok(child) => self.running.push(Running { service: relay, child, restarts: 0 }),
+                Err(e) => self.warn(e.to_string(), teller),
+            }
+        }
+        (self.launch.channels, self.launch.git_hosts) = (new.channels, new.git_hosts);
         self.told.revision = new.revision;
         self.write_state()
+    }
+
+    /// Shows a machine that sees only a part of the store what of it is new. What it saw stays until its next life: something in it
+    /// may still run from there.
+    fn extend_closure(&mut self, wanted: &[String]) -> Result<()> {
+        let Some(m) = self.spec.closure() else { return Ok(()) };
+        let new: Vec<String> = wanted.iter().filter(|n| !self.launch.closure.contains(n)).cloned().collect();
+        let machine = self.folders_of(self.told.leader.unwrap_or(0));
+        closure::extend(&machine, m, &new, self.idmap.as_ref().map(AsFd::as_fd))?;
+        self.launch.closure.extend(new);
+        Ok(())
     }
 
     fn folders_of(&self, leader: i32) -> folders::Machine {
@@ -699,89 +678,31 @@ impl Supervision {
     /// Gives a machine that is about to start its folders.
     fn give_all(&mut self, leader: i32) -> Result<()> {
         let machine = self.folders_of(leader);
-        self.told.folders.clear();
-        for folder in &self.launch.folders {
-            let problem = folders::give(&machine, folder).err();
-            if let Some(problem) = problem.as_ref().filter(|_| !folder.optional) {
-                return Err(folders::refused(&self.launch.name, folder, problem));
-            }
-            self.told.folders.push(FolderState { folder: folder.clone(), problem });
-        }
+        self.told.folders = folders::give_all(&machine, &self.launch.name, &self.launch.folders)?;
         Ok(())
     }
 
     /// Takes from a running machine the folders it shall not have any more, and gives it the others.
     fn change_folders(&mut self, wanted: Vec<Folder>) {
         let machine = self.folders_of(self.told.leader.unwrap_or(0));
-        let (stays, goes): (Vec<_>, Vec<_>) = std::mem::take(&mut self.told.folders)
-            .into_iter()
-            .filter(|s| s.problem.is_none())
-            .partition(|s| wanted.contains(&s.folder));
-        for state in goes.iter().rev() {
-            if let Err(e) = folders::take(&machine, &state.folder) {
-                let _ = writeln!(io::stderr(), "{e}");
-            }
-        }
-        for folder in &wanted {
-            let there = stays.iter().any(|s| s.folder == *folder);
-            let problem = if there { None } else { folders::give(&machine, folder).err() };
-            self.told.folders.push(FolderState { folder: folder.clone(), problem });
-        }
+        self.told.folders = folders::change(&machine, std::mem::take(&mut self.told.folders), &wanted);
         self.launch.folders = wanted;
     }
 
-    /// Drains NOTIFY_SOCKET; only PID 1's own words count. Answers whether it said that it is ready.
+    /// Drains NOTIFY_SOCKET. Answers whether PID 1 said that it is ready.
     fn hear_notifications(&mut self, leader: i32, teller: &mut Teller) -> Result<bool> {
-        let (mut text, mut ready, mut stopping) = (None, false, false);
-        // Everyone in the machine can write there, endlessly: what is left is heard the next time.
-        for _ in 0..NOTIFICATIONS {
-            let Some((message, pid)) = crate::start::receive_notification(&self.notify) else { break };
-            if pid != leader {
-                continue;
-            }
-            for l in message.lines() {
-                ready |= l == "READY=1";
-                stopping |= l == "STOPPING=1";
-                if let Some(s) = l.strip_prefix("STATUS=") {
-                    text = Some(s.chars().filter(|c| !c.is_control()).take(200).collect::<String>());
-                }
-            }
-        }
-        let is_new = ready && self.told.state == State::Starting;
-        if is_new {
-            self.told.state = State::Running;
-        }
-        if stopping && self.told.state == State::Running {
-            self.told.state = State::Stopping;
-        }
-        let said = text.is_some();
-        if let Some(t) = text {
-            self.told.text = t;
-        }
-        if is_new || stopping || said {
+        let said = notify::hear(&self.notify, leader);
+        let news = self.told.learn(&said);
+        if news.any() {
             self.write_state()?;
         }
-        if said {
-            teller.tell(&Event::Status { text: self.told.text.clone() });
-        }
-        if is_new {
-            teller.tell(&Event::Ready);
-        }
-        Ok(ready)
+        teller.tell_news(news, &self.told);
+        Ok(said.ready)
     }
 
     /// Leaves nothing.
-    fn end(mut self, services: &[Box<dyn Service>], failed: bool) {
-        let _ = services;
-        for r in self.running.drain(..) {
-            let _ = r.child.signal(signal::SIGTERM);
-            let mut fds = [PollFd::new(&r.child, PollFlags::IN)];
-            let patience = rustix::time::Timespec { tv_sec: 5, tv_nsec: 0 };
-            if poll(&mut fds, Some(&patience)) != Ok(1) {
-                let _ = r.child.signal(signal::SIGKILL);
-            }
-            let _ = r.child.wait();
-        }
+    fn end(mut self, failed: bool) {
+        services::end(&mut self.running);
         mounts::unstage();
         if let Some(t) = self.tree.take() {
             t.leave();
@@ -807,7 +728,7 @@ fn become_caller(launch: &Launch) -> Result<Option<User>> {
 }
 
 /// Ends the network program, to start it anew.
-fn stop_program(network: &mut Network) -> Result<()> {
+pub(crate) fn stop_program(network: &mut Network) -> Result<()> {
     if let Some(p) = network.program.take() {
         p.signal(signal::SIGKILL).doing("restart the network program")?;
         p.wait().doing("restart the network program")?;
@@ -832,23 +753,7 @@ fn lay_out(dir: &Path, owner: Owner) -> Result<OwnedFd> {
                 .doing(format!("mount memory at `{}`", d.display()))?;
         }
     }
-    let at = dir.join("notify");
-    let parent = rustix::fs::open(&at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .at("open", &at)?;
-    // By way of the descriptor: a socket's path has room for 107 bytes only.
-    let path = format!("/proc/self/fd/{}/socket", parent.as_raw_fd());
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )
-    .doing("make a socket")?;
-    rustix::net::sockopt::set_socket_passcred(&socket, true).doing("make a socket")?;
-    let address = rustix::net::SocketAddrUnix::new(&path).doing("make a socket")?;
-    rustix::net::bind(&socket, &address).doing("make the notification socket")?;
-    rustix::fs::chmod(at.join("socket"), Mode::from_raw_mode(0o666)).at("change the mode of", at)?;
-    Ok(socket)
+    notify::socket(dir)
 }
 
 /// The machine's console: read always, written to a log of bounded size.

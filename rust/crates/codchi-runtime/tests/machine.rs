@@ -164,9 +164,13 @@ impl Machine {
             outer: Default::default(),
             store: at("store"),
             toplevel: "/nix/store/none".into(),
+            closure: vec![],
             bin,
             folders: vec![],
             ports: vec![],
+            channels: vec![],
+            git_hosts: vec![],
+            devices: vec![],
             revision: 1,
             console_log: home.path().join("console.log"),
         };

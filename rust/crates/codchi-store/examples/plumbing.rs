@@ -11,7 +11,7 @@ use codchi_core::dirs::Dirs;
 use codchi_core::progress::{Event, Progress};
 use codchi_core::settings::Settings;
 use codchi_nix::{Launch, Role};
-use codchi_runtime::supervise::Service;
+use codchi_runtime::services::Service;
 use codchi_store::{Kind, Place, Result, Store, StoreError, endpoint, shell};
 
 struct Stderr;

@@ -29,7 +29,7 @@ use codchi_fs::Context;
 use codchi_nix::StorePath;
 use codchi_runtime::ids::IdMap;
 use codchi_runtime::outer::{self, Outer, OuterConfig, Role};
-use codchi_runtime::supervise::Service;
+use codchi_runtime::services::Service;
 use codchi_sys::process::{self, Child, Namespaces};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};

@@ -15,7 +15,7 @@ use codchi_runtime::outer::{self, OuterConfig, Role};
 use codchi_sys::process;
 
 use crate::error::Tried;
-use crate::{Result, StoreError, tarball};
+use crate::{Result, StoreError, collect, tarball};
 
 /// What `codchi store shell` is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct Args {
     pub as_root: bool,
     /// Make the folders first that Nix does not make itself.
     pub init: bool,
+    /// The program collects garbage: it is shown no process, and told what processes use.
+    pub collect: bool,
     /// Put the paths of this binary tarball of Nix into the store first.
     pub unpack: Option<PathBuf>,
     /// The `nix-daemon` for a person who is not root; none: the program does without.
@@ -37,7 +39,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Reads `[--nix DIR] [--as-root] [--init] [--unpack FILE] [--daemon PROGRAM] [--] PROGRAM ARGS...`.
+    /// Reads `[--nix DIR] [--as-root] [--collect] [--init] [--unpack FILE] [--daemon PROGRAM] [--] PROGRAM ARGS...`.
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Args> {
         let mut args = args.into_iter();
         let mut out = Args::default();
@@ -55,6 +57,7 @@ impl Args {
                     out.daemon = Some(args.next().ok_or_else(|| usage("`--daemon` needs a program"))?.into());
                 }
                 Some("--as-root") => out.as_root = true,
+                Some("--collect") => out.collect = true,
                 Some("--init") => out.init = true,
                 Some("--") => out.program = args.next().ok_or_else(|| usage("no program is given"))?,
                 Some(s) if s.starts_with('-') => return Err(usage(&format!("unknown option `{s}`"))),
@@ -106,6 +109,9 @@ pub fn run(args: &Args) -> Result<u8> {
             }
             if let Some(file) = &args.unpack {
                 tarball::unpack(file)?;
+            }
+            if args.collect {
+                return collect::run(&args.program, &args.args);
             }
             let mut c = Command::new(&args.program);
             if role == Role::Maintainer {

@@ -276,6 +276,13 @@ impl Store {
         }
     }
 
+    /// Where the links are that hold what was built inside a machine, as the store knows them.
+    pub fn roots_of(&self, name: &MachineName) -> PathBuf {
+        match self.endpoint(name).config.roots {
+            endpoint::RootsAt::Store(dir) | endpoint::RootsAt::Indirect(dir) => dir,
+        }
+    }
+
     /// Drops all roots of a machine that is no more.
     pub fn forget_machine(&self, name: &MachineName) -> Result<()> {
         self.once(name, &["--forget".into()], &format!("drop the roots of `{name}`"))
@@ -284,12 +291,9 @@ impl Store {
     /// Gives the roots that were made in a machine to another one with the same files: as copies, or only to that. May be
     /// repeated.
     pub fn hand_over_roots(&self, from: &MachineName, to: &MachineName, keep: bool) -> Result<()> {
-        let config = self.endpoint(to).config;
-        let roots = match config.roots {
-            endpoint::RootsAt::Store(dir) | endpoint::RootsAt::Indirect(dir) => dir,
-        };
+        let state = self.endpoint(to).config.state;
         let mut args: Vec<std::ffi::OsString> =
-            vec!["--to-roots".into(), roots.into(), "--to-state".into(), config.state.into()];
+            vec!["--to-roots".into(), self.roots_of(to).into(), "--to-state".into(), state.into()];
         args.extend(keep.then(|| "--keep".into()));
         self.once(from, &args, &format!("give the roots of `{from}` to `{to}`"))
     }
@@ -307,6 +311,37 @@ impl Store {
         }
         let what = format!("{what}: {}", String::from_utf8_lossy(&out.stderr).trim());
         Err(StoreError::System { what, source: std::io::Error::other("the plumbing failed") })
+    }
+
+    /// `nix-store --gc`, ready for more arguments: deletes what no root holds and no process uses. A process that Nix cannot read
+    /// does not keep it from that, unless the host's daemon collects.
+    pub fn collector(&self) -> Command {
+        let program = self.bin().join("nix-store");
+        let mut c = match self.nix_dir() {
+            None => Command::new(program),
+            Some(nix) => {
+                let mut c = self.plumbing("shell");
+                c.args(["--as-root", "--collect", "--nix"]).arg(nix).arg("--").arg(program);
+                c
+            }
+        };
+        self.set_environment(&mut c);
+        c.arg("--gc");
+        c
+    }
+
+    /// Names, in the store, of all that a path of it needs at run time, itself included.
+    pub fn closure(&self, path: &str) -> Result<Vec<String>> {
+        let tried = |what: &str, source| StoreError::System { what: what.into(), source };
+        let mut c = self.command("nix-store", Role::Caller);
+        c.args(["--query", "--requisites", path]).stdin(std::process::Stdio::null());
+        let out = c.output().map_err(|e| tried("run `nix-store`", e))?;
+        if !out.status.success() {
+            let said = String::from_utf8_lossy(&out.stderr).trim().to_string();
+            return Err(tried(&format!("read what `{path}` needs"), std::io::Error::other(said)));
+        }
+        let text = String::from_utf8_lossy(&out.stdout);
+        Ok(text.lines().filter_map(|l| l.rsplit('/').next()).map(String::from).collect())
     }
 
     /// Removes an own store with all its files; the host's is left alone. Nothing may be using it.
@@ -355,7 +390,7 @@ fn git_certificates(bundle: OsString) -> Option<(OsString, Option<OsString>)> {
 }
 
 /// The host's bundle of certificate authorities.
-fn certificates() -> Option<&'static str> {
+pub fn certificates() -> Option<&'static str> {
     [
         "/etc/ssl/certs/ca-certificates.crt",
         "/etc/pki/tls/certs/ca-bundle.crt",

@@ -84,15 +84,46 @@ impl App {
 
     /// Takes a machine's lock, or says who holds it.
     pub fn lock(&self, name: &MachineName, command: &str) -> Result<Lock> {
+        self.take(self.dirs.lock(name), name, command, "changed")
+    }
+
+    /// Takes a free name for a machine that is about to be made, or says who is making one of that name.
+    pub fn claim(&self, name: &MachineName, command: &str) -> Result<Claim> {
+        let file = self.dirs.claim(name);
+        let lock = self.take(file.clone(), name, command, "made")?;
+        Ok(Claim { file, _lock: lock })
+    }
+
+    fn take(&self, file: PathBuf, name: &MachineName, command: &str, what: &str) -> Result<Lock> {
         codchi_fs::create_private_dir(self.dirs.locks())?;
         let who = format!("`codchi {command} {name}` (process {})", std::process::id());
-        Lock::try_take(self.dirs.lock(name), &who).map_err(|e| match e {
+        Lock::try_take(file, &who).map_err(|e| match e {
             LockError::Held { holder, .. } => {
-                Failure::new(Kind::Busy, format!("`{name}` is being changed by {holder}"))
+                Failure::new(Kind::Busy, format!("`{name}` is being {what} by {holder}"))
                     .hint("try again when it is done")
             }
             LockError::File(e) => e.into(),
         })
+    }
+
+    /// Removes the lock files of names that no machine has and nobody holds: those that killed commands leave.
+    pub fn sweep_locks(&self) -> Result<()> {
+        let entries = match codchi_fs::read_dir(self.dirs.locks()) {
+            Err(e) if e.is_not_found() => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let file = entry.file_name().to_string_lossy().into_owned();
+            let name = file.strip_suffix(".new").unwrap_or(&file).parse::<MachineName>();
+            let is_free = || name.as_ref().is_ok_and(|n| !self.exists(n) && !self.dirs.journal(n).exists());
+            if is_free()
+                && let Ok(_free) = Lock::try_take(entry.path(), "clean-up")
+                && is_free()
+            {
+                codchi_fs::remove_if_exists(entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// Takes the lock of those who make or remove the store.
@@ -141,6 +172,18 @@ impl App {
     /// A path as a person would write it.
     pub fn shown(&self, path: &Path) -> String {
         self.dirs.shown(path)
+    }
+}
+
+/// A name that is taken for a machine in the making, until this is dropped.
+pub struct Claim {
+    file: PathBuf,
+    _lock: Lock,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let _ = codchi_fs::remove_if_exists(&self.file);
     }
 }
 

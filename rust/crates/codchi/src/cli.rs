@@ -7,6 +7,10 @@ use codchi_core::source::Pin;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+/// What the exit status means.
+pub const EXIT_STATUS: &str = "0 done, 1 failed, 2 wrong usage, 3 the host lacks something, 4 a person said no, 5 no such machine, \
+                               6 busy, 130 interrupted. `exec` gives the command's own.";
+
 /// Code machines: named NixOS systems on this computer that hold a project's whole development environment.
 #[derive(Debug, Parser)]
 #[command(
@@ -15,8 +19,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
     disable_help_subcommand = true,
     propagate_version = false,
     max_term_width = 100,
-    after_help = "Without a command: `codchi status`. Exit status: 0 done, 1 failed, 2 wrong usage, 3 the host lacks something, \
-                  4 a person said no, 5 no such machine, 6 busy, 130 interrupted. `exec` gives the command's own."
+    after_help = format!("Without a command: `codchi status`. Exit status: {EXIT_STATUS}")
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -52,6 +55,9 @@ pub struct Globals {
     /// Grant a module something it asks of the host, such as `mount:/src`
     #[arg(long, global = true, value_name = "ITEM", help_heading = "Everywhere")]
     pub accept: Vec<String>,
+    /// Refuse a module something that it can do without, such as `nix-config`
+    #[arg(long, global = true, value_name = "ITEM", help_heading = "Everywhere")]
+    pub refuse: Vec<String>,
 }
 
 /// What Nix is told beyond what Codchi says.
@@ -115,6 +121,9 @@ pub enum Command {
     Exec(Exec),
     /// Open the user's login shell in a machine
     Shell(Shell),
+    /// Put a built system in force as a machine, as the configuration of a NixOS host declares it
+    #[command(hide = true)]
+    Install(Install),
     /// Show machines: state, base, generation, whether anything changed
     Status(Status),
     /// List the names of machines
@@ -142,6 +151,8 @@ pub enum Command {
     Rename(Rename),
     /// Make a second machine with the same system and a copy of all files
     Duplicate(Duplicate),
+    /// Have a machine run on another driver, with all its files
+    Move(Move),
     /// Export a machine: its files, and a flake that rebuilds it on any NixOS
     Tar(Tar),
     /// Make a machine from an export
@@ -157,6 +168,10 @@ pub enum Command {
     Mount(Mount),
     /// Ports of this computer that lead into a machine
     Port(Port),
+    /// Forget old generations of machines, and give free what of the store nothing holds
+    Gc(Gc),
+    /// Show what machines take of the disk: their own files, and what they have of the store, alone and shared
+    Du(Du),
     /// Show how an option of a machine is set
     Option(OptionArgs),
     /// Look after the store
@@ -186,6 +201,7 @@ pub struct Init {
     /// A folder, a git URL or a flake reference, with `#MODULE` if you like; none: an empty machine
     pub source: Option<String>,
     /// Modules of the source, by attribute name; none: its only one, or you are asked
+    #[arg(value_name = "MODULE")]
     pub modules: Vec<String>,
     /// What the machine runs on
     #[arg(long, value_name = "DRIVER")]
@@ -211,6 +227,20 @@ pub struct Init {
     /// Then run this command inside; its status becomes codchi's
     #[arg(last = true, value_name = "CMD")]
     pub cmd: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub struct Install {
+    /// The machine; made when there is none
+    pub name: String,
+    /// Its system: a path in the store
+    #[arg(long, value_name = "PATH")]
+    pub toplevel: PathBuf,
+    /// Start it
+    #[arg(long)]
+    pub start: bool,
+    #[command(flatten)]
+    pub secrets: SecretFlags,
 }
 
 /// Which version of a source is meant.
@@ -290,14 +320,14 @@ pub struct Name {
 #[derive(Debug, Args)]
 pub struct Names {
     /// The machines
-    #[arg(required = true)]
+    #[arg(required = true, value_name = "NAME")]
     pub names: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub struct Start {
     /// The machines
-    #[arg(required = true)]
+    #[arg(required = true, value_name = "NAME")]
     pub names: Vec<String>,
     /// Also whenever this computer starts (needs systemd)
     #[arg(long, conflicts_with = "no_on_boot")]
@@ -327,7 +357,7 @@ pub struct Logs {
 #[derive(Debug, Args)]
 pub struct Rebuild {
     /// The machines
-    #[arg(required_unless_present = "all")]
+    #[arg(required_unless_present = "all", value_name = "NAME")]
     pub names: Vec<String>,
     /// All machines
     #[arg(long, conflicts_with = "names")]
@@ -341,6 +371,12 @@ pub struct Rebuild {
     /// Only build
     #[arg(long)]
     pub build_only: bool,
+    /// Show the difference and ask before anything changes
+    #[arg(long, conflicts_with = "build_only")]
+    pub ask: bool,
+    /// Stay on the new generation though units fail in it that ran before
+    #[arg(long)]
+    pub no_rollback: bool,
     /// After a rollback: take flake.nix and flake.lock of that generation first
     #[arg(long)]
     pub restore_lock: bool,
@@ -355,6 +391,7 @@ pub struct Update {
     /// The machine
     pub name: String,
     /// Only these inputs
+    #[arg(value_name = "INPUT")]
     pub inputs: Vec<String>,
     /// Only tell what would move
     #[arg(long)]
@@ -402,6 +439,7 @@ pub struct ModuleAdd {
     /// A folder, a git URL or a flake reference, with `#MODULE` if you like
     pub source: String,
     /// Modules of the source, by attribute name; none: its only one, or you are asked
+    #[arg(value_name = "MODULE")]
     pub modules: Vec<String>,
     /// Name of the input; none: that of the repository
     #[arg(long = "as", value_name = "INPUT")]
@@ -440,6 +478,38 @@ pub struct Rollback {
     /// To this generation instead of the one before
     #[arg(long, value_name = "GENERATION")]
     pub to: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    group = clap::ArgGroup::new("rule").multiple(true),
+    after_help = "The generation in force, the one that runs and the one before stay; `--keep 1` lets go of the one before, too. \
+                        Without `--older-than` and `--keep` no generation is forgotten."
+)]
+pub struct Gc {
+    /// Only generations of these machines; none: of all
+    #[arg(conflicts_with = "all", requires = "rule")]
+    pub names: Vec<String>,
+    /// Generations of all machines
+    #[arg(long, requires = "rule")]
+    pub all: bool,
+    /// Forget generations older than this: `30d`, `12h`, `2w`
+    #[arg(long, value_name = "AGE", value_parser = age, group = "rule")]
+    pub older_than: Option<u64>,
+    /// Keep the newest so many generations of each machine
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), group = "rule")]
+    pub keep: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub struct Du {
+    /// Only these machines
+    pub names: Vec<String>,
+}
+
+/// An age such as `30d`, in seconds.
+fn age(text: &str) -> Result<u64, String> {
+    codchi_core::text::age(text).ok_or_else(|| "give a number with a unit, as `30d`, `12h` or `2w`".into())
 }
 
 #[derive(Debug, Args)]
@@ -538,6 +608,20 @@ pub struct Duplicate {
     /// Start the copy
     #[arg(long)]
     pub start: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Move {
+    /// The machine; one that runs is stopped and started again
+    pub name: String,
+    /// What it shall run on
+    #[arg(long)]
+    pub driver: String,
+    /// Leave behind what was added to it by hand on its driver, such as snapshots
+    #[arg(long)]
+    pub leave_extras: bool,
+    #[command(flatten)]
+    pub nix: NixFlags,
 }
 
 #[derive(Debug, Args)]
@@ -643,7 +727,7 @@ pub enum StoreCommand {
         #[arg(long, hide = true)]
         as_root: bool,
         /// The program and its arguments; none: your shell
-        #[arg(last = true)]
+        #[arg(last = true, value_name = "CMD")]
         cmd: Vec<OsString>,
     },
     /// Check the store and mend what is broken
@@ -666,8 +750,12 @@ pub struct Plumbing {
 pub enum PlumbingCommand {
     /// Hand out the secrets of a machine
     Secrets { name: String },
+    /// Print what this computer has of what machines need
+    Probe,
     /// Remove a tree with files of subordinate ids
     RemoveTree { path: PathBuf },
+    /// Print how many bytes a tree with files of subordinate ids takes
+    MeasureTree { path: PathBuf },
     /// Copy a tree with files of subordinate ids to an empty folder
     CopyTree { from: PathBuf, to: PathBuf },
     /// Write a tree with files of subordinate ids to stdout, as a tar
@@ -687,6 +775,9 @@ pub enum PlumbingCommand {
         /// The user and group of the machine whose files are the caller's here
         #[arg(long, value_parser = account)]
         caller: Option<(u32, u32)>,
+        /// The root is that of the container with this first process
+        #[arg(long)]
+        inside: Option<i32>,
     },
     /// Make a tree with files of subordinate ids from a tar on stdin
     UnpackTree {
@@ -694,6 +785,9 @@ pub enum PlumbingCommand {
         /// What is left out of it
         #[arg(long)]
         without: String,
+        /// The root is that of the container with this first process
+        #[arg(long)]
+        inside: Option<i32>,
     },
     /// Hold a running machine still until stdin ends
     Hold {

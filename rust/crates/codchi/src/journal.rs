@@ -80,6 +80,16 @@ pub fn is_open(app: &App, machine: &MachineName) -> bool {
     app.dirs.journal(machine).exists()
 }
 
+/// All names on which a command was cut short, of machines that are there and of those that were in the making.
+pub fn all(app: &App) -> Result<Vec<MachineName>> {
+    let entries = match codchi_fs::read_dir(app.dirs.journals()) {
+        Err(e) if e.is_not_found() => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let name = |e: &std::fs::DirEntry| e.file_name().to_str()?.strip_suffix(".json")?.parse().ok();
+    Ok(entries.iter().filter_map(name).collect())
+}
+
 /// The journal of a command that was cut short on this machine.
 pub fn read(app: &App, machine: &MachineName) -> Result<Option<Journal>> {
     let file = app.dirs.journal(machine);

@@ -6,9 +6,12 @@ mod cli;
 mod cmd;
 mod failure;
 mod fault;
+mod health;
+mod hostsecrets;
 mod interrupt;
 mod journal;
 mod make;
+mod man;
 mod modules;
 mod needs;
 mod printer;
@@ -168,6 +171,7 @@ fn dispatch(app: &App, command: Option<&Command>) -> Result<u8> {
     match command {
         None => done(cmd::show::status(app, &cli::Status { name: None, watch: false })),
         Some(Command::Init(args)) => cmd::init::run(app, args),
+        Some(Command::Install(args)) => done(cmd::install::install(app, args)),
         Some(Command::Status(args)) => done(cmd::show::status(app, args)),
         Some(Command::List) => done(cmd::show::list(app)),
         Some(Command::Start(args)) => done(cmd::life::start(app, args)),
@@ -183,11 +187,14 @@ fn dispatch(app: &App, command: Option<&Command>) -> Result<u8> {
         Some(Command::Diff(args)) => done(cmd::rebuild::diff(app, args)),
         Some(Command::Rename(args)) => done(cmd::copies::rename(app, args)),
         Some(Command::Duplicate(args)) => done(cmd::copies::duplicate(app, args)),
+        Some(Command::Move(args)) => done(cmd::moving::run(app, args)),
         Some(Command::Tar(args)) => done(cmd::leave::tar(app, args)),
         Some(Command::Import(args)) => done(cmd::leave::import(app, args)),
         Some(Command::Delete(args)) => done(cmd::life::delete(app, &args.names)),
         Some(Command::Mount(args)) => done(cmd::mount::run(app, &args.command)),
         Some(Command::Port(args)) => done(cmd::port::run(app, &args.command)),
+        Some(Command::Gc(args)) => done(cmd::gc::gc(app, args)),
+        Some(Command::Du(args)) => done(cmd::gc::du(app, args)),
         Some(Command::Option(args)) => done(cmd::show::option(app, args)),
         Some(Command::Secrets(args)) => done(cmd::secrets::run(app, &args.command)),
         // Handled before there is an App.

@@ -126,6 +126,23 @@ impl Tools {
         }
     }
 
+    /// Whether evaluations may build, from now on.
+    pub fn import_from_derivation(&mut self, allowed: bool) {
+        let mut options = self.nix.options().clone();
+        options.import_from_derivation = allowed;
+        self.nix = self.nix.with_options(options);
+    }
+
+    /// Uses the settings of Nix that are granted.
+    pub fn use_settings(&mut self, granted: &[String]) {
+        let mut options = self.nix.options().clone();
+        for (name, value) in codchi_core::consent::granted_nix_settings(granted) {
+            // Before what is there: what the person says on the command line, and what the base is known to lack, counts more.
+            options.extra.splice(0..0, ["--option".into(), name.into(), value.into()]);
+        }
+        self.nix = self.nix.with_options(options);
+    }
+
     /// Whether a path is (still) in the store.
     pub fn has(&self, path: &StorePath) -> bool {
         self.store_dir().join(path.base_name()).symlink_metadata().is_ok()
@@ -133,8 +150,7 @@ impl Tools {
 
     /// Adds Codchi's own Nix sources to the store, once.
     pub fn codchi(&mut self, app: &App) -> Result<StorePath> {
-        let key = digest(&[codchi_embed::SOURCES_TAR]);
-        let path = self.remembered(app, "sources", &key, || {
+        let path = self.remembered(app, "sources", codchi_embed::SOURCES_HASH, || {
             let scratch = Scratch::new(app, "sources")?;
             unpack(codchi_embed::SOURCES_TAR, "", scratch.path())?;
             Ok(self.nix.add_path("codchi", scratch.path())?)
@@ -147,8 +163,11 @@ impl Tools {
     pub fn debian(&mut self, app: &App, suite: &str, freshness: mirror::Freshness) -> Result<StorePath> {
         app.printer.report(Event::Phase("reading package lists"));
         let mirror = mirror(app)?;
-        let programs =
-            digest(&[codchi_embed::SOURCES_TAR, codchi_embed::BASE_BUILD, codchi_embed::BASE_INIT]);
+        let programs = digest(&[
+            codchi_embed::SOURCES_HASH.as_bytes(),
+            codchi_embed::BASE_BUILD,
+            codchi_embed::BASE_INIT,
+        ]);
         let system = system();
         let scratch = Scratch::new(app, "base")?;
         unpack(codchi_embed::SOURCES_TAR, "lib/base/", scratch.path())?;
@@ -224,6 +243,27 @@ impl Tools {
             .nix
             .eval_json(&installable, Some("c: c.config.codchi.build.evaluation"), &app.printer)
             .map_err(|e| self.explain(app, &installable, e))?;
+        Tools::read_evaluation(app, value)
+    }
+
+    /// Evaluates several machine folders, each for its driver, by one process: what they have in common is read once.
+    pub fn evaluate_all(&mut self, app: &App, machines: &[(PathBuf, String)]) -> Result<Vec<Evaluation>> {
+        let mut all = Vec::with_capacity(machines.len());
+        for (dir, driver) in machines {
+            let lock = codchi_fs::read_to_string(dir.join("flake.lock")).unwrap_or_default();
+            self.with_labels(source_labels(app, dir, &lock));
+            let locked = self.nix.prefetch(&codchi_core::source::path_reference(dir), &app.printer)?;
+            all.push(codchi_nix::eval::Configuration {
+                source: locked.path,
+                nar_hash: locked.nar_hash,
+                driver: driver.clone(),
+            });
+        }
+        let values = self.nix.eval_configurations(&all, "config.codchi.build.evaluation", &app.printer)?;
+        values.into_iter().map(|value| Tools::read_evaluation(app, value)).collect()
+    }
+
+    fn read_evaluation(app: &App, value: serde_json::Value) -> Result<Evaluation> {
         let evaluation: Evaluation = serde_json::from_value(value).map_err(|e| {
             Failure::failed(format!("the evaluation of the machine gives something unexpected: {e}")).hint(
                 "its flake.lock may name a Codchi that does not fit this one: `codchi update NAME codchi`",
@@ -557,6 +597,15 @@ impl Scratch {
         Ok(())
     }
 
+    /// What somebody is making in a folder now.
+    pub fn in_use(parent: &Path) -> Result<Option<String>> {
+        Scratch::sweep(parent)?;
+        let names = codchi_fs::read_dir(parent)?;
+        let locks =
+            names.iter().filter_map(|e| Some(e.file_name().to_str()?.strip_suffix(".lock")?.to_owned()));
+        Ok(locks.filter_map(|l| Some(l.rsplit_once('-')?.0.to_owned())).next())
+    }
+
     /// A new empty folder in `parent`; those left by processes that are gone are removed.
     pub fn below(parent: &Path, what: &str) -> Result<Scratch> {
         Scratch::sweep(parent)?;
@@ -586,8 +635,7 @@ impl Drop for Scratch {
 
 /// The folder of the static programs, made when this program has new ones.
 pub fn programs(app: &App) -> Result<PathBuf> {
-    let key = digest(&[codchi_embed::BOOT, codchi_embed::AGENT]);
-    let dir = app.dirs.bin().join(&key[..32]);
+    let dir = app.dirs.bin().join(&codchi_embed::PROGRAMS_HASH[..32]);
     if !dir.exists() {
         codchi_fs::create_private_dir(&app.dirs.data)?;
         let scratch = Scratch::below(&app.dirs.bin(), "new")?;
@@ -642,10 +690,27 @@ fn unpack(tar: &[u8], prefix: &str, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What of a machine's folder is not given to Nix, whose store everybody reads: where it is attached on this host, and the
+/// history of a person who keeps the folder in git.
+pub const UNREAD: [&str; 2] = ["host.toml", ".git"];
+
+/// Copies a machine's folder as Nix is given it.
+pub fn copy_folder(app: &App, name: &MachineName, to: &Path) -> Result<()> {
+    copy_without(&app.dirs.machine(name), to, &UNREAD)
+}
+
 /// Copies a folder with the files in it.
 pub fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    copy_without(from, to, &[])
+}
+
+/// The same, but for names at its top.
+fn copy_without(from: &Path, to: &Path, without: &[&str]) -> Result<()> {
     codchi_fs::create_dir_all(to)?;
     for entry in codchi_fs::read_dir(from)? {
+        if without.iter().any(|name| entry.file_name() == *name) {
+            continue;
+        }
         let target = to.join(entry.file_name());
         let kind = entry.file_type().map_err(|source| codchi_fs::FsError {
             op: "examine",
@@ -689,6 +754,6 @@ pub fn facts(app: &App, name: &MachineName, nix: &str, host: &Attachment) -> Vec
         ("driver", host.driver.to_string()),
         ("base", format!("{} {:?}", host.base, host.suite)),
         ("settings", format!("{:?}", app.settings.store)),
-        ("sources", codchi_embed::SOURCES_TAR.len().to_string()),
+        ("sources", codchi_embed::SOURCES_HASH.into()),
     ]
 }

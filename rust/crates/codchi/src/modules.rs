@@ -1,6 +1,7 @@
 //! What a source offers: found out by reading its flake.nix, by evaluation where that is not enough, and by asking a person where there is
 //! a choice.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use codchi_core::attr::AttrPath;
@@ -31,8 +32,8 @@ impl Look for Disk {
 pub struct Found {
     /// The modules that are meant.
     pub modules: Vec<AttrPath>,
-    /// Whether it wants to set options of Nix.
-    pub nix_config: bool,
+    /// Settings of Nix that it comes with.
+    pub nix_config: BTreeMap<String, String>,
     /// Whether it has an input `nixpkgs`.
     pub has_nixpkgs: bool,
 }
@@ -78,7 +79,7 @@ pub fn look(
     let chosen = choose(app, &there, source, modules, &shown)?;
     hint_untracked(app, source);
     let has_nixpkgs = described.inputs.contains_key("nixpkgs");
-    Ok(Found { modules: chosen, nix_config: described.has_nix_config, has_nixpkgs })
+    Ok(Found { modules: chosen, nix_config: described.nix_config, has_nixpkgs })
 }
 
 /// A name for a source that no other input has.

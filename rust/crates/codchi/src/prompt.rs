@@ -44,8 +44,9 @@ fn show(text: &str) {
 /// One line ends it; where it may have `many_lines`, Ctrl-D on a line of its own does.
 pub fn secret(app: &App, question: &str, many_lines: bool) -> Option<Private> {
     app.printer.done();
-    show(&format!("{} ", text::printable(question)));
+    // First, for it forgets what was typed before: whoever answers at once must be heard.
     let silent = Silent::begin()?;
+    show(&format!("{} ", text::printable(question)));
     let mut held = Private::zeroed(MAX_VALUE).ok()?;
     let mut len = 0;
     // Start of the line that is typed.

@@ -364,12 +364,12 @@ pub fn print_stored(app: &App, machine: &MachineName) -> Result<()> {
     }
 }
 
-/// What a machine with these needs gets: the values it has, and defaults.
+/// What a machine with these needs gets: the values it has, defaults, and what is the host's own and was granted.
 ///
 /// # Errors
 /// One that is required has neither.
-pub fn of(app: &App, machine: &MachineName, needs: &Needs) -> Result<Bundle> {
-    let mut all = Bundle::new();
+pub fn of(app: &App, machine: &MachineName, needs: &Needs, granted: &[String]) -> Result<Bundle> {
+    let mut all = crate::hostsecrets::of(app, needs, granted)?;
     if needs.secrets.is_empty() {
         return Ok(all);
     }

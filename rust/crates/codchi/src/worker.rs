@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use codchi_core::machine::Host as Attachment;
 use codchi_core::manifest::Needs;
-use codchi_core::name::MachineName;
+use codchi_core::name::{DriverName, MachineName};
 use codchi_core::plan::{Activation, Part, Step};
-use codchi_core::progress::{Event, Progress};
-use codchi_core::report::Kind;
+use codchi_core::progress::{Event, Progress, Silent};
+use codchi_core::report::{Diagnose, Kind};
 use codchi_core::status::State;
-use codchi_drivers::{Driver, Given, Host, Machine, Switched, System};
+use codchi_core::text;
+use codchi_drivers::{Driver, Export, Given, Host, Machine, Switched, System, capability};
 use codchi_nix::generations::Record;
 use codchi_nix::{Nix, StorePath};
 use codchi_secrets::Bundle;
@@ -17,6 +18,7 @@ use codchi_store::Store;
 
 use crate::app::App;
 use crate::failure::{Failure, Result};
+use crate::health;
 use crate::journal::Worker;
 use crate::make;
 use crate::secrets;
@@ -33,6 +35,8 @@ pub struct MachineWorker<'a> {
     pub record: Option<Record>,
     /// What is unpacked from a tar.
     pub unpack: Option<Unpack>,
+    /// Where the machine moves to.
+    pub moving: Option<Moving>,
     /// The init script that the first start runs.
     pub script: Option<String>,
     /// Values of secrets that a plan keeps.
@@ -49,6 +53,16 @@ pub struct Unpack {
     pub toplevel: String,
     /// The folder in the tar that is not of them.
     pub without: String,
+}
+
+/// A machine on its new driver.
+pub struct Moving {
+    /// The system that it runs there.
+    pub toplevel: String,
+    /// How it is attached there.
+    pub attachment: Attachment,
+    /// An empty folder.
+    pub nothing: PathBuf,
 }
 
 /// The host as drivers see it, kept as owned parts.
@@ -104,6 +118,7 @@ impl<'a> MachineWorker<'a> {
             attachment: None,
             record: None,
             unpack: None,
+            moving: None,
             script: None,
             secrets: Default::default(),
             switched: Default::default(),
@@ -118,12 +133,24 @@ impl<'a> MachineWorker<'a> {
         }
     }
 
-    /// The driver, also of a machine of which little is left.
     fn driver(&self) -> Result<&'static dyn Driver> {
-        match self.attachment() {
-            Ok(a) => Ok(codchi_drivers::find(&a.driver)?),
-            Err(_) => codchi_drivers::all().next().ok_or_else(|| Failure::failed("there is no driver")),
+        Ok(codchi_drivers::find(&self.attachment()?.driver)?)
+    }
+
+    /// Removes what the machine's driver has of it. Of a machine of which little is left nobody knows the driver any more:
+    /// each that works removes what it has.
+    fn remove(&self, host: &Host) -> Result<()> {
+        if self.attachment().is_ok() {
+            return Ok(self.driver()?.remove(host, &self.name)?);
         }
+        let mut failed = None;
+        for driver in codchi_drivers::all().filter(|d| d.info().runs) {
+            match driver.remove(host, &self.name) {
+                Err(e) if e.kind() != Kind::Host => failed = Some(e),
+                _ => {}
+            }
+        }
+        failed.map_or(Ok(()), |e| Err(e.into()))
     }
 
     fn system(&self, toplevel: &str, parts: &HostParts) -> Result<System> {
@@ -137,10 +164,11 @@ impl<'a> MachineWorker<'a> {
         let driver = self.driver()?;
         let parts = HostParts::of(self.app, self.store)?;
         let host = parts.host(self.app, self.store);
-        let running = driver.state(&host, &self.name)?.state == State::Running;
-        if how == Activation::Boot || !running {
+        if how == Activation::Boot || !self.is_up(driver, &host)? {
             return Ok(generations.set_current(number)?);
         }
+        // One that cannot be talked to beforehand is left alone; one with which that is lost meanwhile is not.
+        health::look(driver, &host, &self.name)?;
         self.app.printer.report(Event::Phase("switching"));
         let attachment = self.attachment()?;
         let system = self.system(generation.record.toplevel.as_str(), &parts)?;
@@ -150,45 +178,99 @@ impl<'a> MachineWorker<'a> {
         let none = Bundle::new();
         let machine =
             Machine { name: &self.name, attachment: &attachment, system: Some(system), secrets: &none };
-        let switched = driver.update(&host, &machine)?;
-        if matches!(switched.status, 0 | 4) {
-            self.deliver(&needs, false)?;
-        }
+        let switched = driver.update(&host, &machine);
         self.app.printer.done();
-        let status = switched.status;
-        let output = switched.output.clone();
+        let switched = match switched {
+            Ok(switched) if matches!(switched.status, 0 | 4) => switched,
+            // Back to what ran: the switch may have stopped half way.
+            other => {
+                if let Some(previous) = previous {
+                    self.back_to(previous)?;
+                }
+                let runs = "the machine runs the system it had";
+                return Err(match other {
+                    Err(e) => {
+                        let mut failure: Failure = e.into();
+                        failure.message = format!(
+                            "the switch to generation {number} was lost: {}; {runs}",
+                            failure.message
+                        );
+                        failure
+                    }
+                    Ok(switched) => {
+                        let mut failure = Failure::failed(format!(
+                            "the switch to generation {number} failed with status {}; {runs}",
+                            switched.status
+                        ));
+                        let lines: Vec<&str> = switched.output.lines().collect();
+                        let last = &lines[lines.len().saturating_sub(10)..];
+                        failure.hints.extend(last.iter().map(|l| text::printable_line(l)));
+                        failure
+                    }
+                });
+            }
+        };
+        self.deliver(&needs, false)?;
+        generations.set_current(number)?;
         *self.switched.borrow_mut() = switched;
-        match status {
-            0 => Ok(generations.set_current(number)?),
-            // The system is in place; some of its units do not run.
-            4 => {
-                generations.set_current(number)?;
-                self.app.printer.warn("some units failed:");
-                for line in output.lines().filter(|l| l.contains("failed") || l.contains("warning")) {
-                    self.app.printer.say(&format!("  {line}"));
-                }
-                Ok(())
+        Ok(())
+    }
+
+    /// Puts an earlier generation in force again, in the running machine too: by a switch, or where that cannot be had any more, by a
+    /// new start.
+    fn back_to(&self, number: u64) -> Result<()> {
+        let generations = self.app.generations(&self.name);
+        generations.set_current(number)?;
+        let (driver, attachment) = (self.driver()?, self.attachment()?);
+        let parts = HostParts::of(self.app, self.store)?;
+        let host = parts.host(self.app, self.store);
+        self.app.printer.report(Event::Phase("going back"));
+        if driver.state(&host, &self.name)?.state == State::Running {
+            let toplevel = generations.get(number)?.record.toplevel;
+            let system = self.system(toplevel.as_str(), &parts)?;
+            let (needs, none) = (system.manifest.needs.clone(), Bundle::new());
+            let machine =
+                Machine { name: &self.name, attachment: &attachment, system: Some(system), secrets: &none };
+            let switched = driver.update(&host, &machine);
+            self.app.printer.done();
+            if switched.is_ok_and(|s| matches!(s.status, 0 | 4)) {
+                return self.deliver(&needs, false);
             }
-            _ => {
-                // Back to what ran: the switch may have stopped half way.
-                if let Some(previous) = previous.map(|p| generations.get(p)).transpose()? {
-                    let system = self.system(previous.record.toplevel.as_str(), &parts)?;
-                    let machine = Machine {
-                        name: &self.name,
-                        attachment: &attachment,
-                        system: Some(system),
-                        secrets: &none,
-                    };
-                    let _ = driver.update(&host, &machine);
-                }
-                let mut failure = Failure::failed(format!(
-                    "the switch to generation {number} failed with status {status}; the machine runs the system it had"
-                ));
-                let lines: Vec<&str> = output.lines().collect();
-                failure.hints.extend(lines[lines.len().saturating_sub(10)..].iter().map(|l| l.to_string()));
-                Err(failure)
-            }
+            self.app.printer.warn(&format!("`{}` cannot be switched back; it is started anew", self.name));
+            driver.stop(&host, &self.name)?;
         }
+        self.start()
+    }
+
+    /// Sees that the machine came up with a generation, else puts the one before in force again.
+    fn confirm(&self, number: u64, previous: u64, failed: &[String]) -> Result<()> {
+        // Cut short while it went back.
+        let taken_back = self.app.generations(&self.name).current_number()? == Some(previous);
+        let driver = self.driver()?;
+        let parts = HostParts::none();
+        let host = parts.host(self.app, None);
+        let ill = match taken_back {
+            true => Some(health::Ill::default()),
+            false => {
+                let touched = !self.switched.borrow().units.is_empty();
+                health::confirm(driver, &host, &self.name, failed, touched)
+            }
+        };
+        self.app.printer.done();
+        let Some(ill) = ill else { return Ok(()) };
+        let name = &self.name;
+        if !ill.why.is_empty() {
+            self.app.printer.warn(&format!("generation {number} of `{name}` does not come up: {}", ill.why));
+        }
+        self.back_to(previous)?;
+        let mut failure = Failure::failed(format!(
+            "`{name}` is back on generation {previous}: the new one did not come up"
+        ));
+        if let Some(unit) = ill.units.first() {
+            failure =
+                failure.hint(format!("`codchi logs {name} --unit {}` shows why", text::printable_line(unit)));
+        }
+        Err(failure.hint(format!("`codchi rebuild --no-rollback {name}` stays on it, to look into it there")))
     }
 
     /// Hands the secrets to the machine, when it runs; those that are not among its needs stay if `keep_others`.
@@ -197,15 +279,37 @@ impl<'a> MachineWorker<'a> {
         let parts = HostParts::none();
         let host = parts.host(self.app, None);
         let had_some = || secrets::names(self.app, &self.name).is_ok_and(|n| !n.is_empty());
-        if needs.secrets.is_empty() && !had_some() || driver.state(&host, &self.name)?.state != State::Running
-        {
+        let none = needs.secrets.is_empty() && !needs.host_secrets.values().any(|on| *on) && !had_some();
+        if none || !driver.state(&host, &self.name)?.is_up() {
             return Ok(());
         }
-        let all = secrets::of(self.app, &self.name, needs)?;
+        let all = secrets::of(self.app, &self.name, needs, &self.attachment()?.granted)?;
         for warning in driver.deliver(&host, &self.name, &all, keep_others)?.warnings {
             self.app.printer.warn(&warning);
         }
         Ok(())
+    }
+
+    /// The units of the machine that have failed; none where it does not run. An error: it does not answer.
+    pub fn failed_units(&self) -> Result<Vec<String>> {
+        let (driver, parts) = (self.driver()?, HostParts::none());
+        let host = parts.host(self.app, None);
+        if driver.state(&host, &self.name)?.state != State::Running {
+            return Ok(Vec::new());
+        }
+        Ok(health::look(driver, &host, &self.name)?.failed.into_iter().collect())
+    }
+
+    /// Whether the machine runs. One that nobody looks after is looked after again.
+    fn is_up(&self, driver: &dyn Driver, host: &Host) -> Result<bool> {
+        let running = driver.state(host, &self.name)?;
+        if running.state != State::Running {
+            return Ok(false);
+        }
+        if !running.is_up() {
+            self.start()?;
+        }
+        Ok(true)
     }
 
     /// Starts the machine on its current generation.
@@ -235,28 +339,33 @@ impl<'a> MachineWorker<'a> {
     /// What the system in force needs of secrets.
     pub fn current_secrets(&self) -> Result<Bundle> {
         let parts = HostParts::of(self.app, self.store)?;
-        secrets::of(self.app, &self.name, &self.current(&self.name, &parts)?.manifest.needs)
+        let system = self.current(&self.name, &parts)?;
+        secrets::of(self.app, &self.name, &system.manifest.needs, &self.attachment()?.granted)
     }
 
     fn start_as(&self, name: &MachineName, attachment: Attachment) -> Result<()> {
         let parts = HostParts::of(self.app, self.store)?;
         let host = parts.host(self.app, self.store);
         let system = self.current(name, &parts)?;
-        let secrets = secrets::of(self.app, name, &system.manifest.needs)?;
+        let secrets = secrets::of(self.app, name, &system.manifest.needs, &attachment.granted)?;
         self.app.printer.report(Event::Phase("starting"));
         let machine = Machine { name, attachment: &attachment, system: Some(system), secrets: &secrets };
-        let started = codchi_drivers::find(&attachment.driver)?.start(&host, &machine);
+        let driver = codchi_drivers::find(&attachment.driver)?;
+        let started = driver.start(&host, &machine);
+        if started.is_ok() {
+            driver.follow(&host, name, capability::session())?;
+        }
         self.app.printer.done();
         Ok(started?)
     }
 
     /// Brings what the machine has of the host to what is recorded, if it runs.
-    fn give(&self) -> Result<()> {
+    pub fn give(&self) -> Result<()> {
         let parts = HostParts::of(self.app, self.store)?;
         let host = parts.host(self.app, self.store);
         let attachment = self.attachment()?;
         let driver = codchi_drivers::find(&attachment.driver)?;
-        if driver.state(&host, &self.name)?.state != State::Running {
+        if !self.is_up(driver, &host)? {
             return Ok(());
         }
         // What runs, which need not be what the folder says.
@@ -291,6 +400,51 @@ impl<'a> MachineWorker<'a> {
             Some(script) => Ok(codchi_fs::write_atomic(pending_script(app, &self.name), script, 0o600)?),
             None => Ok(()),
         }
+    }
+
+    /// The files go as a tar from one driver to the other, which is never written down.
+    fn move_root(&self, from: &DriverName, to: &DriverName) -> Result<()> {
+        let app = self.app;
+        let Some(moving) = &self.moving else {
+            return Err(Failure::failed("where the machine moves is not known any more"));
+        };
+        let (from, to) = (codchi_drivers::find(from)?, codchi_drivers::find(to)?);
+        let parts = HostParts::of(app, self.store)?;
+        let before = self.attachment()?;
+        let none = Bundle::new();
+        let machine = |attachment, toplevel: &str| -> Result<Machine<'_>> {
+            let system = Some(self.system(toplevel, &parts)?);
+            Ok(Machine { name: &self.name, attachment, system, secrets: &none })
+        };
+        let old = machine(&before, self.current(&self.name, &parts)?.toplevel.as_str())?;
+        let new = machine(&moving.attachment, &moving.toplevel)?;
+        let export = Export {
+            head: &moving.nothing,
+            at: NOTHING_OF_IT,
+            inputs: &[],
+            compression: codchi_files::Compression::None,
+        };
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|e| Failure::failed(format!("cannot make a pipe: {e}")))?;
+        app.printer.report(Event::Phase("moving files"));
+        let quiet = Host { store: None, progress: &Silent, ..parts.host(app, None) };
+        let (packed, unpacked) = std::thread::scope(|scope| {
+            let packing = scope.spawn(|| from.pack(&quiet, &old, &export, writer.into()));
+            let unpacked = to.unpack(&parts.host(app, self.store), &new, reader.into(), NOTHING_OF_IT);
+            (packing.join(), unpacked)
+        });
+        app.printer.done();
+        let packed = packed.map_err(|_| Failure::failed("the files could not be read"))??;
+        let mut lost = unpacked?;
+        lost.lost += packed.lost;
+        lost.named.splice(0..0, packed.named);
+        if lost.lost == 0 {
+            return Ok(());
+        }
+        // They would be gone with what the old driver has.
+        tell_lost(app, &lost);
+        Err(Failure::failed(format!("not all files of `{}` can be on `{}`", self.name, to.info().name))
+            .hint("remove them inside, or give them another owner, and move it again"))
     }
 
     fn copy_root(&self, from: &MachineName) -> Result<()> {
@@ -331,7 +485,7 @@ impl<'a> MachineWorker<'a> {
             Part::Logs => {
                 move_all(&app.dirs.logs(from), &app.dirs.logs(to))?;
                 codchi_fs::remove_if_exists(fingerprint_file(app, from))?;
-                Ok(codchi_fs::remove_if_exists(fingerprint_cache(app, from))?)
+                Ok(codchi_nix::fingerprint::forget(&fingerprint_cache(app, from))?)
             }
             Part::Folder => {
                 let (old, new) = (app.dirs.machine(from), app.dirs.machine(to));
@@ -395,7 +549,7 @@ pub fn pending_script(app: &App, name: &MachineName) -> PathBuf {
 }
 
 /// Where the store paths are rooted that a generation's flake.lock refers to.
-fn input_roots(app: &App, name: &MachineName, number: u64) -> PathBuf {
+pub fn input_roots(app: &App, name: &MachineName, number: u64) -> PathBuf {
     app.dirs.generations(name).join(format!("{number}.inputs"))
 }
 
@@ -412,6 +566,8 @@ impl Worker for MachineWorker<'_> {
                     Machine { name: &self.name, attachment: &attachment, system: None, secrets: &none };
                 self.driver()?.create(&parts.host(app, self.store), &machine)?;
                 if let Some(script) = &self.script {
+                    codchi_fs::create_private_dir(&app.dirs.data)?;
+                    codchi_fs::create_private_dir(app.dirs.machine_data(&self.name))?;
                     codchi_fs::write_atomic(pending_script(app, &self.name), script, 0o600)?;
                 }
                 Ok(())
@@ -458,6 +614,9 @@ impl Worker for MachineWorker<'_> {
             Step::Activate { number, how, previous, .. } => {
                 self.activate(u64::from(*number), *how, previous.map(u64::from))
             }
+            Step::Confirm { number, previous, failed } => {
+                self.confirm(u64::from(*number), u64::from(*previous), failed)
+            }
             Step::Start => self.start(),
             Step::InitScript { .. } => self.init_script(),
             // A person's own command is never repeated by a recovery.
@@ -471,7 +630,7 @@ impl Worker for MachineWorker<'_> {
             }
             Step::RemoveRoot { .. } => {
                 let parts = HostParts::none();
-                self.driver()?.remove(&parts.host(app, self.store), &self.name)?;
+                self.remove(&parts.host(app, self.store))?;
                 codchi_fs::remove_if_exists(pending_script(app, &self.name))?;
                 remove_empty(&app.dirs.machine_data(&self.name));
                 // Of a machine that is taken back nobody can ask for the log.
@@ -485,6 +644,18 @@ impl Worker for MachineWorker<'_> {
             }
             Step::CopyRoot { from, .. } => self.copy_root(from),
             Step::UnpackRoot { file, .. } => self.unpack_root(file),
+            Step::MoveRoot { from, to, .. } => self.move_root(from, to),
+            Step::RemoveRootOn { driver } => {
+                let driver = codchi_drivers::find(driver)?;
+                let parts = HostParts::none();
+                let host = parts.host(app, self.store);
+                let boots = driver.is_on_boot(&host, &self.name)?;
+                driver.remove(&host, &self.name)?;
+                if boots {
+                    self.driver()?.on_boot(&host, &self.name, true)?;
+                }
+                Ok(())
+            }
             Step::Rename { part, from, to } => self.rename(*part, from, to),
             Step::StartAs { machine } => self.start_as(machine, app.attachment(machine)?),
             Step::RemoveGenerations { path } => {
@@ -494,6 +665,7 @@ impl Worker for MachineWorker<'_> {
                 }
                 Ok(())
             }
+            Step::ForgetGeneration { number } => self.forget_generation(u64::from(*number)),
             Step::KeepSecrets { names } => {
                 let values = self.secrets.take();
                 if values.is_empty() {
@@ -523,7 +695,7 @@ impl Worker for MachineWorker<'_> {
             Step::RemoveLogs { path } => {
                 codchi_fs::remove_dir_all(path)?;
                 codchi_fs::remove_if_exists(fingerprint_file(app, &self.name))?;
-                codchi_fs::remove_if_exists(fingerprint_cache(app, &self.name))?;
+                codchi_nix::fingerprint::forget(&fingerprint_cache(app, &self.name))?;
                 crate::updates::forget(app, &self.name)
             }
             Step::RestoreConfig { number, path } => {
@@ -557,12 +729,15 @@ impl Worker for MachineWorker<'_> {
     }
 }
 
+/// Where in the tar of a move that lies which is not of the machine: nothing.
+const NOTHING_OF_IT: &str = ".codchi-move";
+
 /// Names what could not be copied.
 pub fn tell_lost(app: &App, report: &codchi_files::Report) {
     if report.lost == 0 {
         return;
     }
-    let what = codchi_core::text::count(report.lost, "thing", "things");
+    let what = text::count(report.lost, "thing", "things");
     app.printer.warn(&format!("{what} could not be copied:"));
     report.named.iter().for_each(|line| app.printer.say(&format!("  {line}")));
 }
@@ -624,8 +799,8 @@ pub fn fingerprint(app: &App, name: &MachineName, nix: &str) -> Option<String> {
     codchi_fs::create_private_dir(cache.parent()?).ok()?;
     let inputs = codchi_nix::fingerprint::Inputs {
         machine: &app.dirs.machine(name),
-        // Where it is attached on this host; what of that decides an evaluation is among the facts.
-        unread: &app.dirs.host_toml(name),
+        // What of its attachment decides an evaluation is among the facts.
+        unread: &make::UNREAD,
         facts: make::facts(app, name, nix, &app.attachment(name).ok()?),
         cache: &cache,
     };

@@ -66,6 +66,7 @@ fn main() -> ExitCode {
         ["process", pid] => processes::touch(pid),
         ["watch", marker, seconds] => processes::watch(marker, seconds),
         ["join-openly", pid, seconds] => processes::join_openly(pid, seconds),
+        ["multiply", most] => processes::multiply(most),
         ["depth", path, levels] => files::depth(path, levels),
         ["hold-key", description, rest @ ..] => calls::hold_key(description, rest),
         ["order", path] => agent::order(path),

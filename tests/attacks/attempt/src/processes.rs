@@ -165,3 +165,35 @@ pub fn join_openly(pid: &str, seconds: &str) -> Result {
         }
     }
 }
+
+/// Starts processes until no more can be had, or so many are there, says how many, and keeps them until its input ends.
+pub fn multiply(most: &str) -> Result {
+    let most: usize = most.parse().map_err(|_| "not a number".to_string())?;
+    let mut all = Vec::new();
+    let mut refused = None;
+    while all.len() < most && refused.is_none() {
+        // SAFETY: plain numbers; the child calls nothing but the kernel.
+        match unsafe { libc::fork() } {
+            0 => unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                libc::pause();
+                libc::_exit(0);
+            },
+            -1 => refused = Some(std::io::Error::last_os_error()),
+            pid => all.push(pid),
+        }
+    }
+    println!("{}", all.len());
+    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+    for pid in &all {
+        // SAFETY: plain numbers.
+        unsafe {
+            libc::kill(*pid, libc::SIGKILL);
+            libc::waitpid(*pid, std::ptr::null_mut(), 0);
+        }
+    }
+    Ok(match refused {
+        None => Done(format!("{most} processes")),
+        Some(e) => Refused(format!("after {}: {e}", all.len())),
+    })
+}

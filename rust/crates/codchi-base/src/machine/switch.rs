@@ -16,6 +16,8 @@ use crate::{Error, Result};
 const UNITS_FAILED: u8 = 4;
 /// Exit status when activation reported errors.
 const ACTIVATION_FAILED: u8 = 2;
+/// Exit status when the service manager did not read its units anew.
+const RELOAD_FAILED: u8 = 3;
 
 /// Runs one of the verbs of switch-to-configuration.
 pub fn run(path: &Path, args: &[String]) -> Result<ExitCode> {
@@ -61,8 +63,13 @@ pub fn run(path: &Path, args: &[String]) -> Result<ExitCode> {
         status = ACTIVATION_FAILED;
     }
     let systemd = |p: &Path| std::fs::canonicalize(p.join("systemd")).ok();
-    manager.plain(if systemd(&old) == systemd(&new.path) { "daemon-reload" } else { "daemon-reexec" })?;
-    manager.plain("reset-failed")?;
+    let anew = if systemd(&old) == systemd(&new.path) { "daemon-reload" } else { "daemon-reexec" };
+    if let Err(e) = manager.plain(anew) {
+        say(e);
+        status = RELOAD_FAILED;
+    }
+    // Failures of before are none of this switch's.
+    let _ = manager.plain("reset-failed");
     let _ = Command::new("/usr/bin/systemd-tmpfiles")
         .args(["--create", "--remove", "--exclude-prefix=/dev"])
         .status();

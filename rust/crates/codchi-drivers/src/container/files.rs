@@ -12,6 +12,7 @@ use codchi_core::progress::Event;
 use codchi_files::{Compression, FilesError, Ids, Pick, Report, Tally, Tree, Watch, Wish};
 use codchi_runtime::outer::{self, OuterConfig, Role};
 use codchi_runtime::start;
+use codchi_runtime::within::enter_files;
 use serde::{Deserialize, Serialize};
 
 use crate::{DriverError, Export, Host, Result};
@@ -46,21 +47,41 @@ pub fn pack(
     export: &Export,
     to: std::fs::File,
 ) -> Result<Report> {
+    let mut c = pack_command(host, root, export, to);
+    c.args(caller.map(|(user, group)| format!("--caller={user}:{group}")));
+    listen(host, c, format!("export `{}`", root.display()))
+}
+
+/// The same with the root file system of a container that runs, or is held up, as its root sees it: without what is mounted there.
+pub fn pack_inside(host: &Host, leader: i32, export: &Export, to: std::fs::File) -> Result<Report> {
+    let mut c = pack_command(host, Path::new("/"), export, to);
+    c.arg(format!("--inside={leader}"));
+    listen(host, c, "export the machine's files".into())
+}
+
+fn pack_command(host: &Host, root: &Path, export: &Export, to: std::fs::File) -> Command {
     let mut c = Command::new(host.program);
     c.args(["plumbing", "pack-tree"]).arg(root).arg("--head").arg(export.head).args(["--at", export.at]);
     for (from, at) in export.inputs {
         c.arg("--input").arg(from).arg(at);
     }
     c.arg("--compression").arg(format!("{:?}", export.compression).to_lowercase());
-    c.args(caller.map(|(user, group)| format!("--caller={user}:{group}")));
     c.stdin(Stdio::null()).stdout(to);
-    listen(host, c, format!("export `{}`", root.display()))
+    c
 }
 
 /// Makes a root file system from a tar, but for what is below `without`.
 pub fn unpack(host: &Host, root: &Path, without: &str, from: std::fs::File) -> Result<Report> {
     let mut c = Command::new(host.program);
     c.args(["plumbing", "unpack-tree"]).arg(root).args(["--without", without]);
+    c.stdin(from).stdout(Stdio::null());
+    listen(host, c, "import the tar".into())
+}
+
+/// The same in the root file system of a container that is held up.
+pub fn unpack_inside(host: &Host, leader: i32, without: &str, from: std::fs::File) -> Result<Report> {
+    let mut c = Command::new(host.program);
+    c.args(["plumbing", "unpack-tree", "/", "--without", without]).arg(format!("--inside={leader}"));
     c.stdin(from).stdout(Stdio::null());
     listen(host, c, "import the tar".into())
 }
@@ -95,7 +116,7 @@ fn listen(host: &Host, mut command: Command, what: String) -> Result<Report> {
 
 /// What [`copy`] runs; this process must have one thread.
 pub fn copy_tree_here(from: &Path, to: &Path) -> Result<()> {
-    here(move |watch: Watch| codchi_files::copy(from, to, &is_of_one_machine, watch))
+    here(None, move |watch: Watch| codchi_files::copy(from, to, &is_of_one_machine, watch))
 }
 
 /// What [`pack`] runs; this process must have one thread.
@@ -106,8 +127,21 @@ pub fn pack_tree_here(
     inputs: &[(PathBuf, String)],
     compression: Compression,
     caller: Option<(u32, u32)>,
+    inside: Option<i32>,
 ) -> Result<()> {
-    here(move |watch: Watch| {
+    // In there the host's folders show elsewhere.
+    let mut shown = vec![head.to_path_buf()];
+    shown.extend(inputs.iter().map(|(from, _)| from.clone()));
+    let places = inside.map(|leader| enter_files(leader, &shown)).transpose()?;
+    let [root, head] = match &places {
+        Some(places) => [&places.root, places.shown.first().unwrap_or(&places.root)],
+        None => [&root.to_path_buf(), &head.to_path_buf()],
+    };
+    let inputs: Vec<(PathBuf, String)> = match &places {
+        Some(p) => p.shown.iter().skip(1).cloned().zip(inputs.iter().map(|(_, at)| at.clone())).collect(),
+        None => inputs.to_vec(),
+    };
+    here(inside, move |watch: Watch| {
         let ids =
             Ids { standing_for: caller.map(|(user, group)| (codchi_runtime::ids::CALLER, user, group)) };
         let all = |_: &[u8], _: Option<&[u8]>| false;
@@ -129,8 +163,10 @@ pub fn pack_tree_here(
 }
 
 /// What [`unpack`] runs; this process must have one thread.
-pub fn unpack_tree_here(root: &Path, without: &str) -> Result<()> {
-    here(move |watch: Watch| {
+pub fn unpack_tree_here(root: &Path, without: &str, inside: Option<i32>) -> Result<()> {
+    let places = inside.map(|leader| enter_files(leader, &[])).transpose()?;
+    let root = places.as_ref().map_or(root, |p| &p.root);
+    here(inside, move |watch: Watch| {
         let without = without.as_bytes();
         let pick = |path: &[u8]| match path.strip_prefix(without) {
             Some([] | [b'/', ..]) => Pick::Skip,
@@ -161,7 +197,7 @@ fn is_of_one_machine(path: &[u8]) -> bool {
         || path.strip_prefix(b"etc/ssh/ssh_host_").is_some_and(|rest| !rest.contains(&b'/'))
 }
 
-fn here(work: impl FnOnce(Watch) -> Result<Report, FilesError>) -> Result<()> {
+fn here(inside: Option<i32>, work: impl FnOnce(Watch) -> Result<Report, FilesError>) -> Result<()> {
     end_with_parent()?;
     let work = move || {
         let mut last = Instant::now();
@@ -177,7 +213,7 @@ fn here(work: impl FnOnce(Watch) -> Result<Report, FilesError>) -> Result<()> {
             Err(e) => Said::Failed(e.to_string()),
         });
     };
-    if outer::is_privileged() {
+    if inside.is_some() || outer::is_privileged() {
         work();
         return Ok(());
     }

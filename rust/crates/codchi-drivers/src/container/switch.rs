@@ -13,14 +13,15 @@ use crate::{Result, Switched, UnitChange};
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A transient unit does the switch, so that this program's end cannot cut it in half; its output goes to a file, so that
-/// nobody needs to listen. One that an earlier call began is waited for.
+/// nobody needs to listen. One that an earlier call began is waited for. It is no oneshot: for one that fails, systemd-run gives 1
+/// instead of the status that tells how the switch ended.
 const SCRIPT: &str = r#"
 unit=codchi-switch.service
 log=/run/codchi-switch.log
 while systemctl is-active --quiet "$unit" || [ "$(systemctl show -P ActiveState "$unit")" = activating ]; do sleep 0.1; done
 systemctl reset-failed "$unit" 2>/dev/null || true
 : > "$log"
-systemd-run --quiet --collect --wait --no-ask-password --service-type=oneshot --unit="$unit" \
+systemd-run --quiet --collect --wait --no-ask-password --service-type=exec --unit="$unit" \
   -p StandardOutput="append:$log" -p StandardError="append:$log" -E PATH -E LOCALE_ARCHIVE \
   "$1/bin/switch-to-configuration" switch
 status=$?

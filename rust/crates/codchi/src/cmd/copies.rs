@@ -55,6 +55,7 @@ pub fn rename(app: &App, args: &cli::Rename) -> Result<()> {
     let tools = tools(app)?;
     let up_to_date = rebuild::is_up_to_date(app, &from);
     let lock = app.lock(&from, "rename")?;
+    let _claim = app.claim(&to, "rename")?;
     let second = app.lock(&to, "rename")?;
     let from = app.machine(from.as_str())?;
     refuse_taken(app, &to)?;
@@ -114,6 +115,7 @@ pub fn duplicate(app: &App, args: &cli::Duplicate) -> Result<()> {
     // Nobody changes the one while it is copied.
     let first = app.lock(&from, "duplicate")?;
     app.machine(from.as_str())?;
+    let _claim = app.claim(&to, "duplicate")?;
     let lock = app.lock(&to, "duplicate")?;
     refuse_taken(app, &to)?;
     let up_to_date = rebuild::is_up_to_date(app, &from);

@@ -19,11 +19,7 @@ pub fn run(app: &App, args: &cli::Doctor) -> Result<()> {
     if args.fix {
         fix(app)?;
     }
-    let mut findings = Vec::new();
-    let parts = HostParts::none();
-    for driver in codchi_drivers::all() {
-        findings.extend(driver.probe(&parts.host(app, None)));
-    }
+    let mut findings = drivers(app)?;
     findings.push(match Store::open(&app.dirs, &app.settings) {
         Ok(Some(store)) => finding(
             "store",
@@ -45,14 +41,14 @@ pub fn run(app: &App, args: &cli::Doctor) -> Result<()> {
                 failure.hints.first().cloned(),
             ));
         }
-        if crate::journal::is_open(app, &name) {
-            findings.push(finding(
-                &format!("machine `{name}`"),
-                Level::Degraded,
-                "a command on it was cut short",
-                Some(format!("`codchi start {name}` brings it to an end")),
-            ));
-        }
+    }
+    for name in crate::journal::all(app)? {
+        findings.push(finding(
+            &format!("machine `{name}`"),
+            Level::Degraded,
+            "a command on it was cut short",
+            Some("`codchi doctor --fix` brings it to an end".into()),
+        ));
     }
     if app.globals.json {
         app.printer.json(&Doctor { version: 1, findings: findings.clone() });
@@ -60,6 +56,7 @@ pub fn run(app: &App, args: &cli::Doctor) -> Result<()> {
         for f in &findings {
             let mark = match f.level {
                 Level::Good => "ok     ",
+                Level::Unused => "unused ",
                 Level::Degraded => "lesser ",
                 Level::Missing => "MISSING",
             };
@@ -77,6 +74,30 @@ pub fn run(app: &App, args: &cli::Doctor) -> Result<()> {
         Kind::Host,
         format!("{} missing for machines to run", text::count(missing, "thing is", "things are")),
     ))
+}
+
+/// What the drivers find. One that lacks something is wrong only when a machine needs it, or when none works.
+fn drivers(app: &App) -> Result<Vec<Finding>> {
+    let parts = HostParts::none();
+    let host = parts.host(app, None);
+    let mut needed: Vec<String> = app.settings.defaults.driver.iter().cloned().collect();
+    for name in app.names()? {
+        needed.extend(app.attachment(&name).ok().map(|a| a.driver.to_string()));
+    }
+    let all: Vec<_> = codchi_drivers::all().filter(|d| d.info().runs).map(|d| (d, d.probe(&host))).collect();
+    let works = |findings: &[Finding]| findings.iter().all(|f| f.level != Level::Missing);
+    let any = all.iter().any(|(_, findings)| works(findings));
+    let mut findings = Vec::new();
+    for (at, (driver, mut found)) in all.into_iter().enumerate() {
+        // Where nothing works, the first driver is the one to mend.
+        let wrong = needed.iter().any(|n| n == driver.info().name) || (at == 0 && !any);
+        if !works(&found) && !wrong {
+            found.retain(|f| f.level == Level::Missing);
+            found.iter_mut().for_each(|f| f.level = Level::Unused);
+        }
+        findings.extend(found);
+    }
+    Ok(findings)
 }
 
 fn disk(app: &App) -> Finding {
@@ -121,11 +142,13 @@ fn fix(app: &App) -> Result<()> {
             Failure::failed(format!("cannot make `{}` private: {e}", app.shown(&app.dirs.data)))
         })?;
     }
-    for name in app.names()? {
-        if crate::journal::is_open(app, &name) {
-            let lock = app.lock(&name, "doctor")?;
-            crate::worker::recover(app, &lock, &name)?;
-        }
+    for name in crate::journal::all(app)? {
+        let lock = app.lock(&name, "doctor")?;
+        crate::worker::recover(app, &lock, &name)?;
+    }
+    app.sweep_locks()?;
+    if app.dirs.staging().exists() {
+        crate::make::Scratch::sweep(&app.dirs.staging())?;
     }
     Ok(())
 }

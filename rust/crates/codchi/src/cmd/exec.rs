@@ -5,7 +5,6 @@ use std::os::unix::ffi::OsStrExt;
 
 use codchi_core::name::MachineName;
 use codchi_core::report::Diagnose;
-use codchi_core::status::State;
 use codchi_drivers::{DriverError, Exec};
 
 use crate::app::App;
@@ -44,8 +43,10 @@ pub fn attach(app: &App, name: &MachineName, exec: &Exec) -> Result<u8> {
     let driver = codchi_drivers::find(&attachment.driver)?;
     let parts = HostParts::none();
     let host = parts.host(app, None);
-    if driver.state(&host, name)?.state != State::Running {
+    if !driver.state(&host, name)?.is_up() {
         life::start_one(app, name)?;
+    } else {
+        driver.follow(&host, name, codchi_drivers::capability::session())?;
     }
     match driver.attach(&host, name, exec) {
         Ok(status) => Ok(status),

@@ -21,6 +21,7 @@ use crate::failure::{Failure, Result};
 use crate::journal;
 use crate::make::{self, Evaluation, RELEASE, Scratch, Tools};
 use crate::modules::{self, Found};
+use crate::needs::{self, Known};
 use crate::worker::{HostParts, MachineWorker};
 
 /// Reference of the Codchi that machine flakes name; it is locked to the copy in this program.
@@ -42,6 +43,7 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
     let given = crate::secrets::given(&args.secrets)?;
     finish_earlier(app, &name, "init")?;
     refuse_taken(app, &name)?;
+    let claim = if app.globals.dry_run { None } else { Some(app.claim(&name, "init")?) };
 
     let base = make::choose_base(app, args.base)?;
     let suite = (base == "debian").then(|| app.settings.base.suite.clone());
@@ -82,11 +84,11 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
         state_version: RELEASE.into(),
         modules: Vec::new(),
     };
-    let mut nix_config = false;
+    let mut settings = Vec::new();
     let mut with_nixpkgs = Vec::new();
     for wanted in &wanted {
         let found = add_source(app, &tools, &mut flake, wanted, base_path.as_ref())?;
-        nix_config |= found.nix_config;
+        settings.extend(needs::settings(app, &wanted.source.url, &found.nix_config));
         if let Some((name, _)) = flake.inputs.last().filter(|_| found.has_nixpkgs) {
             with_nixpkgs.push(name.clone());
         }
@@ -112,9 +114,18 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
     };
     let locked = tools.lock(app, &folder, &request)?;
     tools.only_local(&base);
-    let evaluation = tools.evaluate(app, &folder, driver.info().name)?;
-
-    let granted = crate::needs::check(app, &evaluation.needs, !flake.inputs.is_empty(), nix_config)?;
+    let known = Known {
+        before: &[],
+        own: Vec::new(),
+        hosts: needs::hosts(&urls),
+        settings,
+        foreign: !flake.inputs.is_empty(),
+        mounts: &Default::default(),
+    };
+    let (evaluation, mut granted) =
+        needs::evaluate(app, &mut tools, &folder, driver.info().name, &urls, &known)?;
+    granted.extend(needs::check(app, &evaluation.needs, &known)?);
+    tools.use_settings(&granted);
     crate::secrets::known(&evaluation.needs, given.keys())?;
     let secrets = match app.globals.dry_run {
         true => Default::default(),
@@ -149,6 +160,7 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
         driver: driver.info().name.parse()?,
         base: base.clone(),
         suite,
+        declared: false,
         created: now(),
         ids,
         granted,
@@ -171,7 +183,7 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
     }
     done?;
     drop(lock);
-    drop(staging);
+    drop((staging, claim));
     crate::worker::remember_fingerprint(app, &name, &tools)?;
     let what = if args.no_start { "is made" } else { "is running" };
     app.printer.say(&format!("`{name}` {what}: {}", evaluation.base.label));
@@ -189,10 +201,19 @@ pub fn choose_driver(app: &App, given: Option<&str>) -> Result<&'static dyn Driv
     if let Some(name) = given.or(app.settings.defaults.driver.as_deref()) {
         let name: DriverName = name.parse()?;
         let driver = codchi_drivers::find(&name)?;
-        return if driver.info().runs {
-            Ok(driver)
-        } else {
-            Err(Failure::usage(format!("the driver `{name}` runs no machines")))
+        if !driver.info().runs {
+            return Err(Failure::usage(format!("the driver `{name}` runs no machines")));
+        }
+        let parts = HostParts::none();
+        let probed = driver.probe(&parts.host(app, None));
+        // Found out before anything is made, which could not be unmade either.
+        return match probed.into_iter().find(|f| f.level == Level::Missing) {
+            None => Ok(driver),
+            Some(missing) => {
+                let why = format!("no machine can run on `{name}`: {}: {}", missing.what, missing.detail);
+                let failure = Failure::new(codchi_core::report::Kind::Host, why);
+                Err(missing.fix.into_iter().fold(failure, Failure::hint))
+            }
         };
     }
     let parts = HostParts::none();

@@ -12,18 +12,19 @@ use codchi_core::progress::{Event, Progress};
 use codchi_core::report::Kind;
 use codchi_core::status::State;
 use codchi_core::text;
-use codchi_drivers::{Machine, System};
+use codchi_drivers::{Driver, Host, Machine, System};
 use codchi_files::{Compression, Pick, Wish};
-use codchi_nix::flake;
 use codchi_secrets::Bundle;
 
 use crate::app::{App, VERSION, now};
 use crate::cli::{self, NixFlags};
 use crate::cmd::init::{choose_driver, choose_ids, finish_earlier, record, refuse_taken, show_plan};
 use crate::cmd::life;
+use crate::cmd::rebuild::addresses;
 use crate::failure::{Failure, Result};
 use crate::journal;
 use crate::make::{self, Scratch, Tools, copy_tree};
+use crate::needs::{self, Known};
 use crate::worker::{self, HostParts, MachineWorker, Unpack};
 
 /// `tar`.
@@ -57,7 +58,8 @@ pub fn tar(app: &App, args: &cli::Tar) -> Result<()> {
     copy_tree(&app.dirs.machine(&name), &head)?;
     // Where it is attached on this host is nobody else's.
     codchi_fs::remove_if_exists(head.join("host.toml"))?;
-    let at = free_folder(&app.dirs.machine_root(&name))?;
+    let driver = codchi_drivers::find(&attachment.driver)?;
+    let at = free_folder(driver, &HostParts::none().host(app, None), &name)?;
     let lock_text = codchi_fs::read_if_exists(head.join("flake.lock"))?.unwrap_or_default();
     let mut inputs = Vec::new();
     let mut named = Vec::new();
@@ -99,7 +101,6 @@ pub fn tar(app: &App, args: &cli::Tar) -> Result<()> {
         secrets: &none,
     };
     let export = codchi_drivers::Export { head: &head, at, inputs: &inputs, compression };
-    let driver = codchi_drivers::find(&attachment.driver)?;
     app.printer.report(Event::Phase("exporting files"));
     if stdout {
         let out = rustix::io::dup(std::io::stdout())
@@ -168,12 +169,14 @@ fn compression(file: &Path) -> Result<Compression> {
 }
 
 /// Where in the tar the flake goes: where the machine has nothing.
-fn free_folder(root: &Path) -> Result<&'static str> {
-    let taken = |at: &&&str| !matches!(root.join(at).symlink_metadata(), Err(e) if e.kind() == std::io::ErrorKind::NotFound);
-    FOLDERS.iter().find(|at| !taken(at)).copied().ok_or_else(|| {
-        Failure::failed(format!("the machine has files of its own in /{}", FOLDERS.join(" and /")))
-            .hint("the export puts its flake there; move one of them inside the machine")
-    })
+fn free_folder(driver: &dyn Driver, host: &Host, name: &MachineName) -> Result<&'static str> {
+    for at in FOLDERS {
+        if !driver.holds(host, name, &format!("/{at}"))? {
+            return Ok(at);
+        }
+    }
+    Err(Failure::failed(format!("the machine has files of its own in /{}", FOLDERS.join(" and /")))
+        .hint("the export puts its flake there; move one of them inside the machine"))
 }
 
 /// Reads what comes first in an export: record, flake and inputs, into a folder. Gives the record and where it lay.
@@ -255,6 +258,7 @@ pub fn import(app: &App, args: &cli::Import) -> Result<()> {
         show_plan(app, &steps(&export.toplevel, None));
         return Ok(());
     }
+    let claim = app.claim(&name, "import")?;
     let mut tools = Tools::make(app, &args.nix)?;
     for path in &export.inputs {
         let wrong = || {
@@ -275,13 +279,24 @@ pub fn import(app: &App, args: &cli::Import) -> Result<()> {
     let flake_text = codchi_fs::read_to_string(folder.join("flake.nix"))?;
     let lock_text = codchi_fs::read_to_string(folder.join("flake.lock"))?;
     tools.only_local(&export.base);
-    let evaluation = tools.evaluate(app, &folder, driver.info().name)?;
-    let foreign = codchi_core::flake::Flake::parse(&flake_text)?
-        .inputs()
-        .iter()
-        .any(|(n, _)| n != "codchi" && n != "nixpkgs");
-    let nix_config = flake::read(&folder, "the export").is_ok_and(|f| f.has_nix_config);
-    let granted = crate::needs::check(app, &evaluation.needs, foreign, nix_config)?;
+    let flake = codchi_core::flake::Flake::parse(&flake_text)?;
+    let described = codchi_nix::flake::read(&folder, "the export")?;
+    let mut settings = needs::settings(app, "the export", &described.nix_config);
+    settings.extend(needs::settings_of_sources(app, &tools, &flake, &lock_text)?);
+    // Its machine flake is as much another's as its modules.
+    let addresses = addresses(&flake);
+    let known = Known {
+        before: &[],
+        own: Vec::new(),
+        hosts: needs::hosts(&addresses),
+        settings,
+        foreign: true,
+        mounts: &Default::default(),
+    };
+    let (evaluation, mut granted) =
+        needs::evaluate(app, &mut tools, &folder, driver.info().name, &addresses, &known)?;
+    granted.extend(needs::check(app, &evaluation.needs, &known)?);
+    tools.use_settings(&granted);
     crate::secrets::known(&evaluation.needs, given.keys())?;
     app.printer.done();
     let secrets = crate::secrets::gather(app, None, &evaluation.needs, &given, &[], true)?;
@@ -295,6 +310,7 @@ pub fn import(app: &App, args: &cli::Import) -> Result<()> {
         driver: driver.info().name.parse()?,
         base: export.base.clone(),
         suite: export.suite.clone(),
+        declared: false,
         created: now(),
         ids,
         granted,
@@ -320,7 +336,7 @@ pub fn import(app: &App, args: &cli::Import) -> Result<()> {
         codchi_fs::remove_if_exists(app.dirs.lock(&name))?;
     }
     done?;
-    drop((lock, staging));
+    drop((lock, staging, claim));
     worker::remember_fingerprint(app, &name, &tools)?;
     app.printer.say(&format!("`{name}` is made of `{}`", app.shown(&args.file)));
     if !args.start && !app.globals.json {

@@ -4,7 +4,7 @@ use codchi_core::name::MachineName;
 use codchi_core::plan::{Plan, Step};
 use codchi_core::report::Kind;
 use codchi_core::status::State;
-use codchi_drivers::Given;
+use codchi_drivers::{Given, Running};
 
 use crate::app::App;
 use crate::cli::NixFlags;
@@ -64,13 +64,22 @@ pub fn carry_out_with(
 
 /// What a machine does now.
 pub fn state(app: &App, name: &MachineName) -> Result<State> {
+    Ok(running(app, name)?.state)
+}
+
+fn running(app: &App, name: &MachineName) -> Result<Running> {
     let driver = codchi_drivers::find(&app.attachment(name)?.driver)?;
-    Ok(driver.state(&HostParts::none().host(app, None), name)?.state)
+    Ok(driver.state(&HostParts::none().host(app, None), name)?)
+}
+
+/// Whether a machine runs, with all it needs.
+fn is_up(app: &App, name: &MachineName) -> Result<bool> {
+    Ok(running(app, name)?.is_up())
 }
 
 /// Starts a machine and waits until it is up.
 pub fn start_one(app: &App, name: &MachineName) -> Result<()> {
-    if state(app, name)? == State::Running && !journal::is_open(app, name) {
+    if is_up(app, name)? && !journal::is_open(app, name) {
         return Ok(());
     }
     let mut steps = vec![Step::Start];
@@ -88,7 +97,7 @@ pub fn start_one(app: &App, name: &MachineName) -> Result<()> {
                     waited = true;
                 }
                 std::thread::sleep(std::time::Duration::from_millis(50));
-                if state(app, name)? == State::Running {
+                if is_up(app, name)? {
                     return Ok(());
                 }
             }
@@ -209,6 +218,7 @@ pub fn delete_one(app: &App, name: &MachineName) -> Result<()> {
         }
         if !app.exists(name) {
             codchi_fs::remove_if_exists(app.dirs.lock(name))?;
+            app.sweep_locks()?;
             app.printer.say(&format!("`{name}` is deleted"));
             return Ok(());
         }
@@ -218,6 +228,8 @@ pub fn delete_one(app: &App, name: &MachineName) -> Result<()> {
         MachineWorker::new(app, name, tools.as_ref().map(|t| &*t.store), tools.as_ref().map(|t| &t.nix));
     journal::execute(app, &lock, &plan, &worker)?;
     codchi_fs::remove_if_exists(app.dirs.lock(name))?;
+    // A killed command may have left its claim on the name.
+    app.sweep_locks()?;
     app.printer.done();
     app.printer.say(&format!("`{name}` is deleted"));
     Ok(())

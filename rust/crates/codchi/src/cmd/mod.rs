@@ -3,11 +3,14 @@
 pub mod copies;
 pub mod doctor;
 pub mod exec;
+pub mod gc;
 pub mod init;
+pub mod install;
 pub mod leave;
 pub mod life;
 pub mod module;
 pub mod mount;
+pub mod moving;
 pub mod plumbing;
 pub mod port;
 pub mod rebuild;

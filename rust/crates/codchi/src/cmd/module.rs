@@ -13,8 +13,8 @@ use crate::app::App;
 use crate::cli::{ModuleAdd, ModuleCommand, ModuleSet, NixFlags};
 use crate::cmd::rebuild::{self, addresses, read_flake};
 use crate::failure::{Failure, Result};
-use crate::make::{self, Scratch, Tools, copy_tree};
-use crate::{modules, worker};
+use crate::make::{self, Scratch, Tools, copy_folder};
+use crate::{modules, needs, worker};
 
 /// Runs the command.
 pub fn run(app: &App, command: &ModuleCommand) -> Result<()> {
@@ -37,6 +37,7 @@ struct Edited {
 impl Edited {
     fn open(app: &App, given: &str) -> Result<Edited> {
         let name = app.machine(given)?;
+        rebuild::refuse_declared(app, &name)?;
         let folder = app.dirs.machine(&name);
         let flake = read_flake(app, &name, &folder)?;
         let lock = codchi_fs::read_if_exists(folder.join("flake.lock"))?.unwrap_or_default();
@@ -144,9 +145,8 @@ fn add(app: &App, args: &ModuleAdd) -> Result<()> {
     tools.authenticate(app, &args.nix, std::slice::from_ref(&source.url))?;
     let base = make::locked_path(&edited.lock, &["codchi", "nixpkgs"]);
     let found = modules::look(app, &tools, &source, &args.modules, base.as_ref())?;
-    if found.nix_config {
-        app.printer.warn("the source wants to set options of Nix; they are ignored");
-    }
+    let settings = needs::settings(app, &source.url, &found.nix_config);
+    needs::tell_settings(app, &app.attachment(&edited.name)?.granted, settings);
     let input: InputName = match (&known, name) {
         (Some(known), _) => known.parse()?,
         (None, Some(name)) => name,
@@ -291,7 +291,7 @@ fn apply(app: &App, edited: &Edited, new: &Flake, lock: String, flags: &NixFlags
     let folder = app.dirs.machine(name);
     let staging = Scratch::below(&app.dirs.staging(), name.as_str())?;
     let work = staging.path().join("machine");
-    copy_tree(&folder, &work)?;
+    copy_folder(app, name, &work)?;
     codchi_fs::write_atomic(work.join("flake.nix"), new.text(), 0o644)?;
     if !lock.is_empty() {
         codchi_fs::write_atomic(work.join("flake.lock"), &lock, 0o644)?;

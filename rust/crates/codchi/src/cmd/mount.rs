@@ -123,6 +123,11 @@ fn add(app: &App, name: &MachineName, given: &str, optional: bool) -> Result<()>
     let Some(text) = source.to_str() else {
         return Err(Failure::usage(format!("`{}` is not UTF-8", source.display())));
     };
+    let driver = codchi_drivers::find(&app.attachment(name)?.driver)?;
+    let folder = Folder { source: source.clone(), target: target.clone(), read_only, optional };
+    if let Some(problem) = driver.refusal(&folder) {
+        return Err(Failure::failed(format!("`{}` is not given to `{name}`: {problem}", app.shown(&source))));
+    }
     let own = OwnFolder::Given(Own { source: text.into(), read_only, optional });
     let given = record(app, name, &target, Some(&own))?;
     if app.globals.dry_run {

@@ -11,24 +11,28 @@ use crate::failure::{Failure, Result};
 /// Runs a plumbing verb. This process has one thread: some verbs enter namespaces.
 pub fn run(command: &PlumbingCommand) -> Result<()> {
     match command {
+        PlumbingCommand::Probe => Ok(codchi_drivers::probe_here()?),
         PlumbingCommand::RemoveTree { path } => Ok(codchi_drivers::remove_tree_here(path)?),
+        PlumbingCommand::MeasureTree { path } => Ok(codchi_drivers::measure_tree_here(path)?),
         PlumbingCommand::CopyTree { from, to } => Ok(codchi_drivers::copy_tree_here(from, to)?),
-        PlumbingCommand::PackTree { root, head, at, input, compression, caller } => {
+        PlumbingCommand::PackTree { root, head, at, input, compression, caller, inside } => {
             let compression = codchi_files::Compression::of_word(compression)
                 .ok_or_else(|| Failure::usage(format!("there is no compression `{compression}`")))?;
             let inputs: Vec<(std::path::PathBuf, String)> = input
                 .chunks(2)
                 .filter_map(|pair| Some((pair.first()?.into(), pair.get(1)?.to_string_lossy().into_owned())))
                 .collect();
-            Ok(codchi_drivers::pack_tree_here(root, head, at, &inputs, compression, *caller)?)
+            Ok(codchi_drivers::pack_tree_here(root, head, at, &inputs, compression, *caller, *inside)?)
         }
-        PlumbingCommand::UnpackTree { root, without } => Ok(codchi_drivers::unpack_tree_here(root, without)?),
+        PlumbingCommand::UnpackTree { root, without, inside } => {
+            Ok(codchi_drivers::unpack_tree_here(root, without, *inside)?)
+        }
         PlumbingCommand::Hold { dir } => {
             // Whoever asked says when; it ends with them.
             crate::interrupt::ignore();
             Ok(codchi_drivers::hold_here(dir)?)
         }
-        PlumbingCommand::Man { dir } => man(dir),
+        PlumbingCommand::Man { dir } => crate::man::write(dir),
         PlumbingCommand::Schemas { dir } => schemas(dir),
         PlumbingCommand::Reference { file } => Ok(codchi_fs::write(file, reference())?),
         PlumbingCommand::CheckUpdates { .. } | PlumbingCommand::Secrets { .. } => Ok(()),
@@ -50,32 +54,14 @@ fn visible() -> clap::Command {
     command
 }
 
-fn man(dir: &std::path::Path) -> Result<()> {
-    codchi_fs::create_dir_all(dir)?;
-    let command = visible();
-    let mut pages = vec![("codchi".to_string(), command.clone())];
-    for sub in command.get_subcommands().filter(|s| !s.is_hide_set()) {
-        let name = format!("codchi-{}", sub.get_name());
-        let page = sub.clone().name(clap::builder::Str::from(name.clone()));
-        pages.push((name, page));
-    }
-    for (name, command) in pages {
-        let mut out = Vec::new();
-        clap_mangen::Man::new(command)
-            .source(format!("codchi {}", crate::app::VERSION))
-            .render(&mut out)
-            .map_err(|e| Failure::failed(format!("cannot write the man page of `{name}`: {e}")))?;
-        codchi_fs::write(dir.join(format!("{name}.1")), out)?;
-    }
-    Ok(())
-}
-
 fn schemas(dir: &std::path::Path) -> Result<()> {
     codchi_fs::create_dir_all(dir)?;
     let all = [
         ("plan", schemars::schema_for!(Plan)),
         ("status", schemars::schema_for!(Status)),
         ("generations", schemars::schema_for!(Generations)),
+        ("du", schemars::schema_for!(codchi_core::status::Usage)),
+        ("gc", schemars::schema_for!(codchi_core::status::Collection)),
         ("mounts", schemars::schema_for!(Mounts)),
         ("ports", schemars::schema_for!(Ports)),
         ("modules", schemars::schema_for!(codchi_core::status::Modules)),

@@ -49,6 +49,23 @@ pub fn given(app: &App, name: &MachineName) -> Result<(bool, Given)> {
     Ok((running, if running { driver.given(&host, name)? } else { Given::default() }))
 }
 
+/// Whether a machine that runs has other ports or folders of the host than its host.toml and its module say.
+pub fn is_pending(app: &App, name: &MachineName) -> Result<bool> {
+    let (running, given) = given(app, name)?;
+    if !running {
+        return Ok(false);
+    }
+    let (attachment, asked) = (app.attachment(name)?, needs(app, name)?);
+    let folders = codchi_core::folder::wanted(&asked.mounts, &attachment.mounts, &app.home())
+        .map_err(|e| Failure::usage(e.to_string()))?;
+    let wanted: Vec<Forward> = wanted(&asked.ports, &attachment.ports).into_iter().map(|(f, _)| f).collect();
+    let has: Vec<Forward> = given.ports.iter().map(|p| p.forward).collect();
+    Ok(has.len() != wanted.len()
+        || wanted.iter().any(|f| !has.contains(f))
+        || given.folders.len() != folders.len()
+        || folders.iter().any(|(f, _)| !given.folders.iter().any(|g| g.folder == *f)))
+}
+
 fn list(app: &App, name: &MachineName) -> Result<()> {
     let own = app.attachment(name)?.ports;
     let asked = needs(app, name)?.ports;

@@ -1,25 +1,33 @@
 //! `codchi rebuild`, `update`, `rollback`.
 
+use std::path::PathBuf;
+
 use codchi_core::flake::{Flake, FlakeError};
-use codchi_core::machine::HostEdit;
+use codchi_core::machine::{Host as Attachment, HostEdit};
 use codchi_core::name::MachineName;
 use codchi_core::plan::{Activation, Plan, Step};
 use codchi_core::progress::{Event, Progress};
 use codchi_core::report::Kind;
+use codchi_core::status::State;
 use codchi_core::text;
 use codchi_debian::mirror::Freshness;
+use codchi_drivers::Switched;
+use codchi_fs::Lock;
 use codchi_nix::StorePath;
 use codchi_nix::closure::Difference;
+use codchi_nix::drv::Source;
 use codchi_nix::generations::Generation;
-use codchi_nix::lock::Update;
+use codchi_nix::lock::{Locked, Update};
+use codchi_secrets::Bundle;
 
 use crate::app::App;
 use crate::cli::{self, NixFlags};
 use crate::cmd::init::{record, show_plan};
-use crate::cmd::life::each;
+use crate::cmd::{life, port};
 use crate::failure::{Failure, Result};
 use crate::journal;
-use crate::make::{self, Scratch, Tools, copy_tree};
+use crate::make::{self, Evaluation, Scratch, Tools, copy_folder};
+use crate::needs::{self, Known};
 use crate::secrets::{self, Given};
 use crate::worker::{self, MachineWorker};
 
@@ -28,35 +36,148 @@ struct How {
     update: Update,
     activation: Option<Activation>,
     restore: bool,
+    ask: bool,
+    roll_back: bool,
     secrets: Given,
 }
 
-/// `rebuild`.
+/// What became of a machine.
+enum Outcome {
+    /// Nothing is to be done.
+    UpToDate,
+    /// What would be done, or what was built, is printed.
+    Shown,
+    /// It is on this generation, or will be.
+    On(u64),
+}
+
+/// `rebuild`. Several machines are locked one by one, evaluated by one process, built by one that builds as much at once as Nix is set to,
+/// and switched one by one. One that fails keeps none of the others from it.
 pub fn rebuild(app: &App, args: &cli::Rebuild) -> Result<()> {
-    let names =
-        if args.all { app.names()?.iter().map(ToString::to_string).collect() } else { args.names.clone() };
-    let given = secrets::given(&args.secrets)?;
-    each(app, &names, |name| {
-        let how = How {
-            update: if args.update { Update::All } else { Update::Missing },
-            activation: match (args.boot, args.build_only) {
-                (_, true) => None,
-                (true, _) => Some(Activation::Boot),
-                _ => Some(Activation::Switch),
-            },
-            restore: args.restore_lock,
-            secrets: given.clone(),
-        };
-        one(app, name, &args.nix, &how)
-    })
+    let mut names = Vec::new();
+    for given in &args.names {
+        let name = app.machine(given)?;
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    if args.all {
+        names = app.names()?;
+    }
+    let how = How {
+        update: if args.update { Update::All } else { Update::Missing },
+        activation: match (args.boot, args.build_only) {
+            (_, true) => None,
+            (true, _) => Some(Activation::Boot),
+            _ => Some(Activation::Switch),
+        },
+        restore: args.restore_lock,
+        ask: args.ask,
+        roll_back: !args.no_rollback,
+        secrets: secrets::given(&args.secrets)?,
+    };
+    let mut all = Several { app, several: names.len() > 1, done: Vec::new() };
+    let mut jobs = Vec::new();
+    for name in &names {
+        match begin(app, name, &args.nix, &how) {
+            Ok(Some(job)) => jobs.push(job),
+            Ok(None) => {
+                all.tell(name, Ok(Outcome::UpToDate))?;
+                tell_pending(app, name)?;
+            }
+            Err(failure) => all.tell(name, Err(failure))?,
+        }
+    }
+    evaluate_together(app, &mut jobs);
+    let mut ready = Vec::new();
+    for mut job in jobs {
+        let name = job.name.clone();
+        match job.settle(app, &how) {
+            Ok(()) if app.globals.dry_run => {
+                show_plan(app, &job.plan(app, &how)?);
+                all.tell(&name, Ok(Outcome::Shown))?;
+            }
+            Ok(()) => ready.push(job),
+            Err(failure) => all.tell(&name, Err(failure))?,
+        }
+    }
+    build_together(app, &ready);
+    for job in ready {
+        let name = job.name.clone();
+        all.tell(&name, job.apply(app, &how))?;
+    }
+    all.end()
+}
+
+/// What became of several machines.
+struct Several<'a> {
+    app: &'a App,
+    several: bool,
+    done: Vec<(MachineName, Result<Outcome, Failure>)>,
+}
+
+impl Several<'_> {
+    /// Takes down what became of a machine. An interruption ends it all.
+    fn tell(&mut self, name: &MachineName, outcome: Result<Outcome>) -> Result<()> {
+        self.app.printer.done();
+        match outcome {
+            Err(failure) if failure.kind == Kind::Interrupted => return Err(failure),
+            Ok(Outcome::UpToDate) if !self.several => {
+                self.app.printer.say(&format!("`{name}` is up to date"));
+            }
+            Err(failure) if self.several => {
+                self.app.printer.failure(&failure);
+                self.done.push((name.clone(), Err(failure)));
+                return Ok(());
+            }
+            _ => {}
+        }
+        self.done.push((name.clone(), outcome));
+        Ok(())
+    }
+
+    /// Prints what became of each, where there are several, and gives the first failure.
+    fn end(self) -> Result<()> {
+        if !self.several {
+            return self.done.into_iter().try_for_each(|(_, outcome)| outcome.map(drop));
+        }
+        for (name, outcome) in &self.done {
+            let became = match outcome {
+                Ok(Outcome::UpToDate) => "up to date".to_string(),
+                Ok(Outcome::Shown) => continue,
+                Ok(Outcome::On(number)) => format!("generation {number}"),
+                Err(_) => "failed".to_string(),
+            };
+            self.app.printer.say(&format!("{name}: {became}"));
+        }
+        let failed: Vec<_> = self.done.iter().filter_map(|(n, o)| Some((n, o.as_ref().err()?))).collect();
+        let Some((_, first)) = failed.first() else { return Ok(()) };
+        let names: Vec<String> = failed.iter().map(|(n, _)| format!("`{n}`")).collect();
+        Err(Failure::new(
+            first.kind,
+            format!("{} of {} failed: {}", failed.len(), self.done.len(), names.join(", ")),
+        ))
+    }
 }
 
 /// Whether a rebuild would read exactly what the generation in force was built from.
 pub fn is_up_to_date(app: &App, name: &MachineName) -> bool {
+    if app.attachment(name).is_ok_and(|a| a.declared) {
+        return true;
+    }
     let Some(built) = worker::built(app, name) else { return false };
     let current = app.generations(name).current_number().ok().flatten();
     current == Some(built.generation)
         && worker::fingerprint(app, name, &built.nix).is_some_and(|f| f == built.fingerprint)
+}
+
+/// Refuses to change what a machine is made of where this computer's own configuration says it.
+pub fn refuse_declared(app: &App, name: &MachineName) -> Result<()> {
+    if !app.attachment(name)?.declared {
+        return Ok(());
+    }
+    Err(Failure::failed(format!("`{name}` is declared by the configuration of this computer"))
+        .hint(format!("change `codchi.machines.{name}` there")))
 }
 
 /// Whether an earlier generation than the newest is in force.
@@ -66,7 +187,27 @@ pub fn is_rolled_back(app: &App, name: &MachineName) -> bool {
     current.is_some_and(|i| i + 1 < all.len())
 }
 
-fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()> {
+/// A machine that is being rebuilt.
+struct Job {
+    name: MachineName,
+    attachment: Attachment,
+    current: Option<Generation>,
+    rolled_back: bool,
+    tools: Tools,
+    staging: Scratch,
+    folder: PathBuf,
+    flake: Flake,
+    locked: Locked,
+    evaluation: Option<Evaluation>,
+    /// What [`Job::settle`] finds out.
+    granted: Vec<String>,
+    secrets: Bundle,
+    missing: Vec<Source>,
+}
+
+/// Locks what a machine is to be built from; none where it is up to date.
+fn begin(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<Option<Job>> {
+    refuse_declared(app, name)?;
     if journal::is_open(app, name) && !app.globals.dry_run {
         let lock = app.lock(name, "rebuild")?;
         worker::recover(app, &lock, name)?;
@@ -78,10 +219,11 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
         && how.update == Update::Missing
         && flags.override_input.is_empty()
         && how.secrets.is_empty()
+        && app.globals.accept.is_empty()
+        && app.globals.refuse.is_empty()
         && is_up_to_date(app, name)
     {
-        app.printer.say(&format!("`{name}` is up to date"));
-        return Ok(());
+        return Ok(None);
     }
     if rolled_back && !how.restore && !app.globals.dry_run {
         let n = current.as_ref().map_or(0, |g| g.number);
@@ -97,7 +239,7 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
 
     let staging = Scratch::below(&app.dirs.staging(), name.as_str())?;
     let folder = staging.path().join("machine");
-    copy_tree(&app.dirs.machine(name), &folder)?;
+    copy_folder(app, name, &folder)?;
     if how.restore
         && let Some(current) = &current
     {
@@ -131,102 +273,332 @@ fn one(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<()>
     request.refresh_local = !how.restore;
     let locked = tools.lock(app, &folder, &request)?;
     tools.only_local(&attachment.base);
-    let evaluation = tools.evaluate(app, &folder, attachment.driver.as_str())?;
-    let foreign = flake.inputs().iter().any(|(n, _)| n != "codchi" && n != "nixpkgs");
-    let granted = crate::needs::check_again(
-        app,
-        &evaluation.needs,
-        foreign,
-        false,
-        &attachment.granted,
-        &attachment.mounts,
-    )?;
-    secrets::known(&evaluation.needs, how.secrets.keys())?;
-    let new_secrets = match app.globals.dry_run || how.activation.is_none() {
-        true => Default::default(),
-        false => {
-            app.printer.done();
-            let have = secrets::names(app, name)?;
-            secrets::gather(app, Some(name), &evaluation.needs, &how.secrets, &have, false)?
-        }
-    };
-    let missing = tools.missing(&evaluation)?;
+    Ok(Some(Job {
+        name: name.clone(),
+        attachment,
+        current,
+        rolled_back,
+        tools,
+        staging,
+        folder,
+        flake,
+        locked,
+        evaluation: None,
+        granted: Vec::new(),
+        secrets: Bundle::new(),
+        missing: Vec::new(),
+    }))
+}
 
-    let number = generations.list()?.last().map_or(0, |g| g.number) + 1;
-    if app.globals.dry_run {
-        app.printer.done();
-        let mut steps = Vec::new();
-        if !missing.is_empty() {
-            steps.push(Step::Fetch { files: missing.len() as u64, bytes: 0 });
+/// The jobs that one process can do the Nix side of: those with the same base and the same flags for it. With an input replaced, an
+/// evaluation is of that call alone.
+fn groups(jobs: &[Job], fits: impl Fn(&Job) -> bool) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    for (i, job) in jobs.iter().enumerate() {
+        let extra = &job.tools.nix.options().extra;
+        if extra.iter().any(|flag| flag == "--override-input") || !fits(job) {
+            continue;
         }
-        steps.push(Step::Build { drv_path: evaluation.drv_path.to_string() });
-        steps.extend(change_steps(app, name, number, "", how, current.as_ref(), locked.changed));
-        show_plan(app, &Plan::new("rebuild", name, steps));
-        return Ok(());
+        match groups.iter_mut().find(|g| jobs[g[0]].tools.nix.options().extra == *extra) {
+            Some(group) => group.push(i),
+            None => groups.push(vec![i]),
+        }
     }
-    tools.fetch(app, &missing)?;
-    let toplevel = tools.build(app, &evaluation, &staging.path().join("result"))?;
+    groups.retain(|g| g.len() > 1);
+    groups
+}
+
+/// Evaluates several machines by one process: what they share of sources is read once. Where that fails, each is evaluated by itself, so
+/// that the failure is told with the machine it belongs to. Nothing is built for it: what may is evaluated by itself, too.
+fn evaluate_together(app: &App, jobs: &mut [Job]) {
+    for group in groups(jobs, |job| !job.may_import(app)) {
+        jobs[group[0]].tools.import_from_derivation(false);
+        let folders: Vec<(PathBuf, String)> =
+            group.iter().map(|i| (jobs[*i].folder.clone(), jobs[*i].attachment.driver.to_string())).collect();
+        let Ok(evaluations) = jobs[group[0]].tools.evaluate_all(app, &folders) else { continue };
+        for (i, evaluation) in group.into_iter().zip(evaluations) {
+            jobs[i].evaluation = Some(evaluation);
+        }
+    }
     app.printer.done();
-    if how.activation.is_none() {
-        app.printer.data(toplevel.as_str());
-        return Ok(());
+}
+
+/// Builds several machines by one process, which builds as many things at once as Nix is set to. What fails is left to the build of
+/// that machine, to be told there.
+fn build_together(app: &App, jobs: &[Job]) {
+    for group in groups(jobs, |_| true) {
+        let of = |i: &usize| -> &Job { &jobs[*i] };
+        let missing: Vec<Source> = group.iter().flat_map(|i| of(i).missing.clone()).collect();
+        let drvs: Vec<StorePath> =
+            group.iter().filter_map(|i| Some(of(i).evaluation.as_ref()?.drv_path.clone())).collect();
+        let tools = &of(&group[0]).tools;
+        if tools.fetch(app, &missing).is_ok() {
+            let _ = tools.nix.build_all(&drvs, &app.printer);
+        }
+    }
+    app.printer.done();
+}
+
+impl Job {
+    /// Whether anything in the machine is another's.
+    fn is_foreign(&self) -> bool {
+        self.flake.inputs().iter().any(|(n, _)| n != "codchi" && n != "nixpkgs")
     }
 
-    let same = current.as_ref().filter(|g| g.record.toplevel == toplevel && !rolled_back);
-    let lock = app.lock(name, "rebuild")?;
-    if app.generations(name).current_number()? != current.as_ref().map(|g| g.number) {
-        return Err(Failure::new(Kind::Busy, format!("`{name}` was changed meanwhile")).hint("try again"));
+    /// Whether its evaluation may build what modules want for that.
+    fn may_import(&self, app: &App) -> bool {
+        needs::may_import(app, &addresses(&self.flake), &self.attachment.granted)
     }
-    let mut worker = MachineWorker::new(app, name, Some(&tools.store), Some(&tools.nix));
-    worker.record = Some(record(&tools, &evaluation, &toplevel, &folder, &locked.text)?);
-    if granted != attachment.granted {
-        let file = app.dirs.host_toml(name);
-        let mut edit = HostEdit::new(&file, &codchi_fs::read_to_string(&file)?)?;
-        edit.granted(&granted);
-        codchi_fs::write_atomic(file, edit.text(), 0o644)?;
+
+    /// Evaluates the machine, unless that was done together with others, and finds out all that a person has to answer.
+    fn settle(&mut self, app: &App, how: &How) -> Result<()> {
+        let driver = self.attachment.driver.as_str();
+        let mut settings = needs::settings_of_sources(app, &self.tools, &self.flake, &self.locked.text)?;
+        let described = codchi_nix::flake::read(&self.folder, &app.shown(&app.dirs.machine(&self.name)))?;
+        let own_settings = needs::settings(app, "the machine flake", &described.nix_config);
+        let addresses = addresses(&self.flake);
+        let hosts = needs::hosts(&addresses);
+        let mut own = needs::own(&self.flake, &self.folder, driver, &hosts);
+        own.extend(own_settings.iter().cloned());
+        settings.extend(own_settings);
+        let known = Known {
+            before: &self.attachment.granted,
+            own,
+            hosts,
+            settings,
+            foreign: self.is_foreign(),
+            mounts: &self.attachment.mounts,
+        };
+        let (evaluation, mut granted) = match self.evaluation.take() {
+            // Together with others nothing is built for an evaluation, so nothing has to be granted for it.
+            Some(evaluation) => (evaluation, Vec::new()),
+            None => needs::evaluate(app, &mut self.tools, &self.folder, driver, &addresses, &known)?,
+        };
+        granted.extend(needs::check(app, &evaluation.needs, &known)?);
+        self.tools.use_settings(&granted);
+        self.granted = granted;
+        secrets::known(&evaluation.needs, how.secrets.keys())?;
+        if !app.globals.dry_run && how.activation.is_some() {
+            app.printer.done();
+            let have = secrets::names(app, &self.name)?;
+            self.secrets =
+                secrets::gather(app, Some(&self.name), &evaluation.needs, &how.secrets, &have, false)?;
+        }
+        self.missing = self.tools.missing(&evaluation)?;
+        self.evaluation = Some(evaluation);
+        app.printer.done();
+        Ok(())
     }
-    let fresh = !new_secrets.is_empty();
-    if fresh {
-        secrets::with_vault(app, |vault| vault.store(name, new_secrets))?;
+
+    fn evaluation(&self) -> Result<&Evaluation> {
+        self.evaluation.as_ref().ok_or_else(|| Failure::failed("the machine was not evaluated"))
     }
-    if let Some(same) = same {
+
+    /// The steps, as far as they are known before the build.
+    fn plan(&self, app: &App, how: &How) -> Result<Plan> {
+        let mut steps = Vec::new();
+        if !self.missing.is_empty() {
+            steps.push(Step::Fetch { files: self.missing.len() as u64, bytes: 0 });
+        }
+        steps.push(Step::Build { drv_path: self.evaluation()?.drv_path.to_string() });
+        let number = next(app, &self.name)?;
+        steps.extend(self.change(how).steps(app, number, "", Vec::new())?);
+        steps.extend(self.last_steps(app, how, number));
+        Ok(Plan::new("rebuild", &self.name, steps))
+    }
+
+    fn change(&self, how: &How) -> Change<'_> {
+        Change {
+            name: &self.name,
+            current: self.current.as_ref().map(|g| g.number),
+            activation: how.activation.unwrap_or(Activation::Boot),
+            roll_back: how.roll_back,
+        }
+    }
+
+    /// What the machine folder is changed to, once the machine is on the new generation.
+    fn last_steps(&self, app: &App, how: &How, number: u64) -> Option<Step> {
+        let folder = app.dirs.machine(&self.name);
+        let number = number as u32;
+        if how.restore {
+            return Some(Step::RestoreConfig { number, path: folder });
+        }
+        self.locked.changed.then(|| Step::UpdateLock { number, path: folder.join("flake.lock") })
+    }
+
+    /// Builds it and puts it in force.
+    fn apply(mut self, app: &App, how: &How) -> Result<Outcome> {
+        let name = &self.name.clone();
+        self.tools.fetch(app, &self.missing)?;
+        let evaluation = &self.evaluation()?.clone();
+        let toplevel = self.tools.build(app, evaluation, &self.staging.path().join("result"))?;
+        app.printer.done();
+        if how.activation.is_none() {
+            app.printer.data(toplevel.as_str());
+            return Ok(Outcome::Shown);
+        }
+        let same =
+            self.current.as_ref().filter(|g| g.record.toplevel == toplevel && !self.rolled_back).cloned();
+        if same.is_none() {
+            let before = self.current.as_ref().map(|g| g.record.toplevel.clone());
+            let difference = self.tools.nix.diff(before.as_ref(), &toplevel)?;
+            app.printer.done();
+            show_difference(app, &difference, false);
+            if difference.changes.is_empty() {
+                app.printer.say("  no package differs");
+            }
+            if how.ask {
+                app.confirm_yes(&format!("put `{name}` on the new system?"))?;
+            }
+        }
+        let lock = app.lock(name, "rebuild")?;
+        if app.generations(name).current_number()? != self.current.as_ref().map(|g| g.number) {
+            return Err(Failure::new(Kind::Busy, format!("`{name}` was changed meanwhile")).hint("try again"));
+        }
+        let mut worker = MachineWorker::new(app, name, Some(&self.tools.store), Some(&self.tools.nix));
+        worker.record = Some(record(&self.tools, evaluation, &toplevel, &self.folder, &self.locked.text)?);
+        if self.granted != self.attachment.granted {
+            let file = app.dirs.host_toml(name);
+            let mut edit = HostEdit::new(&file, &codchi_fs::read_to_string(&file)?)?;
+            edit.granted(&self.granted);
+            codchi_fs::write_atomic(file, edit.text(), 0o644)?;
+        }
+        let fresh = !self.secrets.is_empty();
         if fresh {
-            worker.deliver(&evaluation.needs, false)?;
+            let new = std::mem::take(&mut self.secrets);
+            secrets::with_vault(app, |vault| vault.store(name, new))?;
         }
-        if locked.changed {
-            codchi_fs::write_atomic(app.dirs.machine(name).join("flake.lock"), &locked.text, 0o644)?;
+        if let Some(same) = same {
+            let granted_anew = self.granted != self.attachment.granted;
+            if granted_anew {
+                worker.give()?;
+                tell_devices(app, name, evaluation, &self.attachment.granted, &self.granted)?;
+            }
+            if fresh || granted_anew {
+                worker.deliver(&evaluation.needs, false)?;
+            }
+            if self.locked.changed {
+                let file = app.dirs.machine(name).join("flake.lock");
+                codchi_fs::write_atomic(file, &self.locked.text, 0o644)?;
+            }
+            worker::remember_fingerprint(app, name, &self.tools)?;
+            app.printer.say(&format!("`{name}` is up to date: generation {}", same.number));
+            tell_pending(app, name)?;
+            return Ok(Outcome::On(same.number));
         }
-        worker::remember_fingerprint(app, name, &tools)?;
-        app.printer.say(&format!("`{name}` is up to date: generation {}", same.number));
+        let last = |number| self.last_steps(app, how, number).into_iter().collect();
+        let number = self.change(how).carry_out(app, lock, &worker, &toplevel, last)?;
+        worker::remember_fingerprint(app, name, &self.tools)?;
+        Ok(Outcome::On(number))
+    }
+}
+
+/// The number of a machine's next generation.
+fn next(app: &App, name: &MachineName) -> Result<u64> {
+    Ok(app.generations(name).list()?.last().map_or(0, |g| g.number) + 1)
+}
+
+/// How a machine takes a new system.
+pub struct Change<'a> {
+    pub name: &'a MachineName,
+    /// The generation in force.
+    pub current: Option<u64>,
+    pub activation: Activation,
+    /// Whether the machine goes back where it does not come up.
+    pub roll_back: bool,
+}
+
+impl Change<'_> {
+    /// The steps; `failed` are the units of the running machine that failed before.
+    fn steps(&self, app: &App, number: u64, toplevel: &str, failed: Vec<String>) -> Result<Vec<Step>> {
+        let number = number as u32;
+        let previous = self.current.map(|n| n as u32);
+        let mut steps = vec![
+            Step::AddGeneration { number, toplevel: toplevel.into() },
+            Step::Activate { number, toplevel: toplevel.into(), how: self.activation, previous },
+        ];
+        if let (Activation::Switch, Some(previous), true) = (self.activation, previous, self.roll_back)
+            && life::state(app, self.name)? == State::Running
+        {
+            steps.push(Step::Confirm { number, previous, failed });
+        }
+        Ok(steps)
+    }
+
+    /// All of it, as far as that is known before it is carried out.
+    pub fn plan(&self, app: &App, toplevel: &str) -> Result<Plan> {
+        Ok(Plan::new("rebuild", self.name, self.steps(app, next(app, self.name)?, toplevel, Vec::new())?))
+    }
+
+    /// Records a system as a generation, of which the worker knows the record, puts it in force, tells what that did, and gives its
+    /// number. `last` are further steps.
+    pub fn carry_out(
+        &self,
+        app: &App,
+        lock: Lock,
+        worker: &MachineWorker,
+        toplevel: &StorePath,
+        last: impl FnOnce(u64) -> Vec<Step>,
+    ) -> Result<u64> {
+        let name = self.name;
+        let number = next(app, name)?;
+        let failed = match self.activation {
+            Activation::Switch => worker.failed_units()?,
+            Activation::Boot => Vec::new(),
+        };
+        let mut steps = self.steps(app, number, toplevel.as_str(), failed)?;
+        steps.extend(last(number));
+        let plan = Plan::new("rebuild", name, steps);
+        journal::execute(app, &lock, &plan, worker)?;
+        drop(lock);
+        let switched = worker.switched.borrow();
+        tell_units(app, &switched);
+        let when = if self.activation == Activation::Boot { "will run" } else { "is on" };
+        app.printer.say(&format!("`{name}` {when} generation {number}"));
+        units_failed(name, number, &switched)?;
+        Ok(number)
+    }
+}
+
+/// Prints the units that a switch touched.
+fn tell_units(app: &App, switched: &Switched) {
+    for change in &switched.units {
+        app.printer.say(&format!("  {} {}", change.action, text::printable_line(&change.unit)));
+    }
+}
+
+/// The failure of a switch that left units failed.
+fn units_failed(name: &MachineName, number: u64, switched: &Switched) -> Result<()> {
+    if switched.status != 4 {
         return Ok(());
     }
-    let before = current.as_ref().map(|g| g.record.toplevel.clone());
-    let difference = tools.nix.diff(before.as_ref(), &toplevel)?;
-    show_difference(app, &difference, false);
-    let steps = change_steps(
-        app,
-        name,
-        number,
-        toplevel.as_str(),
-        how,
-        current.as_ref(),
-        locked.changed || how.restore,
-    );
-    let plan = Plan::new("rebuild", name, steps);
-    journal::execute(app, &lock, &plan, &worker)?;
-    drop(lock);
-    worker::remember_fingerprint(app, name, &tools)?;
-    let switched = worker.switched.borrow();
-    for change in &switched.units {
-        app.printer.say(&format!("  {} {}", change.action, change.unit));
+    Err(Failure::failed(format!("`{name}` is on generation {number}, but some of its units failed"))
+        .hint(format!("`codchi logs {name}` shows why")))
+}
+
+/// Says so where a person wrote ports or folders into host.toml, which no rebuild reads.
+fn tell_pending(app: &App, name: &MachineName) -> Result<()> {
+    if port::is_pending(app, name)? {
+        app.printer.say(&format!(
+            "the ports and folders in `{}` are applied at the next start",
+            app.shown(&app.dirs.host_toml(name))
+        ));
+        app.printer.hint(&format!("`codchi restart {name}` starts it anew"));
     }
-    let when = if how.activation == Some(Activation::Boot) { "will run" } else { "is on" };
-    app.printer.say(&format!("`{name}` {when} generation {number}"));
-    if switched.status == 4 {
-        return Err(Failure::failed(format!(
-            "`{name}` is on generation {number}, but some of its units failed"
-        ))
-        .hint(format!("`codchi logs {name}` shows why")));
+    Ok(())
+}
+
+/// Tells that devices which are granted now are there from the next start on.
+fn tell_devices(
+    app: &App,
+    name: &MachineName,
+    evaluation: &Evaluation,
+    before: &[String],
+    now: &[String],
+) -> Result<()> {
+    let devices = |lines| codchi_drivers::capability::devices(&evaluation.needs, lines);
+    if devices(before) != devices(now) && life::state(app, name)? == State::Running {
+        app.printer.hint(&format!("`codchi restart {name}` gives it the devices that it may use now"));
     }
     Ok(())
 }
@@ -262,34 +634,6 @@ pub fn addresses(flake: &Flake) -> Vec<String> {
     flake.inputs().into_iter().filter(|(n, _)| !own(n)).filter_map(|(_, url)| url).collect()
 }
 
-fn change_steps(
-    app: &App,
-    name: &MachineName,
-    number: u64,
-    toplevel: &str,
-    how: &How,
-    current: Option<&Generation>,
-    lock_changed: bool,
-) -> Vec<Step> {
-    let number = number as u32;
-    let mut steps = vec![Step::AddGeneration { number, toplevel: toplevel.into() }];
-    if let Some(activation) = how.activation {
-        steps.push(Step::Activate {
-            number,
-            toplevel: toplevel.into(),
-            how: activation,
-            previous: current.map(|g| g.number as u32),
-        });
-    }
-    let folder = app.dirs.machine(name);
-    if how.restore {
-        steps.push(Step::RestoreConfig { number, path: folder });
-    } else if lock_changed {
-        steps.push(Step::UpdateLock { number, path: folder.join("flake.lock") });
-    }
-    steps
-}
-
 /// Prints what differs between two systems.
 pub fn show_difference(app: &App, difference: &Difference, as_data: bool) {
     let print = |line: &str| if as_data { app.printer.data(line) } else { app.printer.say(line) };
@@ -318,6 +662,7 @@ pub fn show_difference(app: &App, difference: &Difference, as_data: bool) {
 /// `update`.
 pub fn update(app: &App, args: &cli::Update) -> Result<()> {
     let name = app.machine(&args.name)?;
+    refuse_declared(app, &name)?;
     let folder = app.dirs.machine(&name);
     let flake = read_flake(app, &name, &folder)?;
     let known: Vec<String> = flake.inputs().into_iter().map(|(n, _)| n).collect();
@@ -340,7 +685,7 @@ pub fn update(app: &App, args: &cli::Update) -> Result<()> {
     let attachment = app.attachment(&name)?;
     let staging = Scratch::below(&app.dirs.staging(), name.as_str())?;
     let work = staging.path().join("machine");
-    copy_tree(&folder, &work)?;
+    copy_folder(app, &name, &work)?;
     let old = codchi_fs::read_if_exists(work.join("flake.lock"))?.unwrap_or_default();
     let all = args.inputs.is_empty();
     let codchi =
@@ -362,6 +707,8 @@ pub fn update(app: &App, args: &cli::Update) -> Result<()> {
     for line in moved(&old, &locked.text) {
         app.printer.say(&line);
     }
+    let settings = needs::settings_of_sources(app, &tools, &flake, &locked.text)?;
+    needs::tell_settings(app, &attachment.granted, settings);
     if args.check || app.globals.dry_run {
         app.printer.say(&format!("`codchi rebuild --update {name}` applies them"));
         return Ok(());
@@ -446,11 +793,10 @@ pub fn rollback(app: &App, args: &cli::Rollback) -> Result<()> {
     worker::recover(app, &lock, &name)?;
     let worker = MachineWorker::new(app, &name, Some(&tools.store), Some(&tools.nix));
     journal::execute(app, &lock, &plan, &worker)?;
-    for change in &worker.switched.borrow().units {
-        app.printer.say(&format!("  {} {}", change.action, change.unit));
-    }
+    let switched = worker.switched.borrow();
+    tell_units(app, &switched);
     app.printer.say(&format!("`{name}` is on generation {}", target.number));
-    Ok(())
+    units_failed(&name, target.number, &switched)
 }
 
 /// `diff`.

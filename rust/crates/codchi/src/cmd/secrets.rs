@@ -185,7 +185,7 @@ fn hand_over(app: &App, name: &MachineName, needs: &Needs) -> Result<()> {
     }
     let mut optional = needs.clone();
     optional.secrets.values_mut().for_each(|s| s.required = false);
-    let all = secrets::of(app, name, &optional)?;
+    let all = secrets::of(app, name, &optional, &attachment.granted)?;
     let told = driver.deliver(&host, name, &all, false)?;
     for unit in &told.restarted {
         app.printer.say(&format!("  restarted {}", text::printable_line(unit)));

@@ -2,24 +2,59 @@
 
 use std::io::{Read, Seek, SeekFrom};
 
-use codchi_core::name::MachineName;
+use codchi_core::name::{DriverName, MachineName};
 use codchi_core::report::Kind;
 use codchi_core::status::{Config, GenerationStatus, Generations, InputState, MachineStatus, State, Status};
 use codchi_core::text;
+use codchi_drivers::Running;
 
 use crate::app::App;
 use crate::cli::{self, NixFlags};
+use crate::cmd::rebuild::{addresses, read_flake};
 use crate::cmd::{life, rebuild};
 use crate::failure::{Failure, Result};
 use crate::make::Tools;
 use crate::updates;
 use crate::worker::HostParts;
 
-fn machine_status(app: &App, name: &MachineName, measure: bool) -> Result<MachineStatus> {
+/// What machines do now, in their order. Each driver is asked once.
+fn running(app: &App, names: &[MachineName]) -> Vec<Result<Running>> {
+    let parts = HostParts::none();
+    let host = parts.host(app, None);
+    let mut all: Vec<Option<Result<Running>>> = names.iter().map(|_| None).collect();
+    let mut by_driver: Vec<(DriverName, Vec<usize>)> = Vec::new();
+    for (at, name) in names.iter().enumerate() {
+        match app.attachment(name) {
+            Ok(a) => match by_driver.iter_mut().find(|(driver, _)| *driver == a.driver) {
+                Some((_, there)) => there.push(at),
+                None => by_driver.push((a.driver, vec![at])),
+            },
+            Err(failure) => all[at] = Some(Err(failure)),
+        }
+    }
+    for (driver, there) in by_driver {
+        match codchi_drivers::find(&driver) {
+            Ok(driver) => {
+                let names: Vec<MachineName> = there.iter().map(|at| names[*at].clone()).collect();
+                for (at, state) in there.into_iter().zip(driver.states(&host, &names)) {
+                    all[at] = Some(state.map_err(Failure::from));
+                }
+            }
+            Err(_) => {
+                for at in there {
+                    all[at] = Some(
+                        codchi_drivers::find(&driver).map(|_| Running::stopped()).map_err(Failure::from),
+                    );
+                }
+            }
+        }
+    }
+    all.into_iter().map(|r| r.unwrap_or_else(|| Err(Failure::failed("its driver does not answer")))).collect()
+}
+
+fn machine_status(app: &App, name: &MachineName, running: Running, measure: bool) -> Result<MachineStatus> {
     let attachment = app.attachment(name)?;
     let driver = codchi_drivers::find(&attachment.driver)?;
-    let parts = HostParts::none();
-    let running = driver.state(&parts.host(app, None), name)?;
     let current = app.generations(name).current()?;
     let inputs = updates::inputs(app, name);
     let config = if rebuild::is_rolled_back(app, name) {
@@ -71,8 +106,9 @@ pub fn status(app: &App, args: &cli::Status) -> Result<()> {
             None => app.names()?,
         };
         let (mut machines, mut broken) = (Vec::new(), None);
-        for name in &names {
-            match machine_status(app, name, app.globals.json || given.is_some()) {
+        for (name, running) in names.iter().zip(running(app, &names)) {
+            let measure = app.globals.json || given.is_some();
+            match running.and_then(|r| machine_status(app, name, r, measure)) {
                 Ok(status) => machines.push(status),
                 // One that cannot be read must not hide the others.
                 Err(failure) if given.is_none() && !app.globals.json => {
@@ -310,8 +346,11 @@ pub fn option(app: &App, args: &cli::OptionArgs) -> Result<()> {
     let name = app.machine(&args.name)?;
     let path: codchi_core::attr::AttrPath = args.path.parse().map_err(|e| Failure::usage(format!("{e}")))?;
     let attachment = app.attachment(&name)?;
-    let tools = Tools::open(app, &NixFlags::default())?
+    let mut tools = Tools::open(app, &NixFlags::default())?
         .ok_or_else(|| Failure::new(Kind::Host, "the store is gone"))?;
+    let flake = read_flake(app, &name, &app.dirs.machine(&name))?;
+    let item = codchi_core::consent::import_from_derivation(&addresses(&flake));
+    tools.import_from_derivation(attachment.granted.contains(&item.granted()));
     let installable = format!(
         "{}#nixosConfigurations.{}",
         codchi_core::source::path_reference(&app.dirs.machine(&name)),

@@ -1,0 +1,86 @@
+# Renders the instance's configuration and devices. Paths of the host are variables that the driver fills in.
+{
+  config,
+  driver,
+  lib,
+}:
+let
+  cfg = config.codchi;
+
+  # The engine mounts before PID 1 mounts /run: codchi-boot takes what comes from the host out of this folder.
+  handedOver = "/dev/.codchi";
+
+  readOnly = source: path: {
+    type = "disk";
+    inherit source path;
+    readonly = "true";
+  };
+  optional = name: value: convert: lib.optionalAttrs (value != null) { ${name} = convert value; };
+
+  # As under the native driver: refused, or missing where programs do without only then. The engine's own list answers that
+  # calls are missing, so this stands in its place.
+  refused = lib.concatMapStringsSep "\n" (call: "${call} errno 1") [
+    "acct"
+    "bpf"
+    "delete_module"
+    "finit_module"
+    "init_module"
+    "kexec_file_load"
+    "kexec_load"
+    "open_by_handle_at"
+    "perf_event_open"
+    "quotactl"
+    "swapoff"
+    "swapon"
+    "userfaultfd"
+  ];
+  absent = lib.concatMapStringsSep "\n" (call: "${call} errno 38") [
+    "add_key"
+    "io_uring_enter"
+    "io_uring_register"
+    "io_uring_setup"
+    "keyctl"
+    "request_key"
+  ];
+in
+{
+  version = 1;
+  config = {
+    "environment.NOTIFY_SOCKET" = "/run/codchi/notify/socket";
+    # How systemd is asked to power off a container.
+    "raw.lxc" = ''
+      lxc.init.cmd = ${handedOver}/bin/codchi-boot --from ${handedOver} @toplevel@/init
+      lxc.signal.halt = SIGRTMIN+4'';
+    "security.nesting" = "true";
+    "security.privileged" = "false";
+    "security.syscalls.deny" = "reject_force_umount\n${refused}\n${absent}";
+    "security.syscalls.deny_default" = "false";
+    "security.guestapi" = "false";
+    "boot.autostart" = "false";
+  }
+  // optional "limits.memory" cfg.resources.memory toString
+  // optional "limits.processes" cfg.resources.tasks toString
+  # Time of a processor in each tenth of a second: fractions are possible.
+  // optional "limits.cpu.allowance" cfg.resources.cpus (
+    cpus: "${toString (builtins.ceil (cpus * 100))}ms/100ms"
+  );
+  devices = {
+    # The owner of the store is the machine's root.
+    store = readOnly "@store@" "/nix/store" // {
+      shift = "true";
+    };
+    bin = readOnly "@bin@" "${handedOver}/bin";
+    host = readOnly "@host@" "${handedOver}/host";
+    notify = readOnly "@notify@" "${handedOver}/notify";
+    endpoint = readOnly "@endpoint@" "/nix/var/nix/daemon-socket";
+  }
+  // lib.optionalAttrs cfg.kvm.enable {
+    kvm = {
+      type = "unix-char";
+      source = "/dev/kvm";
+      path = "/dev/kvm";
+      mode = "0666";
+      required = "false";
+    };
+  };
+}

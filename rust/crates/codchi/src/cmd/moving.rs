@@ -1,0 +1,157 @@
+//! `codchi move`: the same machine, on another driver.
+
+use codchi_core::machine::HostEdit;
+use codchi_core::name::MachineName;
+use codchi_core::plan::{Activation, Plan, Step};
+use codchi_core::report::Kind;
+use codchi_core::status::State;
+
+use crate::app::App;
+use crate::cli;
+use crate::cmd::init::{choose_driver, choose_ids, finish_earlier, record, show_plan};
+use crate::cmd::{life, rebuild};
+use crate::failure::{Failure, Result};
+use crate::journal;
+use crate::make::{Scratch, Tools, copy_tree};
+use crate::needs::{self, Known};
+use crate::worker::{self, HostParts, MachineWorker, Moving};
+
+/// Runs the command.
+pub fn run(app: &App, args: &cli::Move) -> Result<()> {
+    finish_earlier(app, &args.name.parse()?, "move")?;
+    let name = app.machine(&args.name)?;
+    let before = app.attachment(&name)?;
+    let driver = choose_driver(app, Some(&args.driver))?;
+    let to = driver.info().name;
+    if before.driver.as_str() == to {
+        app.printer.say(&format!("`{name}` runs on `{to}` already"));
+        return Ok(());
+    }
+    refuse_losses(app, &name, args.leave_extras)?;
+    let current = app.generations(&name).current()?;
+    let mut tools = Tools::open(app, &args.nix)?
+        .ok_or_else(|| Failure::new(Kind::Host, "the store is gone").hint("`codchi doctor` says more"))?;
+
+    // The machine folder as it is: what a rebuild would change besides is the next rebuild's.
+    let staging = Scratch::below(&app.dirs.staging(), name.as_str())?;
+    let folder = staging.path().join("machine");
+    copy_tree(&app.dirs.machine(&name), &folder)?;
+    if let Some(current) = &current {
+        codchi_fs::write_atomic(folder.join("flake.nix"), &current.record.flake_nix, 0o644)?;
+        codchi_fs::write_atomic(folder.join("flake.lock"), &current.record.flake_lock, 0o644)?;
+    }
+    let flake = rebuild::read_flake(app, &name, &folder)?;
+    tools.only_local(&before.base);
+    let text = codchi_fs::read_if_exists(folder.join("flake.lock"))?.unwrap_or_default();
+    let mut settings = needs::settings_of_sources(app, &tools, &flake, &text)?;
+    let described = codchi_nix::flake::read(&folder, &app.shown(&app.dirs.machine(&name)))?;
+    let own_settings = needs::settings(app, "the machine flake", &described.nix_config);
+    let addresses = rebuild::addresses(&flake);
+    let hosts = needs::hosts(&addresses);
+    let mut own = needs::own(&flake, &folder, to, &hosts);
+    own.extend(own_settings.iter().cloned());
+    settings.extend(own_settings);
+    let known = Known {
+        before: &before.granted,
+        own,
+        hosts,
+        settings,
+        foreign: flake.inputs().iter().any(|(n, _)| n != "codchi" && n != "nixpkgs"),
+        mounts: &before.mounts,
+    };
+    let (evaluation, mut granted) = needs::evaluate(app, &mut tools, &folder, to, &addresses, &known)?;
+    granted.extend(needs::check(app, &evaluation.needs, &known)?);
+    tools.use_settings(&granted);
+    let missing = tools.missing(&evaluation)?;
+    let ids = choose_ids(app, driver)?;
+    let number = u32::try_from(app.generations(&name).list()?.last().map_or(0, |g| g.number) + 1)
+        .map_err(|_| Failure::failed("there are too many generations"))?;
+    let file = app.dirs.host_toml(&name);
+    let text = {
+        let mut edit = HostEdit::new(&file, &codchi_fs::read_to_string(&file)?)?;
+        edit.driver(&driver.info().name.parse()?, ids);
+        edit.granted(&granted);
+        edit.text()
+    };
+    let steps = |toplevel: &str, running: bool| {
+        let (from, to) = (before.driver.clone(), to.parse().unwrap_or_else(|_| before.driver.clone()));
+        let mut steps = Vec::from_iter(running.then_some(Step::Stop));
+        steps.extend([
+            Step::MoveRoot { from: from.clone(), to, uid_base: ids.map(|r| r.base) },
+            Step::AddGeneration { number, toplevel: toplevel.into() },
+            Step::WriteHost {
+                path: file.clone(),
+                text: text.clone(),
+                change: format!("it runs on `{}`", args.driver),
+            },
+            Step::Activate {
+                number,
+                toplevel: toplevel.into(),
+                how: Activation::Boot,
+                previous: current.as_ref().and_then(|g| u32::try_from(g.number).ok()),
+            },
+            Step::RemoveRootOn { driver: from },
+        ]);
+        steps.extend(running.then_some(Step::Start));
+        steps
+    };
+    if app.globals.dry_run {
+        app.printer.done();
+        let mut all = Vec::new();
+        if !missing.is_empty() {
+            all.push(Step::Fetch { files: missing.len() as u64, bytes: 0 });
+        }
+        all.push(Step::Build { drv_path: evaluation.drv_path.to_string() });
+        all.extend(steps("", life::state(app, &name)? != State::Stopped));
+        show_plan(app, &Plan::new("move", &name, all));
+        return Ok(());
+    }
+    tools.fetch(app, &missing)?;
+    let toplevel = tools.build(app, &evaluation, &staging.path().join("result"))?;
+    app.printer.done();
+
+    let up_to_date = rebuild::is_up_to_date(app, &name);
+    let lock = app.lock(&name, "move")?;
+    app.machine(name.as_str())?;
+    if app.attachment(&name)? != before
+        || app.generations(&name).current_number()? != current.as_ref().map(|g| g.number)
+    {
+        return Err(Failure::new(Kind::Busy, format!("`{name}` was changed meanwhile")).hint("try again"));
+    }
+    let running = matches!(life::state(app, &name)?, State::Running | State::Starting);
+    if running {
+        app.printer.say(&format!("`{name}` is stopped for the move and started again"));
+    }
+    let lock_text = codchi_fs::read_to_string(folder.join("flake.lock"))?;
+    let mut worker = MachineWorker::new(app, &name, Some(&tools.store), Some(&tools.nix));
+    worker.record = Some(record(&tools, &evaluation, &toplevel, &folder, &lock_text)?);
+    let mut after = before.clone();
+    after.ids = ids;
+    let nothing = staging.path().join("nothing");
+    codchi_fs::create_dir_all(&nothing)?;
+    worker.moving = Some(Moving { toplevel: toplevel.to_string(), attachment: after, nothing });
+    let plan = Plan::new("move", &name, steps(toplevel.as_str(), running));
+    journal::execute(app, &lock, &plan, &worker)?;
+    drop(lock);
+    if up_to_date {
+        worker::remember_fingerprint(app, &name, &tools)?;
+    }
+    app.printer.say(&format!("`{name}` runs on `{to}` now: generation {number}"));
+    Ok(())
+}
+
+/// Refuses to leave behind what a person added to the machine on its driver, unless they say so.
+fn refuse_losses(app: &App, name: &MachineName, leave: bool) -> Result<()> {
+    let driver = codchi_drivers::find(&app.attachment(name)?.driver)?;
+    let parts = HostParts::none();
+    let extras = driver.extras(&parts.host(app, None), name)?;
+    if extras.is_empty() || leave {
+        return Ok(());
+    }
+    let mut failure = Failure::new(
+        Kind::Declined,
+        format!("`{name}` has things on `{}` that do not move: {}", driver.info().name, extras.join(", ")),
+    );
+    failure.hints.push("`--leave-extras` moves it without them".into());
+    Err(failure)
+}

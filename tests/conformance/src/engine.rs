@@ -1,0 +1,156 @@
+//! Engines that the suite starts for itself, so that nothing of the host is used or touched.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Failed;
+use rustix::process::Signal;
+
+use crate::host::run;
+
+/// What an engine is called, and how it is used by hand.
+#[derive(Debug)]
+pub struct Kind {
+    /// The driver's name.
+    pub name: &'static str,
+    /// Its client.
+    pub client: &'static str,
+    /// The variable that says where the daemon's folder is, and that of the client's settings.
+    variables: (&'static str, &'static str),
+    /// Waits for the daemon.
+    wait: &'static [&'static str],
+}
+
+/// The engines there are.
+pub const KINDS: &[Kind] = &[Kind {
+    name: "incus",
+    client: "incus",
+    variables: ("INCUS_DIR", "INCUS_CONF"),
+    wait: &["incus", "admin", "waitready", "--timeout", "1"],
+}];
+
+/// How long a daemon may take to be ready.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A running engine.
+pub struct Engine {
+    kind: &'static Kind,
+    daemon: Child,
+    repo: PathBuf,
+    dir: PathBuf,
+}
+
+impl Engine {
+    /// The folder of the engine that goes with a home.
+    pub fn place(home: &Path, name: &str) -> PathBuf {
+        let mut place = home.as_os_str().to_owned();
+        place.push(format!("-{name}"));
+        place.into()
+    }
+
+    /// Starts a daemon in `dir`, with a storage pool.
+    pub fn start(kind: &'static Kind, repo: &Path, dir: PathBuf) -> Result<Engine, Failed> {
+        let daemon = spawn(kind, repo, &dir)?;
+        let mut engine = Engine {
+            kind,
+            daemon,
+            repo: repo.into(),
+            dir,
+        };
+        engine.wait_until_ready()?;
+        engine.command(&["storage", "create", "default", "dir"])?;
+        Ok(engine)
+    }
+
+    /// Another one of the same kind, in a folder of its own.
+    pub fn another(&self, dir: PathBuf) -> Result<Engine, Failed> {
+        Engine::start(self.kind, &self.repo, dir)
+    }
+
+    fn wait_until_ready(&mut self) -> Result<(), Failed> {
+        let end = Instant::now() + PATIENCE;
+        let (program, args) = self
+            .kind
+            .wait
+            .split_first()
+            .ok_or("nothing waits for the daemon")?;
+        loop {
+            let ready = Command::new(program)
+                .args(args)
+                .env(self.kind.variables.0, &self.dir)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()?;
+            if ready.success() {
+                return Ok(());
+            }
+            if self.daemon.try_wait()?.is_some() || Instant::now() > end {
+                let said =
+                    codchi_fs::read_to_string(Engine::place(&self.dir, "out")).unwrap_or_default();
+                return Err(format!("the daemon does not start: {said}").into());
+            }
+        }
+    }
+
+    /// What it is.
+    pub fn kind(&self) -> &'static Kind {
+        self.kind
+    }
+
+    /// Where its client and Codchi find it.
+    pub fn environment(&self) -> (&'static str, &Path) {
+        (self.kind.variables.0, &self.dir)
+    }
+
+    /// The client with these arguments; anything but success is a failure.
+    pub fn command(&self, args: &[&str]) -> Result<String, Failed> {
+        let mut c = Command::new(self.kind.client);
+        c.args(args)
+            .env(self.kind.variables.0, &self.dir)
+            .env(self.kind.variables.1, Engine::place(&self.dir, "client"));
+        Ok(run(&mut c, b"")?.ok()?.text())
+    }
+
+    /// Ends the daemon, its instances go on; and starts it again.
+    pub fn pause<T>(
+        &mut self,
+        meanwhile: impl FnOnce(&Engine) -> Result<T, Failed>,
+    ) -> Result<T, Failed> {
+        self.signal(Signal::TERM);
+        self.daemon.wait()?;
+        let done = meanwhile(self);
+        self.daemon = spawn(self.kind, &self.repo, &self.dir)?;
+        self.wait_until_ready()?;
+        done
+    }
+
+    fn signal(&self, signal: Signal) {
+        let _ =
+            rustix::process::kill_process(rustix::process::Pid::from_child(&self.daemon), signal);
+    }
+}
+
+fn spawn(kind: &Kind, repo: &Path, dir: &Path) -> Result<Child, Failed> {
+    let log = codchi_fs::create(Engine::place(dir, "out"))?;
+    Ok(Command::new(repo.join("tests/engine-host"))
+        .arg(kind.name)
+        .arg(dir)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()?)
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.signal(Signal::POWER);
+        let _ = self.daemon.wait();
+        let _ = codchi_fs::remove_dir_all(&self.dir);
+        let _ = codchi_fs::remove_dir_all(Engine::place(&self.dir, "client"));
+        for file in ["out", "log"] {
+            let _ = codchi_fs::remove_if_exists(Engine::place(&self.dir, file));
+        }
+    }
+}

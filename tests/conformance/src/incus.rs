@@ -1,0 +1,234 @@
+//! What only an engine can do to a machine: each is found out and said.
+
+use libtest_mimic::Failed;
+
+use crate::cases::Case;
+use crate::engine::Engine;
+use crate::host::Host;
+
+/// The cases. They use the machine `conf` and leave it running.
+pub const ALL: &[Case] = &[
+    ("incus_a_killed_attendant_is_replaced", killed_attendant),
+    (
+        "incus_a_machine_started_by_hand_is_connected",
+        started_by_hand,
+    ),
+    (
+        "incus_a_stopped_daemon_is_named_and_machines_go_on",
+        daemon_stopped,
+    ),
+    ("incus_a_renamed_instance_is_found", renamed),
+    ("incus_an_instance_of_another_is_left_alone", foreign),
+    ("incus_a_missing_pool_is_named", no_pool),
+    ("incus_what_a_person_configured_stays", configured),
+    ("incus_a_deleted_instance_is_said", deleted),
+    ("incus_a_machine_moves_to_another_driver_and_back", moves),
+];
+
+fn wants(what: &str, text: &str, wanted: &[&str]) -> Result<(), Failed> {
+    for w in wanted {
+        if !text.contains(w) {
+            return Err(format!("{what}: `{w}` is not in\n{text}").into());
+        }
+    }
+    Ok(())
+}
+
+fn killed_attendant(h: &Host) -> Result<(), Failed> {
+    let file = h.home.join("run/codchi/machines/conf/supervisor.json");
+    let told: serde_json::Value = serde_json::from_str(&codchi_fs::read_to_string(file)?)?;
+    let pid = told["pid"]
+        .as_i64()
+        .and_then(|p| i32::try_from(p).ok())
+        .ok_or("no attendant")?;
+    let pid = rustix::process::Pid::from_raw(pid).ok_or("no attendant")?;
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    let leader = h.sh("conf", "cat /proc/sys/kernel/random/boot_id")?;
+    if h.status("conf")?["state"] != "running" {
+        return Err("the machine went down with its attendant".into());
+    }
+    // Network and store are there again, in the same life of the machine.
+    h.sh(
+        "conf",
+        "nix-store -q --references /run/current-system >/dev/null && getent hosts localhost",
+    )?;
+    if h.sh("conf", "cat /proc/sys/kernel/random/boot_id")? != leader {
+        return Err("the machine was started anew".into());
+    }
+    h.codchi(&["restart", "conf"])?.ok()?;
+    Ok(())
+}
+
+fn started_by_hand(h: &Host) -> Result<(), Failed> {
+    h.codchi(&["stop", "conf"])?.ok()?;
+    h.engine()?.command(&["start", "conf"])?;
+    if h.status("conf")?["state"] != "running" {
+        return Err("a machine that runs is not said to".into());
+    }
+    let done = h
+        .codchi(&[
+            "exec",
+            "conf",
+            "--",
+            "nix-store",
+            "-q",
+            "--references",
+            "/run/current-system",
+        ])?
+        .ok()?;
+    wants("warning", &done.err, &["connected again"])?;
+    h.codchi(&["restart", "conf"])?.ok()?;
+    Ok(())
+}
+
+fn daemon_stopped(h: &Host) -> Result<(), Failed> {
+    h.engine()?.pause(|engine| {
+        // Not through `h`, which asks the engine where it is.
+        let codchi = |args: &[&str]| {
+            let mut c = h.plain_command(args);
+            let (name, value) = engine.environment();
+            c.env(name, value);
+            crate::host::run(&mut c, b"")
+        };
+        let kind = engine.kind();
+        let start = format!("systemctl start {}", kind.name);
+        let done = codchi(&["exec", "conf", "--", "echo", "still here"])?.ok()?;
+        wants("exec", &done.text(), &["still here"])?;
+        wants(
+            "status",
+            &codchi(&["status"])?.ok()?.text(),
+            &["conf", "running"],
+        )?;
+        let done = codchi(&["init", "late"])?.exits(3)?;
+        wants("init", &done.err, &["does not run", &start])?;
+        let done = codchi(&["doctor"])?;
+        wants("doctor", &done.text(), &["does not run", &start])
+    })
+}
+
+fn renamed(h: &Host) -> Result<(), Failed> {
+    h.codchi(&["stop", "conf"])?.ok()?;
+    h.engine()?.command(&["rename", "conf", "elsewhere"])?;
+    let done = h.codchi(&["start", "conf"])?.exits(3)?;
+    wants(
+        "start",
+        &done.err,
+        &["elsewhere", "incus rename elsewhere conf"],
+    )?;
+    if h.status("conf")?["state"] != "failed" {
+        return Err("the state is not `failed`".into());
+    }
+    h.engine()?.command(&["rename", "elsewhere", "conf"])?;
+    h.codchi(&["start", "conf"])?.ok()?;
+    Ok(())
+}
+
+fn foreign(h: &Host) -> Result<(), Failed> {
+    h.engine()?
+        .command(&["create", "--empty", "theirs", "-s", "default"])?;
+    let done = h.codchi(&["init", "theirs"])?.exits(3)?;
+    wants("init", &done.err, &["theirs", "left alone"])?;
+    wants(
+        "list",
+        &h.engine()?
+            .command(&["list", "--format", "csv", "-c", "n"])?,
+        &["theirs"],
+    )?;
+    h.codchi(&["status", "theirs"])?.exits(5)?;
+    h.engine()?.command(&["delete", "theirs"])?;
+    Ok(())
+}
+
+fn no_pool(h: &Host) -> Result<(), Failed> {
+    // A second engine, with nothing in it at all.
+    let second = h.engine()?.another(Engine::place(&h.home, "empty"))?;
+    second.command(&["storage", "delete", "default"])?;
+    let mut c = h.plain_command(&["init", "nowhere"]);
+    let (name, value) = second.environment();
+    let done = crate::host::run(c.env(name, value), b"")?.exits(3)?;
+    wants(
+        "init",
+        &done.err,
+        &["storage pool", "storage create default dir"],
+    )?;
+    Ok(())
+}
+
+fn configured(h: &Host) -> Result<(), Failed> {
+    h.engine()?
+        .command(&["config", "set", "conf", "user.note=mine"])?;
+    h.codchi(&["restart", "conf"])?.ok()?;
+    let note = h
+        .engine()?
+        .command(&["config", "get", "conf", "user.note"])?;
+    if note != "mine" {
+        return Err(format!("the person's own key became `{note}`").into());
+    }
+    Ok(())
+}
+
+fn deleted(h: &Host) -> Result<(), Failed> {
+    h.codchi(&["init", "doomed"])?.ok()?;
+    h.engine()?.command(&["delete", "--force", "doomed"])?;
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while h.status("doomed")?["state"] != "failed" {
+        if std::time::Instant::now() > end {
+            return Err("a machine without an instance is not said to have failed".into());
+        }
+    }
+    let done = h.codchi(&["start", "doomed"])?.exits(3)?;
+    wants(
+        "start",
+        &done.err,
+        &["gone from Incus", "codchi delete doomed"],
+    )?;
+    h.codchi(&["delete", "--yes", "doomed"])?.ok()?;
+    Ok(())
+}
+
+/// There and back: files of every kind, owners, attributes, what runs, and nothing left behind.
+fn moves(h: &Host) -> Result<(), Failed> {
+    // Under a name of its own: on the native driver it must not meet a machine of another suite.
+    let name = format!("moves-{}", h.driver);
+    h.codchi(&["duplicate", "conf", &name, "--start"])?.ok()?;
+    let before = crate::copies::make(h, &name)?;
+    // What only another instance could have is named first.
+    h.engine()?
+        .command(&["config", "set", &name, "user.note=mine"])?;
+    let done = h.codchi(&["move", &name, "--driver", "native"])?.exits(4)?;
+    wants("move", &done.err, &["`user.note`", "--leave-extras"])?;
+    h.engine()?
+        .command(&["config", "unset", &name, "user.note"])?;
+    let done = h
+        .codchi(&["--dry-run", "move", &name, "--driver", "native"])?
+        .ok()?;
+    wants("plan", &done.text(), &["move the files from"])?;
+    let socket = |text: &str| {
+        let lines = text
+            .lines()
+            .filter(|l| !l.contains("copies/socket|") && !l.starts_with("var/lib/copies|"));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    for driver in ["native", h.driver] {
+        h.codchi(&["move", &name, "--driver", driver])?.ok()?;
+        let status = h.status(&name)?;
+        if status["driver"] != driver || status["state"] != "running" {
+            return Err(format!("it is not running on {driver}: {status}").into());
+        }
+        if status["config"] == "modified" {
+            return Err("a move is no change of the machine".into());
+        }
+        let after = crate::copies::look(h, &name)?;
+        if socket(&after) != socket(&before) {
+            return Err(format!("on {driver} the files are\n{after}\nand were\n{before}").into());
+        }
+        let there = h
+            .engine()?
+            .command(&["list", "--format", "csv", "-c", "n"])?;
+        if there.lines().any(|l| l == name) != (driver == h.driver) {
+            return Err(format!("on {driver} the engine has: {there}").into());
+        }
+    }
+    h.codchi(&["delete", "--yes", &name])?.ok()?;
+    Ok(())
+}

@@ -1,0 +1,3 @@
+//! Feeds `codchi_fuzz::flake_lock`.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| codchi_fuzz::flake_lock(data));

@@ -1,0 +1,16 @@
+# needs: packages
+# What the Incus driver renders, which codchi-drivers reads in its own tests.
+{ machines, ... }:
+(machines [
+  {
+    codchi = {
+      resources = {
+        memory = "2G";
+        cpus = 1.5;
+        tasks = 4096;
+      };
+      kvm.enable = true;
+      driver.settings.incus.config."limits.cpu.priority" = "5";
+    };
+  }
+]).incus.config.codchi.build.manifest.engine
