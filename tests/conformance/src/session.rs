@@ -222,6 +222,12 @@ fn agent(h: &Host) -> Result<(), Failed> {
         Ok(on_host(h, "SSH_AUTH_SOCK=~/agent-1 ssh-add key-one")?.status == 0)
     })?;
     let vars: [(&str, &Path); 1] = [("SSH_AUTH_SOCK", &first)];
+    // The first that calls with an agent has it at once.
+    same(
+        "the agent of the first call",
+        with(h, &vars, &["exec", "ses", "--", "sh", "-c", "echo $SSH_AUTH_SOCK; ssh-add -l | wc -l"])?.text(),
+        "/run/codchi/host/ssh-agent\n1".into(),
+    )?;
     // A program that holds on to the path.
     with(
         h,
@@ -299,22 +305,27 @@ fn git(h: &Host) -> Result<(), Failed> {
 }
 
 fn x11(h: &Host) -> Result<(), Failed> {
+    // Of this kind's own: another runs beside it.
+    let screen = match h.kind {
+        Kind::Root => ":77",
+        Kind::Rootless => ":78",
+    };
     let cookies = h.home.join("cookies");
     on_host(
         h,
-        "touch ~/cookies && xauth -q -f ~/cookies add :77 . 0123456789abcdef0123456789abcdef",
+        &format!("touch ~/cookies && xauth -q -f ~/cookies add {screen} . 0123456789abcdef0123456789abcdef"),
     )?
     .ok()?;
     let _peer = Peer::start(
         h,
-        "exec Xvfb :77 -auth ~/cookies -screen 0 320x200x24 -nolisten tcp",
+        &format!("exec Xvfb {screen} -auth ~/cookies -screen 0 320x200x24 -nolisten tcp"),
     )?;
     eventually("the X server answers", || {
-        Ok(on_host(h, "XAUTHORITY=~/cookies DISPLAY=:77 xdpyinfo")?.status == 0)
+        Ok(on_host(h, &format!("XAUTHORITY=~/cookies DISPLAY={screen} xdpyinfo"))?.status == 0)
     })?;
-    let stranger = on_host(h, "XAUTHORITY=/dev/null DISPLAY=:77 xdpyinfo")?;
+    let stranger = on_host(h, &format!("XAUTHORITY=/dev/null DISPLAY={screen} xdpyinfo"))?;
     require!(stranger.status != 0, "the X server lets everyone in");
-    let vars: [(&str, &Path); 2] = [("DISPLAY", Path::new(":77")), ("XAUTHORITY", &cookies)];
+    let vars: [(&str, &Path); 2] = [("DISPLAY", Path::new(screen)), ("XAUTHORITY", &cookies)];
     with(
         h,
         &vars,
@@ -339,7 +350,7 @@ fn x11(h: &Host) -> Result<(), Failed> {
     )?;
     eventually("its window is there", || {
         Ok(
-            on_host(h, "XAUTHORITY=~/cookies DISPLAY=:77 xwininfo -root -tree")?
+            on_host(h, &format!("XAUTHORITY=~/cookies DISPLAY={screen} xwininfo -root -tree"))?
                 .text()
                 .contains("from-the-machine"),
         )
@@ -353,7 +364,7 @@ fn session(h: &Host, folder: &Path) -> Result<String, Failed> {
     let user = std::env::var("CODCHI_TEST_USER").unwrap_or_else(|_| "codchi-test".into());
     let start = format!(
         "export HOME={0} XDG_RUNTIME_DIR={0} WLR_BACKENDS=headless WLR_LIBINPUT_NO_DEVICES=1 WLR_RENDERER=pixman; \
-         exec dbus-run-session -- sh -c 'sway -c /dev/null & pipewire & wireplumber & sleep 1; pipewire-pulse & wait'",
+         cd {0}; exec dbus-run-session -- sh -c 'sway -c /dev/null & pipewire & wireplumber & until [ -S pipewire-0 ]; do sleep 0.05; done; pipewire-pulse & wait'",
         folder.display()
     );
     Ok(match h.kind {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use codchi_core::session::{Channel, Display, Session};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -32,6 +32,10 @@ use crate::x11;
 
 /// The file with the session, in a machine's runtime directory.
 const FILE: &str = "session.json";
+/// The folder with the sockets, there too.
+const FOLDER: &str = "host";
+/// How long to wait until those for a new session are open.
+const OPENING: Duration = Duration::from_secs(2);
 /// Connections at once; a machine can open many.
 const MOST: usize = 256;
 /// Bytes under way in one direction.
@@ -39,7 +43,8 @@ const CHUNK: usize = 64 << 10;
 /// How long a question to git may take to be asked.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Remembers where the caller's session is, for the machine with this runtime directory.
+/// Remembers where the caller's session is, for the machine with this runtime directory, and waits until the sockets that lead
+/// there are open: what the caller runs looks for them when it begins.
 pub fn follow(dir: &Path, session: Session) -> Result<()> {
     let path = dir.join(FILE);
     let before = read(dir);
@@ -47,6 +52,31 @@ pub fn follow(dir: &Path, session: Session) -> Result<()> {
     if before.as_ref() != Some(&now) && dir.exists() {
         let text = serde_json::to_vec(&now).map_err(io::Error::other).doing("write the session")?;
         crate::start::write_quick(&path, &text)?;
+    }
+    opened(dir, &now)
+}
+
+/// Waits for the sockets that are to be open. One that does not come is missed by what looks for it, and by nothing else.
+fn opened(dir: &Path, session: &Session) -> Result<()> {
+    let folder = dir.join(FOLDER);
+    // That one depends on no session: it is open since the machine's start.
+    let missing =
+        |c: &Channel| *c != Channel::GitCredentials && has(session, *c) && !folder.join(c.file()).exists();
+    if !folder.exists() || !Channel::ALL.iter().any(missing) {
+        return Ok(());
+    }
+    let channels = Launch::read(dir)?.channels;
+    let until = Instant::now() + OPENING;
+    let watch =
+        rustix::fs::inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).doing("watch a directory")?;
+    rustix::fs::inotify::add_watch(&watch, &folder, WatchFlags::MOVED_TO).doing("watch a directory")?;
+    while channels.iter().any(missing) {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        crate::start::wait(&mut [PollFd::new(&watch, PollFlags::IN)], until)?;
+        while rustix::io::read(&watch, &mut [0u8; 4096]).is_ok_and(|n| n > 0) {}
     }
     Ok(())
 }
@@ -132,7 +162,7 @@ impl Relay {
 
     /// A socket that the machine's user may use, and its root.
     fn listen(&self, channel: Channel) -> Result<Open> {
-        let path = self.dir.join("host").join(channel.file());
+        let path = self.dir.join(FOLDER).join(channel.file());
         let doing = || format!("listen at `{}`", path.display());
         // By another name until it is the user's: nobody sees it half made.
         let new = path.with_extension("new");
