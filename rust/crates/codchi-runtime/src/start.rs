@@ -65,6 +65,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const RELOAD_PATIENCE: Duration = Duration::from_secs(30);
 const STEP: Duration = Duration::from_millis(10);
 
+/// How often a supervisor that somebody else started is looked at: it tells in its file only.
+const JOIN_STEP: Duration = Duration::from_millis(20);
+
 /// Replaces a file of the runtime directory, which is memory: no power cut to guard against.
 pub(crate) fn write_quick(path: &Path, data: &[u8]) -> codchi_fs::Result<()> {
     let mut new = path.as_os_str().to_os_string();
@@ -171,16 +174,24 @@ fn launch_and_wait(
     let slow =
         || Error::Timeout { name: launch.name.clone(), what: "become ready", seconds: PATIENCE.as_secs() };
     let mut spawned = spawn(dir, &launch.name, program)?;
-    let mut stream = {
+    let mut stream = loop {
         let mut fds = vec![PollFd::new(listener, PollFlags::IN)];
         fds.extend(spawned.process.as_ref().map(|p| PollFd::new(p, PollFlags::IN)));
-        if wait(&mut fds, until)? == 0 {
+        // It calls before it says in its file that it is there.
+        let already = state::living(dir)?.is_some();
+        if wait(&mut fds, if already { Instant::now() } else { until.min(Instant::now() + JOIN_STEP) })? > 0 {
+            if fds[0].revents().is_empty() {
+                return Err(failed(spawned.ended(dir)));
+            }
+            break listener.accept().doing("hear from the supervisor")?.0;
+        }
+        // The service manager had started it by itself, a moment ago: nobody listened yet, and it will not call.
+        if already {
+            return if join(dir)? { Ok(()) } else { Err(failed(spawned.ended(dir))) };
+        }
+        if Instant::now() > until {
             return Err(slow());
         }
-        if fds[0].revents().is_empty() {
-            return Err(failed(spawned.ended(dir)));
-        }
-        listener.accept().doing("hear from the supervisor")?.0
     };
     secrets.send(&mut stream).map_err(|e| failed(e.to_string()))?;
     let mut lines = BufReader::new(stream);
@@ -212,7 +223,8 @@ fn launch_and_wait(
     }
 }
 
-fn wait(fds: &mut [PollFd<'_>], until: Instant) -> Result<usize> {
+/// Waits for one of them, at most until then.
+pub(crate) fn wait(fds: &mut [PollFd<'_>], until: Instant) -> Result<usize> {
     loop {
         let left = until.saturating_duration_since(Instant::now());
         let t = rustix::time::Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos() as _ };
@@ -312,9 +324,7 @@ pub fn join(dir: &Path) -> Result<bool> {
                 return Err(Error::Timeout { name, what, seconds: PATIENCE.as_secs() });
             }
             // It tells in its file, and ends; only the end wakes us.
-            Some(_) => {
-                wait(&mut [PollFd::new(&process, PollFlags::IN)], Instant::now() + Duration::from_millis(20))?
-            }
+            Some(_) => wait(&mut [PollFd::new(&process, PollFlags::IN)], Instant::now() + JOIN_STEP)?,
         };
     }
 }
