@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -1047,7 +1048,6 @@ fn ports(h: &Host) -> Result<(), Failed> {
 }
 
 fn mounts(h: &Host) -> Result<(), Failed> {
-    use std::os::unix::fs::MetadataExt;
     let share = h.home.join("share folder");
     let on_host = |script: &str| -> Result<String, Failed> {
         Ok(
@@ -2360,6 +2360,19 @@ fn init_command(h: &Host) -> Result<(), Failed> {
 }
 
 fn delete(h: &Host) -> Result<(), Failed> {
+    let root = std::fs::metadata(h.home.join(".local/share/codchi/machines/conf/root"))?;
+    // There are more of this name, of suites that run beside this one.
+    let name = format!("codchi-conf-{:x}-{:x}", root.dev(), root.ino());
+    let control_groups = || {
+        let mut find = std::process::Command::new("find");
+        find.args(["/sys/fs/cgroup", "-ignore_readdir_race", "-type", "d"]);
+        Ok::<_, Failed>(run(find.args(["-name", &name]), b"")?.text())
+    };
+    // An engine's are its own.
+    if !h.has_engine() {
+        h.codchi(&["exec", "conf", "--", "true"])?.ok()?;
+        require!(!control_groups()?.is_empty(), "no control group `{name}` while it runs");
+    }
     h.codchi(&["delete", "--yes", "conf"])?.ok()?;
     h.codchi(&["status", "conf"])?.exits(5)?;
     let left = tree(h)?;
@@ -2374,27 +2387,7 @@ fn delete(h: &Host) -> Result<(), Failed> {
     let mounts = codchi_fs::read_to_string("/proc/self/mountinfo")?;
     let home = h.home.to_string_lossy().into_owned();
     require!(!mounts.contains(&home), "mounts are left under {home}");
-    // An engine's are its own; those of this name are of a suite that runs beside this one.
-    let roots: &[&str] = match h.has_engine() {
-        true => &[],
-        false => &["/sys/fs/cgroup", "/sys/fs/cgroup/unified"],
-    };
-    for root in roots {
-        let found = run(
-            std::process::Command::new("find")
-                .arg(root)
-                .args(["-type", "d", "-name", "*codchi-conf*"])
-                // Machines of another person's run beside this one.
-                .args(if h.kind == Kind::Root {
-                    &["-not", "-path", "*/codchi-tests/*"][..]
-                } else {
-                    &[]
-                }),
-            b"",
-        )?
-        .text();
-        same("control groups", found, String::new())?;
-    }
+    same("control groups", control_groups()?, String::new())?;
     if h.has_engine() {
         same(
             "instances",

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -168,7 +168,9 @@ pub(crate) fn missing() -> Error {
 
 impl Tree {
     /// Makes the subtree for a machine and moves this process into its supervisor's part. Call it in the outer namespace.
-    pub fn prepare(name: &str, privileged: bool) -> Result<Tree> {
+    ///
+    /// It is named by the machine and by which folder `root` is: with another home a person may have another machine of the name.
+    pub fn prepare(name: &str, root: &Path, privileged: bool) -> Result<Tree> {
         let from = if privileged {
             let at = Path::new(OWN_DIR).join("cgroup");
             codchi_fs::create_dir_all(&at)?;
@@ -181,7 +183,9 @@ impl Tree {
         };
         let unit = from.file_name().is_some_and(|n| n.to_string_lossy().starts_with("codchi-machine@"))
             && std::env::var_os("INVOCATION_ID").is_some();
-        let dir = if unit { from.clone() } else { from.join(format!("codchi-{name}")) };
+        let root = std::fs::metadata(root).at("examine", root)?;
+        let own = format!("codchi-{name}-{:x}-{:x}", root.dev(), root.ino());
+        let dir = if unit { from.clone() } else { from.join(own) };
         if !unit && dir.exists() {
             // What a killed supervisor left.
             kill_all(&dir);

@@ -259,7 +259,7 @@ impl Supervision {
         if outer.privileged {
             mounts::open_devices(&launch.devices);
         }
-        let tree = Tree::prepare(&launch.name, outer.privileged)?;
+        let tree = Tree::prepare(&launch.name, &launch.root, outer.privileged)?;
         let notify = lay_out(dir, owner)?;
         let console = Console::open(&launch.console_log)?;
         let told = Supervisor {
