@@ -94,43 +94,6 @@ pub fn left_out(kind: &str, case: &str) -> Option<Unable> {
     why.map(|(_, _, why)| *why)
 }
 
-/// How the names of cases begin that show the same on every release of the base.
-const ANY_RELEASE: [&str; 24] = [
-    "session_",
-    "consent_",
-    "secrets_",
-    "a_secret_",
-    "a_changed_secret_",
-    "a_rebuild_brings_and_takes_secrets",
-    "a_machine_without_its_secrets_",
-    "the_keyring_",
-    "a_duplicate_",
-    "a_renamed_machine_",
-    "an_export_",
-    "exec_keeps_",
-    "exec_relays_",
-    "exec_many_",
-    "exec_forwards_",
-    "a_lost_client_",
-    "a_full_disk_",
-    "several_machines_",
-    "old_generations_",
-    "a_declared_machine_",
-    "a_broken_module_",
-    "dry_run_",
-    "bad_input_",
-    "a_held_lock_",
-];
-
-/// Whether a run passes over a case, since it shows the same on every release and runs on the first of them anyway. With
-/// `CODCHI_TEST_WHOLE` in the environment nothing is passed over.
-pub fn passed_over(which: &str, case: &str) -> bool {
-    let whole = which.ends_with("-bookworm")
-        || std::env::var_os("CODCHI_TEST_WHOLE").is_some()
-        || std::env::var("CODCHI_SUITE").is_ok_and(|suite| suite != "conformance");
-    !whole && ANY_RELEASE.iter().any(|start| case.starts_with(start))
-}
-
 const HEAD: &str = "# What each driver does\n\nGenerated from the conformance suite: a row is a case that runs against the real \
                     engine, and *works* that the suite fails when it does not pass.\n";
 
