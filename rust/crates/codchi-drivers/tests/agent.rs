@@ -29,8 +29,8 @@ fn target() -> PathBuf {
 /// The agent of this workspace, and the client; cargo says nothing when they are built already.
 fn agent_program() -> PathBuf {
     let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "-p", "codchi-agent", "--bin", "codchi-agent"]);
-    build.args(["-p", "codchi-drivers", "--example", "agent", "--manifest-path"]);
+    // As everything is built for the tests: by themselves they would be built with other features, and all they need, too.
+    build.args(["build", "--quiet", "--workspace", "--all-targets", "--manifest-path"]);
     build.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
     if target().ends_with("release") {
         build.arg("--release");
@@ -564,7 +564,8 @@ fn keys_pass_through_a_terminal() {
     let mut t = Terminal::start(&m, &["bash", "--norc", "-i"]);
     t.until("$ ");
     t.type_in(b"PS1=prompt:; stty -echo\r");
-    t.until("\nprompt:");
+    t.until("\r\n");
+    t.until("prompt:");
     t.type_in(b"sleep 600\r");
     in_front();
     t.type_in(b"\x1a");
