@@ -562,7 +562,8 @@ fn leaks(h: &Host) -> Result<(), Failed> {
     )?;
     let found = run(
         std::process::Command::new("grep")
-            .args(["-rlaF", "-e", value, "--"])
+            // By NUL: what has no line ends, as holes have none, would be held in memory whole.
+            .args(["-rlazF", "-e", value, "--"])
             .arg(&h.home),
         b"",
     )?;
