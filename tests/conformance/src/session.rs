@@ -103,9 +103,9 @@ fn delivered(h: &Host) -> Result<(), Failed> {
         h,
         "mkdir -p ~/ca ~/.config/codchi && cd ~/ca &&
          openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 3 -subj '/CN=Private CA' \
-           -addext basicConstraints=critical,CA:TRUE &&
+           -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign &&
          openssl req -newkey rsa:2048 -nodes -keyout key.pem -out csr.pem -subj /CN=localhost &&
-         printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\\nbasicConstraints=CA:FALSE\\n' > ext &&
+         printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\\nbasicConstraints=CA:FALSE\\nauthorityKeyIdentifier=keyid,issuer\\n' > ext &&
          openssl x509 -req -in csr.pem -CA ca.pem -CAkey ca.key -CAcreateserial -out cert.pem -days 2 -extfile ext &&
          printf 'version = 1\\n[certificates]\\nextra = [\"%s/ca/ca.pem\"]\\n' ~ > ~/.config/codchi/config.toml",
     )?
