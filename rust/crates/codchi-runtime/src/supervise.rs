@@ -32,7 +32,7 @@ use crate::{closure, folders, ids, notify, ports, resolver, state};
 /// Largest size of the console log, of which one older part is kept.
 const LOG_SIZE: u64 = 1 << 20;
 /// How long a machine that is not ready yet is given to hear that it shall stop.
-const STARTING_PATIENCE: Duration = Duration::from_secs(15);
+pub(crate) const STARTING_PATIENCE: Duration = Duration::from_secs(15);
 /// Lines of the console that go with the message of a failed start.
 const TAIL: usize = 20;
 
