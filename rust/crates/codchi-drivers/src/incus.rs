@@ -31,8 +31,8 @@ use serde_json::{Value, json};
 use crate::agent::{self, AgentError};
 use crate::container::{self, agent_dir, failed, given, prepare, request, revision, switch, wait_for_agent};
 use crate::{
-    Begun, Delivered, Driver, DriverError, Exec, Export, Flavour, Given, Host, Info, Machine, Result,
-    Running, Switched,
+    Begun, Delivered, Driver, DriverError, Exec, Export, Given, Host, Info, Machine, Result, Running,
+    Switched,
 };
 
 use api::{Api, ApiError};
@@ -40,19 +40,20 @@ use dialect::Dialect;
 
 /// The driver, of one engine.
 pub struct Incus {
-    info: Info,
     dialect: &'static Dialect,
 }
 
 /// Machines on Incus.
-pub static INCUS: Incus = Incus::of(&dialect::INCUS);
+pub static INCUS: Incus = Incus { dialect: &dialect::INCUS };
 
 /// How long a machine may take to go down before it is killed, beyond what its attendant allows.
 const PATIENCE: Duration = Duration::from_secs(100);
+/// How long an attendant may take to see that its machine was stopped.
+const FAREWELL: Duration = Duration::from_secs(20);
 
 impl Driver for Incus {
     fn info(&self) -> &'static Info {
-        &INCUS.info
+        &self.dialect.info
     }
 
     fn probe(&self, host: &Host) -> Vec<Finding> {
@@ -385,10 +386,6 @@ impl Driver for Incus {
 }
 
 impl Incus {
-    const fn of(dialect: &'static Dialect) -> Incus {
-        Incus { info: Info { name: dialect.name, kind: Flavour::Container, runs: true }, dialect }
-    }
-
     fn api(&self) -> Api {
         Api::at(self.dialect, &self.dialect.socket())
     }
