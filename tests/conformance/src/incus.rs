@@ -91,7 +91,7 @@ fn started_by_hand(h: &Host) -> Result<(), Failed> {
         "--",
         systemctl,
         "is-active",
-        "multi-user.target",
+        "sysinit.target",
     ];
     let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while h.engine()?.command(&up).is_err() {
