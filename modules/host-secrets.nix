@@ -3,6 +3,10 @@
 let
   cfg = config.codchi;
   driver = (import ../lib/drivers.nix).${cfg.driver.name};
+  gives =
+    name:
+    cfg.hostSecrets.${name}.enable
+    && lib.elem secrets.${name}.capability (driver.supports.capabilities or [ ]);
   # Stronger than the defaults of a base's own modules and what they set, weaker than a person's mkForce.
   ours = lib.mkOverride 60;
   bundle = "/run/codchi/secrets/codchi-certificates";
@@ -50,7 +54,7 @@ in
         ) secrets
       );
     })
-    (lib.mkIf (cfg.enable && driver.kind == "container" && cfg.hostSecrets.certificates.enable) {
+    (lib.mkIf (cfg.enable && gives "certificates") {
       # Where programs look by themselves, and the variables of those that look elsewhere.
       environment.etc =
         lib.genAttrs
@@ -77,7 +81,7 @@ in
           JAVAX_NET_SSL_TRUSTSTORE = lib.mkDefault java;
         };
     })
-    (lib.mkIf (cfg.enable && driver.kind == "container" && cfg.hostSecrets.gitCredentials.enable) {
+    (lib.mkIf (cfg.enable && gives "gitCredentials") {
       programs.git = {
         enable = lib.mkDefault true;
         config.credential.helper = "/run/codchi/bin/codchi-agent --git-credential";

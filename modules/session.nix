@@ -4,7 +4,7 @@ let
   cfg = config.codchi;
   driver = (import ../lib/drivers.nix).${cfg.driver.name};
   asked = cfg.requiredCapabilities ++ cfg.optionalCapabilities;
-  has = name: lib.elem name asked;
+  has = name: lib.elem name asked && lib.elem name (driver.supports.capabilities or [ ]);
   # By capability: socket, variable and its value. Commands of the host get them from the agent
   # (rust/crates/codchi-core/src/session.rs).
   variables =
@@ -45,7 +45,7 @@ in
     ./enable.nix
   ];
 
-  config = lib.mkIf (cfg.enable && driver.kind == "container") {
+  config = lib.mkIf cfg.enable {
     # For log-ins by other ways than the host's. Not in what is kept of a log-in: the sockets come and go.
     environment.extraInit = lib.mkIf (variables != [ ]) ''
       if [ -z "''${__CODCHI_WITHOUT_SECRETS-}" ]; then

@@ -16,7 +16,6 @@
     ];
     capabilities = [
       "certificates"
-      "kvm"
       "netrc"
     ];
   };

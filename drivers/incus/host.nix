@@ -73,14 +73,5 @@ in
     host = readOnly "@host@" "${handedOver}/host";
     notify = readOnly "@notify@" "${handedOver}/notify";
     endpoint = readOnly "@endpoint@" "/nix/var/nix/daemon-socket";
-  }
-  // lib.optionalAttrs cfg.kvm.enable {
-    kvm = {
-      type = "unix-char";
-      source = "/dev/kvm";
-      path = "/dev/kvm";
-      mode = "0666";
-      required = "false";
-    };
   };
 }

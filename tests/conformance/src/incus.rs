@@ -14,6 +14,10 @@ pub const ALL: &[Case] = &[
         started_by_hand,
     ),
     (
+        "incus_a_machine_that_a_killed_export_left_still_goes_on",
+        left_still,
+    ),
+    (
         "incus_a_stopped_daemon_is_named_and_machines_go_on",
         daemon_stopped,
     ),
@@ -77,7 +81,43 @@ fn started_by_hand(h: &Host) -> Result<(), Failed> {
         ])?
         .ok()?;
     wants("warning", &done.err, &["connected again"])?;
-    h.codchi(&["restart", "conf"])?.ok()?;
+    h.codchi(&["stop", "conf"])?.ok()?;
+    // One that nobody looks after is asked to go down as any other is.
+    h.engine()?.command(&["start", "conf"])?;
+    let systemctl = "/run/current-system/sw/bin/systemctl";
+    let up = [
+        "exec",
+        "conf",
+        "--",
+        systemctl,
+        "is-active",
+        "sysinit.target",
+    ];
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while h.engine()?.command(&up).is_err() {
+        if std::time::Instant::now() > end {
+            return Err("a machine started by hand does not come up".into());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    let done = h.codchi(&["stop", "conf"])?.ok()?;
+    if done.err.contains("killed") {
+        return Err(format!("it was not asked: {}", done.err).into());
+    }
+    h.codchi(&["start", "conf"])?.ok()?;
+    Ok(())
+}
+
+/// As an export leaves it that is killed meanwhile.
+fn left_still(h: &Host) -> Result<(), Failed> {
+    let note = h.home.join("run/codchi/machines/conf/still");
+    codchi_fs::write(&note, "process 0")?;
+    h.engine()?.command(&["pause", "conf"])?;
+    let said = h.sh("conf", "echo goes on")?;
+    wants("exec", &said, &["goes on"])?;
+    if note.exists() {
+        return Err("it is still said to be still".into());
+    }
     Ok(())
 }
 
@@ -164,6 +204,19 @@ fn configured(h: &Host) -> Result<(), Failed> {
     if note != "mine" {
         return Err(format!("the person's own key became `{note}`").into());
     }
+    // A device stays, too, when the files of a machine that is off are read.
+    h.engine()?
+        .command(&["config", "device", "add", "conf", "theirs", "none"])?;
+    h.codchi(&["stop", "conf"])?.ok()?;
+    let file = h.home.join("configured.tar");
+    h.codchi(&["tar", "conf", &file.to_string_lossy(), "--yes"])?
+        .ok()?;
+    codchi_fs::remove_file(&file)?;
+    h.codchi(&["start", "conf"])?.ok()?;
+    let devices = h.engine()?.command(&["config", "device", "list", "conf"])?;
+    wants("devices", &devices, &["theirs"])?;
+    h.engine()?
+        .command(&["config", "device", "remove", "conf", "theirs"])?;
     Ok(())
 }
 

@@ -9,6 +9,7 @@
         cpus = 1.5;
         tasks = 4096;
       };
+      # No device comes of it: nobody was asked.
       kvm.enable = true;
       driver.settings.incus.config."limits.cpu.priority" = "5";
     };

@@ -16,6 +16,7 @@ use codchi_core::report::{Diagnose, Kind};
 use codchi_core::status::State;
 use codchi_runtime::manager::Manager;
 use codchi_runtime::services::Service;
+use codchi_runtime::spec::Launch;
 use codchi_runtime::{probe, state, supervise};
 use codchi_secrets::Bundle;
 
@@ -169,9 +170,13 @@ pub(crate) fn running(status: state::Status) -> Running {
         },
         attended: true,
         leader: status.leader.and_then(|l| u32::try_from(l).ok()),
-        toplevel: None,
         reason: Some(status.text).filter(|t| !t.is_empty()),
     }
+}
+
+/// What the supervisor of a machine was told last: the system that runs, and that a reboot starts.
+pub(crate) fn launched(host: &Host, machine: &MachineName) -> Option<Launch> {
+    Launch::read(&host.dirs.machine_runtime(machine)).ok()
 }
 
 /// What a machine that is off does, which may be that it failed.

@@ -31,8 +31,8 @@ use serde_json::{Value, json};
 use crate::agent::{self, AgentError};
 use crate::container::{self, agent_dir, failed, given, prepare, request, revision, switch, wait_for_agent};
 use crate::{
-    Begun, Delivered, Driver, DriverError, Exec, Export, Flavour, Given, Host, Info, Machine, Result,
-    Running, Switched,
+    Begun, Delivered, Driver, DriverError, Exec, Export, Given, Host, Info, Machine, Result, Running,
+    Switched,
 };
 
 use api::{Api, ApiError};
@@ -40,19 +40,20 @@ use dialect::Dialect;
 
 /// The driver, of one engine.
 pub struct Incus {
-    info: Info,
     dialect: &'static Dialect,
 }
 
 /// Machines on Incus.
-pub static INCUS: Incus = Incus::of(&dialect::INCUS);
+pub static INCUS: Incus = Incus { dialect: &dialect::INCUS };
 
 /// How long a machine may take to go down before it is killed, beyond what its attendant allows.
 const PATIENCE: Duration = Duration::from_secs(100);
+/// How long an attendant may take to see that its machine was stopped.
+const FAREWELL: Duration = Duration::from_secs(20);
 
 impl Driver for Incus {
     fn info(&self) -> &'static Info {
-        &INCUS.info
+        &self.dialect.info
     }
 
     fn probe(&self, host: &Host) -> Vec<Finding> {
@@ -135,14 +136,14 @@ impl Driver for Incus {
 
     fn start(&self, host: &Host, machine: &Machine) -> Result<()> {
         let dir = host.dirs.machine_runtime(machine.name);
+        files::thaw(|| self.api(), host, machine.name)?;
         // One that starts with the computer, or goes down, is not disturbed.
         if start::join(&dir)? {
             return Ok(());
         }
         // Found out here, where it can be said better than by the attendant.
         let api = self.connect()?;
-        let instance = self.own(&api, host.dirs, machine.name)?;
-        files::end_hold(&api, &instance, machine.name)?;
+        let instance = files::end_hold(&api, self.own(&api, host.dirs, machine.name)?, machine.name)?;
         if runs(&instance) {
             host.progress.report(Told::Warning(
                 "nobody looked after the machine: its network and store are connected again",
@@ -161,28 +162,32 @@ impl Driver for Incus {
 
     fn stop(&self, host: &Host, machine: &MachineName) -> Result<()> {
         let dir = host.dirs.machine_runtime(machine);
+        files::thaw(|| self.api(), host, machine)?;
         if state::status(&dir)?.supervisor.is_some() {
-            let stopped = start::stop(&dir, false, PATIENCE);
-            if stopped.is_ok() || state::status(&dir)?.supervisor.is_none() {
+            // It kills a machine that does not go down, and takes its state with it when that is off.
+            let _ = start::stop(&dir, false, PATIENCE);
+            let left = state::status(&dir)?;
+            if left.supervisor.is_some() {
+                host.progress.report(Told::Warning(
+                    "what looks after the machine does not answer; the engine is asked instead",
+                ));
+            } else if left.state == state::State::Stopped {
                 return Ok(());
             }
-            host.progress.report(Told::Warning("the machine does not go down by itself; it is killed"));
-            return start::stop(&dir, true, std::time::Duration::from_secs(20))
-                .map_err(|e| DriverError::Stop { machine: machine.clone(), reason: e.to_string() });
         }
-        codchi_fs::remove_if_exists(dir.join("supervisor.json"))?;
-        // Started by hand, or its attendant was killed.
-        let api = self.connect()?;
-        match find(&api, machine)? {
-            Some(i) if mark::is_ours(&i, host.dirs, machine) && i["status"] != "Stopped" => {
-                attendant::stop(&api, machine.as_str(), true)
-                    .map_err(|e| DriverError::Stop { machine: machine.clone(), reason: e.to_string() })
-            }
-            _ => Ok(()),
+        // Or started by hand, or its attendant was killed.
+        self.stop_instance(host, machine)?;
+        if state::status(&dir)?.supervisor.is_some() {
+            let _ = start::stop(&dir, true, FAREWELL);
         }
+        if state::status(&dir)?.supervisor.is_none() {
+            codchi_fs::remove_if_exists(dir.join("supervisor.json"))?;
+        }
+        Ok(())
     }
 
     fn state(&self, host: &Host, machine: &MachineName) -> Result<Running> {
+        files::thaw(|| self.api(), host, machine)?;
         match attended(host, machine)? {
             Some(running) => Ok(running),
             None => self.states(host, std::slice::from_ref(machine)).remove(0),
@@ -305,8 +310,8 @@ impl Driver for Incus {
     fn duplicate(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<Report> {
         let api = self.connect()?;
         self.clear(&api, host.dirs, to)?;
-        let source = self.own(&api, host.dirs, from)?;
-        let still = files::Still::new(&api, &source, from)?;
+        let source = files::end_hold(&api, self.own(&api, host.dirs, from)?, from)?;
+        let still = files::Still::new(&api, host, &source, from)?;
         let copied = api.change("POST", "/1.0/instances", &json!({
             "name": to,
             "source": { "type": "copy", "source": from, "instance_only": true, "allow_inconsistent": true },
@@ -337,10 +342,9 @@ impl Driver for Incus {
 
     fn pack(&self, host: &Host, machine: &Machine, export: &Export, to: std::fs::File) -> Result<Report> {
         let api = self.connect()?;
-        let instance = self.own(&api, host.dirs, machine.name)?;
-        files::end_hold(&api, &instance, machine.name)?;
+        let instance = files::end_hold(&api, self.own(&api, host.dirs, machine.name)?, machine.name)?;
         if runs(&instance) {
-            let _still = files::Still::new(&api, &instance, machine.name)?;
+            let _still = files::Still::new(&api, host, &instance, machine.name)?;
             let leader = files::leader(&api, machine.name)?;
             return container::files::pack_inside(host, leader, export, to);
         }
@@ -385,10 +389,6 @@ impl Driver for Incus {
 }
 
 impl Incus {
-    const fn of(dialect: &'static Dialect) -> Incus {
-        Incus { info: Info { name: dialect.name, kind: Flavour::Container, runs: true }, dialect }
-    }
-
     fn api(&self) -> Api {
         Api::at(self.dialect, &self.dialect.socket())
     }
@@ -423,9 +423,31 @@ impl Incus {
         if !mark::is_ours(&instance, dirs, machine) {
             return Err(self.foreign(machine));
         }
-        files::end_hold(api, &instance, machine)?;
+        files::end_hold(api, instance, machine)?;
         api.delete(&path(machine))
             .map_err(|e| did_not(self.dialect, e, format!("remove the instance `{machine}`")))
+    }
+
+    /// Has an instance go down without an attendant: it is asked, and killed when it does not.
+    fn stop_instance(&self, host: &Host, machine: &MachineName) -> Result<()> {
+        let api = self.connect()?;
+        let Some(instance) = find(&api, machine)? else { return Ok(()) };
+        if !mark::is_ours(&instance, host.dirs, machine) || instance["status"] == "Stopped" {
+            return Ok(());
+        }
+        let failed = |e: ApiError| DriverError::Stop { machine: machine.clone(), reason: e.to_string() };
+        let stop = |force| attendant::stop(&api, machine.as_str(), force);
+        // One that is up to do nothing hears nothing.
+        if instance["status"] == "Running" && !files::is_held(&instance) {
+            match stop(false) {
+                Ok(()) => return Ok(()),
+                Err(e) if e.is_unreachable() => return Err(failed(e)),
+                Err(_) => host
+                    .progress
+                    .report(Told::Warning("the machine does not go down by itself; it is killed")),
+            }
+        }
+        stop(true).map_err(failed)
     }
 
     /// What an attendant is told of a machine.

@@ -199,8 +199,6 @@ pub struct Running {
     pub attended: bool,
     /// Host process id of its PID 1.
     pub leader: Option<u32>,
-    /// The system it was started with or switched to, where that is known.
-    pub toplevel: Option<String>,
     /// Why it is not up, where it failed.
     pub reason: Option<String>,
 }
@@ -213,7 +211,7 @@ impl Running {
 
     /// Off.
     pub fn stopped() -> Running {
-        Running { state: State::Stopped, attended: true, leader: None, toplevel: None, reason: None }
+        Running { state: State::Stopped, attended: true, leader: None, reason: None }
     }
 }
 
@@ -274,6 +272,13 @@ pub trait Driver: Sync {
     /// What several machines do now, in their order: an engine that can list is asked once.
     fn states(&self, host: &Host, machines: &[MachineName]) -> Vec<Result<Running>> {
         machines.iter().map(|machine| self.state(host, machine)).collect()
+    }
+    /// The system that a machine was started with or switched to last, where that is known; none when it is off.
+    fn running_system(&self, host: &Host, machine: &MachineName) -> Result<Option<String>> {
+        if self.state(host, machine)?.state == State::Stopped {
+            return Ok(None);
+        }
+        Ok(container::launched(host, machine).map(|l| l.toplevel.to_string_lossy().into_owned()))
     }
     /// The addresses of a running machine.
     fn addresses(&self, running: &Running) -> Vec<String>;

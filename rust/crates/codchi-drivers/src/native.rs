@@ -150,9 +150,7 @@ impl Driver for Native {
     }
 
     fn state(&self, host: &Host, machine: &MachineName) -> Result<Running> {
-        let at_rest = container::at_rest(host, machine)?;
-        let toplevel = at_rest.leader.and_then(|_| launched(&host.dirs.machine_runtime(machine)));
-        Ok(Running { toplevel: toplevel.map(|l| l.toplevel.to_string_lossy().into_owned()), ..at_rest })
+        container::at_rest(host, machine)
     }
 
     fn addresses(&self, running: &Running) -> Vec<String> {
@@ -276,15 +274,10 @@ fn enter_namespaces(host: &Host, machine: &MachineName, exec: &Exec) -> Result<u
         argv: exec.argv.clone(),
         env: exec.env.clone(),
         cwd: exec.cwd.clone(),
-        user: exec.user.clone().or_else(|| user_of(&dir)).unwrap_or_else(|| "root".into()),
+        user: exec.user.clone().or_else(|| user_of(host, machine)).unwrap_or_else(|| "root".into()),
         tty: exec.tty.unwrap_or_else(|| std::io::stdin().is_terminal() && std::io::stdout().is_terminal()),
     };
     Ok(enter::enter(&dir, &request)?)
-}
-
-/// What the supervisor of a machine was told last: the system that runs, and that a reboot starts.
-fn launched(dir: &Path) -> Option<Launch> {
-    serde_json::from_str(&codchi_fs::read_to_string(dir.join("spec.json")).ok()?).ok()
 }
 
 /// What this host has, found out by a process of its own: namespaces are tried, for which a process must have one thread.
@@ -302,8 +295,8 @@ pub fn probe_here() -> Result<()> {
 }
 
 /// The machine's user, as the running system's manifest names it.
-fn user_of(dir: &Path) -> Option<String> {
-    let launch = launched(dir)?;
+fn user_of(host: &Host, machine: &MachineName) -> Option<String> {
+    let launch = container::launched(host, machine)?;
     let store = launch.outer.nix.map_or_else(|| launch.store.clone(), |nix| nix.join("store"));
     let file = store.join(launch.toplevel.file_name()?).join("codchi/manifest.json");
     let manifest: codchi_core::manifest::Manifest =

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use codchi_core::folder::FolderState;
+use codchi_core::folder::{Folder, FolderState};
 use codchi_core::port::PortState;
 use codchi_fs::Context;
 use codchi_secrets::Bundle;
@@ -101,12 +101,7 @@ impl Attached {
     /// # Errors
     /// None that concern the machine: what it does not get is said.
     pub fn find(&mut self, leader: i32, launch: &Launch, warn: &mut Warn<'_>) -> Result<Has> {
-        let machine = self.machine(leader, launch);
-        for folder in launch.folders.iter().rev() {
-            if let Err(e) = folders::take(&machine, folder) {
-                warn(e);
-            }
-        }
+        self.take(leader, launch, &launch.folders, warn);
         // One that has only just been started by hand has nothing yet; it says when it waits for it.
         if let Err(e) = self.give(leader, launch, warn) {
             warn(e.to_string());
@@ -130,6 +125,9 @@ impl Attached {
         let said = notify::hear(&self.notify, leader);
         let mut has = None;
         if let Some(word) = said.waiting.as_ref().filter(|w| self.answered.as_ref() != Some(*w)) {
+            // One that was found while it waited has them already.
+            let had = std::mem::take(&mut self.folders).into_iter().filter(|s| s.problem.is_none());
+            self.take(leader, launch, &had.map(|s| s.folder).collect::<Vec<_>>(), warn);
             has = Some(self.give(leader, launch, warn)?);
             // Its folder is read-only in the machine, and the name is new with each start.
             crate::start::write_quick(&self.dir.join("host/ready"), word.as_bytes())?;
@@ -139,6 +137,16 @@ impl Attached {
             has = Some(self.has());
         }
         Ok(Seen { said, has })
+    }
+
+    /// Takes folders back.
+    fn take(&self, leader: i32, launch: &Launch, folders: &[Folder], warn: &mut Warn<'_>) {
+        let machine = self.machine(leader, launch);
+        for folder in folders.iter().rev() {
+            if let Err(e) = folders::take(&machine, folder) {
+                warn(e);
+            }
+        }
     }
 
     /// Whether the network is another one now.

@@ -23,7 +23,7 @@ use crate::services::{self, Running, Service};
 use crate::spec::Launch;
 use crate::start::Event;
 use crate::state::{self, State, Supervisor};
-use crate::supervise::{Begun, Teller, block_signals, life, lock};
+use crate::supervise::{Begun, STARTING_PATIENCE, Teller, block_signals, life, lock};
 use crate::{mounts, outer};
 
 /// Receives what a person should know.
@@ -98,6 +98,9 @@ pub fn attend(
     life(dir, begin, |teller, mut services, secrets| {
         let mut a = Attendance::begin(dir, engine, secrets)?;
         let done = a.run(&mut services, teller);
+        if done.is_err() && a.began && a.told.state == State::Starting {
+            a.take_down();
+        }
         a.end(done.is_err());
         done
     })
@@ -110,6 +113,8 @@ struct Attendance {
     signals: Signals,
     told: Supervisor,
     running: Vec<Running>,
+    /// Whether its life began under these eyes: one that was found is left as it is.
+    began: bool,
     _lock: codchi_fs::Lock,
 }
 
@@ -133,16 +138,28 @@ impl Attendance {
         let told =
             Supervisor { state: State::Starting, revision: launch.revision, ..Supervisor::of_this_process() };
         told.write(dir)?;
-        Ok(Attendance { dir: dir.into(), launch, engine, signals, told, running: Vec::new(), _lock: lock })
+        Ok(Attendance {
+            dir: dir.into(),
+            launch,
+            engine,
+            signals,
+            told,
+            running: Vec::new(),
+            began: false,
+            _lock: lock,
+        })
     }
 
-    fn warn(&mut self, messages: Vec<String>, teller: &mut Teller) {
+    /// Tells whoever waits, and writes it down for those who look later.
+    fn warn(&mut self, messages: Vec<String>, teller: &mut Teller) -> Result<()> {
+        let known = self.told.warnings.len();
         for message in messages {
             if !self.told.warnings.contains(&message) {
                 teller.tell(&Event::Warning { message: message.clone() });
                 self.told.warnings.push(message);
             }
         }
+        if self.told.warnings.len() > known { self.told.write(&self.dir) } else { Ok(()) }
     }
 
     fn has(&mut self, has: Has) -> Result<()> {
@@ -160,15 +177,18 @@ impl Attendance {
         let found = self.engine.leader()?;
         let mut leader = match found {
             Some(leader) => leader,
-            None => self.engine.start(&self.launch)?,
+            None => {
+                self.began = true;
+                self.engine.start(&self.launch)?
+            }
         };
         if found.is_some() {
             // It said so to an earlier attendant, or to nobody.
             self.told.state = State::Running;
             let mut said = Vec::new();
-            let has = self.engine.find(leader, &self.launch, &mut |m| said.push(m))?;
-            self.warn(said, teller);
-            self.has(has)?;
+            let has = self.engine.find(leader, &self.launch, &mut |m| said.push(m));
+            self.warn(said, teller)?;
+            self.has(has?)?;
         }
         loop {
             let done = self.one_life(leader, services, teller);
@@ -191,6 +211,7 @@ impl Attendance {
                         self.engine.stop(true)?;
                         continue;
                     }
+                    self.began = true;
                     self.launch = Launch::read(&self.dir)?;
                     self.told.revision = self.launch.revision;
                     self.told.state = State::Starting;
@@ -214,16 +235,25 @@ impl Attendance {
             teller.tell(&Event::Ready);
         }
         let mut deadline: Option<Instant> = None;
+        // Whether it was asked to power off before it could hear.
+        let mut unheard = false;
         loop {
             let ended = self.wait(&process, deadline)?;
-            self.look(leader, teller)?;
+            let ready = self.look(leader, teller)?;
             if ended {
                 return Ok(());
+            }
+            if ready && std::mem::take(&mut unheard) {
+                // PID 1 gets no signal it has not prepared for.
+                deadline = Some(Instant::now() + PATIENCE);
+                self.engine.stop(false)?;
             }
             while let Some(s) = self.signals.next_pending() {
                 match s {
                     signal::SIGTERM | signal::SIGINT if deadline.is_none() => {
-                        deadline = Some(Instant::now() + PATIENCE);
+                        unheard = self.told.state == State::Starting;
+                        let patience = if unheard { STARTING_PATIENCE } else { PATIENCE };
+                        deadline = Some(Instant::now() + patience);
                         self.told.state = State::Stopping;
                         self.told.write(&self.dir)?;
                         self.engine.stop(false)?;
@@ -263,11 +293,13 @@ impl Attendance {
         Ok(poll(&mut now, Some(&at_once)) == Ok(1))
     }
 
-    /// Has the engine look, and takes in what it saw.
-    fn look(&mut self, leader: i32, teller: &mut Teller) -> Result<()> {
+    /// Has the engine look, and takes in what it saw. Answers whether PID 1 said that it is ready.
+    fn look(&mut self, leader: i32, teller: &mut Teller) -> Result<bool> {
         let mut said = Vec::new();
-        let seen = self.engine.look(leader, &self.launch, &mut |m| said.push(m))?;
-        self.warn(said, teller);
+        let seen = self.engine.look(leader, &self.launch, &mut |m| said.push(m));
+        // Also when it failed: they may say why.
+        self.warn(said, teller)?;
+        let seen = seen?;
         if let Some(has) = seen.has {
             self.has(has)?;
         }
@@ -276,34 +308,45 @@ impl Attendance {
             self.told.write(&self.dir)?;
         }
         teller.tell_news(news, &self.told);
-        Ok(())
+        Ok(seen.said.ready)
     }
 
     /// Brings what the machine has of its host to what its settings say now; the rest of them is for its next life.
     fn reload(&mut self, leader: i32, teller: &mut Teller) -> Result<()> {
-        let mut said = Vec::new();
         match Launch::read(&self.dir) {
             Ok(new) => {
-                let has = self.engine.change(leader, &self.launch, &new, &mut |m| said.push(m))?;
+                let mut said = Vec::new();
+                let has = self.engine.change(leader, &self.launch, &new, &mut |m| said.push(m));
+                self.warn(said, teller)?;
+                let has = has?;
                 self.launch = new;
                 self.told.revision = self.launch.revision;
-                self.has(has)?;
+                self.has(has)
             }
             // Nobody writes such a file but by hand; the machine goes on as it was.
-            Err(e) => said.push(e.to_string()),
+            Err(e) => self.warn(vec![e.to_string()], teller),
         }
-        self.warn(said, teller);
-        Ok(())
     }
 
     /// Restarts what ended, reaps what was left to us.
     fn look_after(&mut self, services: &mut [Box<dyn Service>], teller: &mut Teller) -> Result<()> {
         let mut said = Vec::new();
-        services::restart_ended(&mut self.running, services, &mut |m| said.push(m))?;
-        self.warn(said, teller);
+        let done = services::restart_ended(&mut self.running, services, &mut |m| said.push(m));
+        self.warn(said, teller)?;
+        done?;
         let mut keep: Vec<i32> = self.running.iter().map(|r| r.child.pid).collect();
         keep.extend(self.engine.children());
         process::reap_strays(&keep).doing("reap")
+    }
+
+    /// Stops a machine that did not get what it needs to come up: nobody would look after it.
+    fn take_down(&mut self) {
+        if let Ok(Some(leader)) = self.engine.leader()
+            && self.engine.stop(true).is_ok()
+        {
+            // Whoever starts it again finds it off.
+            let _ = self.engine.next(leader, true);
+        }
     }
 
     /// Leaves nothing.

@@ -6,9 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::ffi::OsString;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -28,6 +30,7 @@ use rustix::net::{
 use crate::error::{Doing, Result};
 use crate::services::Service;
 use crate::spec::{Launch, User};
+use crate::start::through_descriptor;
 use crate::x11;
 
 /// The file with the session, in a machine's runtime directory.
@@ -86,6 +89,9 @@ fn read(dir: &Path) -> Option<Session> {
     serde_json::from_str(&text).ok()
 }
 
+/// The service's name.
+pub(crate) const NAME: &str = "sockets of the session";
+
 /// Serves the channels of one machine.
 pub(crate) struct Relay {
     /// The machine's runtime directory.
@@ -96,7 +102,7 @@ pub(crate) struct Relay {
 
 impl Service for Relay {
     fn name(&self) -> &str {
-        "sockets of the session"
+        NAME
     }
 
     fn run(&mut self, ready: &mut dyn FnMut()) -> Result<(), String> {
@@ -162,12 +168,14 @@ impl Relay {
 
     /// A socket that the machine's user may use, and its root.
     fn listen(&self, channel: Channel) -> Result<Open> {
-        let path = self.dir.join(FOLDER).join(channel.file());
+        let host = self.dir.join(FOLDER);
+        let path = host.join(channel.file());
         let doing = || format!("listen at `{}`", path.display());
         // By another name until it is the user's: nobody sees it half made.
-        let new = path.with_extension("new");
+        let name = format!("{}.new", channel.file());
+        let new = host.join(&name);
         codchi_fs::remove_if_exists(&new)?;
-        let listener = UnixListener::bind(&new).doing(doing())?;
+        let listener = through_descriptor(&host, &name, UnixListener::bind)?;
         rustix::fs::chmod(&new, Mode::from_raw_mode(0o600)).doing(doing())?;
         let (uid, gid) = (Uid::from_raw(self.user.uid), Gid::from_raw(self.user.gid));
         rustix::fs::chownat(CWD, &new, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).doing(doing())?;
@@ -334,15 +342,8 @@ fn credentials(hosts: &[String], mut from: UnixStream) -> io::Result<()> {
         asked.push_str(&format!("username={user}\n"));
     }
     asked.push('\n');
-    let home = std::env::var_os("HOME").unwrap_or_else(|| "/".into());
-    let mut git = Command::new("git")
+    let mut git = git(std::env::vars_os().map(|(name, _)| name))
         .args(["credential", "fill"])
-        // In no repository, whose configuration could name a helper; nobody is asked.
-        .current_dir(&home)
-        .env("GIT_CEILING_DIRECTORIES", Path::new(&home).parent().unwrap_or(Path::new("/")))
-        .env("GIT_TERMINAL_PROMPT", "0")
-        .env("GIT_ASKPASS", "")
-        .env("SSH_ASKPASS", "")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -357,9 +358,21 @@ fn credentials(hosts: &[String], mut from: UnixStream) -> io::Result<()> {
     Ok(())
 }
 
+/// git in no repository, whose configuration could name a helper, whatever the caller's `variables` say; it asks nobody.
+fn git(variables: impl Iterator<Item = OsString>) -> Command {
+    let mut git = Command::new("git");
+    git.current_dir("/");
+    for name in variables.filter(|name| name.as_bytes().starts_with(b"GIT_")) {
+        git.env_remove(name);
+    }
+    git.env("GIT_TERMINAL_PROMPT", "0").env("GIT_ASKPASS", "").env("SSH_ASKPASS", "");
+    git
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::OsStr;
     use std::os::fd::AsRawFd;
 
     #[test]
@@ -391,6 +404,30 @@ mod tests {
         ours.shutdown(std::net::Shutdown::Write).unwrap();
         done.join().unwrap().unwrap();
         assert!(theirs.as_raw_fd() >= 0);
+    }
+
+    #[test]
+    fn a_socket_may_lie_deep() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = place.path().join("d".repeat(120));
+        codchi_fs::create_dir_all(dir.join("host")).unwrap();
+        let user = User { uid: rustix::process::getuid().as_raw(), gid: rustix::process::getgid().as_raw() };
+        let open = Relay { dir: dir.clone(), user }.listen(Channel::SshAgent).unwrap();
+        assert_eq!(open.path, dir.join("host/ssh-agent"));
+        through_descriptor(&dir.join("host"), "ssh-agent", UnixStream::connect).unwrap();
+        open.listener.accept().unwrap();
+    }
+
+    #[test]
+    fn git_believes_no_repository_of_the_caller() {
+        let variables = ["GIT_DIR", "GIT_CONFIG_COUNT", "GIT_ASKPASS", "HOME"].map(OsString::from);
+        let git = git(variables.into_iter());
+        assert_eq!(git.get_current_dir(), Some(Path::new("/")));
+        let set: BTreeMap<_, _> = git.get_envs().collect();
+        let set = |name: &str| set.get(OsStr::new(name)).copied();
+        assert_eq!([set("GIT_DIR"), set("GIT_CONFIG_COUNT")], [Some(None), Some(None)]);
+        assert_eq!(set("GIT_ASKPASS"), Some(Some(OsStr::new(""))));
+        assert_eq!(set("HOME"), None);
     }
 
     #[test]

@@ -76,7 +76,12 @@ pub(crate) fn write_quick(path: &Path, data: &[u8]) -> codchi_fs::Result<()> {
     codchi_fs::rename(&new, path)
 }
 
-fn through_descriptor<T>(dir: &Path, name: &str, f: impl FnOnce(String) -> io::Result<T>) -> Result<T> {
+/// Uses a socket in a folder whose path may be too long for one.
+pub(crate) fn through_descriptor<T>(
+    dir: &Path,
+    name: &str,
+    f: impl FnOnce(String) -> io::Result<T>,
+) -> Result<T> {
     let fd = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .at("open", dir)?;
     // A socket's path has room for 107 bytes only.

@@ -22,7 +22,7 @@ use crate::inside::{self, hear, say, word};
 use crate::mounts::{self, Owner};
 use crate::network::{self, Network, Way};
 use crate::outer::{self, Outer};
-use crate::relay::Relay;
+use crate::relay::{self, Relay};
 use crate::services::{self, Running, Service};
 use crate::spec::{CALLER_FILE, Launch, NetworkMode, Spec, User};
 use crate::start::Event;
@@ -32,7 +32,7 @@ use crate::{closure, folders, ids, notify, ports, resolver, state};
 /// Largest size of the console log, of which one older part is kept.
 const LOG_SIZE: u64 = 1 << 20;
 /// How long a machine that is not ready yet is given to hear that it shall stop.
-const STARTING_PATIENCE: Duration = Duration::from_secs(15);
+pub(crate) const STARTING_PATIENCE: Duration = Duration::from_secs(15);
 /// Lines of the console that go with the message of a failed start.
 const TAIL: usize = 20;
 
@@ -312,10 +312,8 @@ impl Supervision {
     }
 
     fn run(&mut self, services: &mut [Box<dyn Service>], teller: &mut Teller) -> Result<()> {
-        let last = services.len();
         for (i, s) in services.iter_mut().enumerate() {
-            // The last is the relay.
-            if i + 1 == last && self.launch.channels.is_empty() {
+            if s.name() == relay::NAME && self.launch.channels.is_empty() {
                 continue;
             }
             let child = services::start(s)?;
@@ -641,10 +639,12 @@ impl Supervision {
             self.warn(e.to_string(), teller);
         }
         // A relay that runs reads the settings itself.
-        let relay = services.len().saturating_sub(1);
-        if !new.channels.is_empty() && !self.running.iter().any(|r| r.service == relay) {
-            match services::start(&mut services[relay]) {
-                Ok(child) => self.running.push(Running { service: relay, child, restarts: 0 }),
+        if !new.channels.is_empty()
+            && let Some((i, s)) = services.iter_mut().enumerate().find(|(_, s)| s.name() == relay::NAME)
+            && !self.running.iter().any(|r| r.service == i)
+        {
+            match services::start(s) {
+                Ok(child) => self.running.push(Running { service: i, child, restarts: 0 }),
                 Err(e) => self.warn(e.to_string(), teller),
             }
         }

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use ureq::config::Config;
 use ureq::http::{Request, Uri};
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
@@ -22,6 +22,8 @@ use super::dialect::Dialect;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the engine may take for what it was asked, such as a copy of all files.
 const OPERATION: Duration = Duration::from_secs(3600);
+/// How long an instance may take to start, stop, freeze or go on.
+const TRANSITION: Duration = Duration::from_secs(100);
 
 /// Why the engine did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -118,9 +120,16 @@ impl Api {
         self.answer("DELETE", path, None).map(drop)
     }
 
-    /// Asks for something that takes its time, without waiting for it.
-    pub fn ask(&self, method: &str, path: &str, body: &Value) -> Result<(), ApiError> {
-        self.call_json(method, path, Some(body)).map(drop)
+    /// Has an instance `start`, `stop`, `freeze` or `unfreeze`, and waits until it has. `force`: it is not asked, but killed.
+    pub fn set_state(&self, instance: &str, action: &str, force: bool) -> Result<(), ApiError> {
+        let (path, body) = transition(instance, action, force);
+        self.change("PUT", &path, &body).map(drop)
+    }
+
+    /// The same without waiting for it.
+    pub fn begin_state(&self, instance: &str, action: &str, force: bool) -> Result<(), ApiError> {
+        let (path, body) = transition(instance, action, force);
+        self.call_json("PUT", &path, Some(&body)).map(drop)
     }
 
     /// Makes a folder in an instance.
@@ -217,6 +226,11 @@ impl Api {
         let text = answer.body_mut().with_config().limit(64 << 20).lossy_utf8(true).read_to_string();
         Ok((status, text.map_err(|e| broken(e.to_string()))?))
     }
+}
+
+fn transition(instance: &str, action: &str, force: bool) -> (String, Value) {
+    let body = json!({ "action": action, "timeout": TRANSITION.as_secs(), "force": force });
+    (format!("/1.0/instances/{instance}/state"), body)
 }
 
 fn is_about_connecting(e: &io::Error) -> bool {

@@ -89,10 +89,9 @@ pub fn configure(api: &Api, launch: &Launch, dir: &Path) -> Result<()> {
 
 /// Stops an instance and waits until it is off.
 pub fn stop(api: &Api, name: &str, force: bool) -> Result<(), ApiError> {
-    let body = json!({ "action": "stop", "timeout": 100, "force": force });
-    match api.change("PUT", &format!("/1.0/instances/{name}/state"), &body) {
+    match api.set_state(name, "stop", force) {
         Err(ApiError::Refused { message, .. }) if message.contains("already stopped") => Ok(()),
-        done => done.map(drop),
+        done => done,
     }
 }
 
@@ -209,9 +208,7 @@ impl Engine for Attendant {
 
     fn start(&mut self, launch: &Launch) -> Result<i32> {
         configure(&self.api, launch, &self.dir)?;
-        let started =
-            self.api.change("PUT", &self.path("/state"), &json!({ "action": "start", "timeout": 60 }));
-        if let Err(e) = started {
+        if let Err(e) = self.api.set_state(&self.name, "start", false) {
             let ApiError::Refused { message, .. } = &e else {
                 return Err(self.told(e, "start the instance"));
             };
@@ -225,8 +222,7 @@ impl Engine for Attendant {
     }
 
     fn stop(&mut self, force: bool) -> Result<()> {
-        let body = json!({ "action": "stop", "timeout": 100, "force": force });
-        match self.api.ask("PUT", &self.path("/state"), &body) {
+        match self.api.begin_state(&self.name, "stop", force) {
             // On its way already.
             Ok(()) | Err(ApiError::Refused { .. }) => Ok(()),
             Err(e) => Err(self.told(e, "stop the instance")),

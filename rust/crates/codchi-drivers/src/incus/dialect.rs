@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::{Flavour, Info};
+
 /// One engine.
 #[derive(Debug)]
 pub struct Dialect {
-    /// The driver's name, and the folder of its Nix side.
-    pub name: &'static str,
+    /// What the driver is; its name is that of its folder on the Nix side, too.
+    pub info: Info,
     /// For people.
     pub title: &'static str,
     /// Where distributions have the daemon's socket.
@@ -33,7 +35,7 @@ pub struct Dialect {
 
 /// Incus.
 pub static INCUS: Dialect = Dialect {
-    name: "incus",
+    info: Info { name: "incus", kind: Flavour::Container, runs: true },
     title: "Incus",
     sockets: &["/run/incus/unix.socket", "/var/lib/incus/unix.socket"],
     variables: (Some("INCUS_SOCKET"), "INCUS_DIR"),

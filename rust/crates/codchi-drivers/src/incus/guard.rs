@@ -119,10 +119,6 @@ fn refuses_only(list: &str) -> bool {
 }
 
 fn known_device(dialect: &Dialect, name: &str, device: &Value) -> bool {
-    if name == "kvm" {
-        return *device
-            == json!({ "type": "unix-char", "source": "/dev/kvm", "path": "/dev/kvm", "mode": "0666", "required": "false" });
-    }
     let Some((_, source, path)) = MOUNTS.iter().find(|(n, _, _)| *n == name) else { return false };
     let mut known = json!({ "type": "disk", "source": source, "path": path, "readonly": "true" });
     if name == "store" && dialect.shifts {
@@ -166,6 +162,8 @@ mod tests {
     fn settings_that_take_more_of_the_host_are_refused() {
         let root = json!({ "type": "disk", "source": "/", "path": "/host" });
         assert!(refused(|v| v["devices"]["host-root"] = root.clone()).contains("`host-root`"));
+        let kvm = json!({ "type": "unix-char", "source": "/dev/kvm", "path": "/dev/kvm" });
+        assert!(refused(|v| v["devices"]["kvm"] = kvm).contains("`kvm`"));
         assert!(refused(|v| v["devices"]["store"]["source"] = json!("/")).contains("`store`"));
         assert!(refused(|v| v["devices"]["store"]["readonly"] = json!("false")).contains("`store`"));
         assert!(

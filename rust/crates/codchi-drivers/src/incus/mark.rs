@@ -34,10 +34,24 @@ pub fn extras(instance: &Value) -> Vec<String> {
         .filter(|k| is_theirs(k))
         .map(|k| format!("the key `{}`", codchi_core::text::printable_line(k)))
         .collect();
-    let devices = instance["devices"].as_object().into_iter().flat_map(|d| d.keys());
-    let devices = devices.filter(|d| *d != "root" && !managed.contains(&format!("device:{d}").as_str()));
+    let devices = devices_of_others(instance);
+    let devices = devices.keys().filter(|d| *d != "root");
     extras.extend(devices.map(|d| format!("the device `{}`", codchi_core::text::printable_line(d))));
     extras
+}
+
+/// The devices of an instance that Codchi does not manage: a person's, and the one with the root file system.
+pub fn devices_of_others(instance: &Value) -> Map<String, Value> {
+    without_managed(instance, "devices", "device:")
+}
+
+/// What is not managed of a part of an instance, which the list of what is names with a prefix.
+fn without_managed(instance: &Value, part: &str, prefix: &str) -> Map<String, Value> {
+    let managed: Vec<&str> = instance["config"][MANAGED].as_str().unwrap_or_default().split(' ').collect();
+    let all = instance[part].as_object().into_iter().flatten();
+    all.filter(|(key, _)| !managed.contains(&format!("{prefix}{key}").as_str()))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
 }
 
 /// What an instance is to have: `config` and `devices` as rendered, over what a person added and the engine keeps there.
@@ -47,25 +61,16 @@ pub fn merged(
     config: &BTreeMap<String, String>,
     devices: &Map<String, Value>,
 ) -> Option<Value> {
-    let empty = Map::new();
-    let (old_config, old_devices) =
-        (instance["config"].as_object().unwrap_or(&empty), instance["devices"].as_object().unwrap_or(&empty));
-    let managed: Vec<&str> =
-        old_config.get(MANAGED).and_then(Value::as_str).unwrap_or_default().split(' ').collect();
-    let kept = |old: &Map<String, Value>, prefix: &str| -> Map<String, Value> {
-        old.iter()
-            .filter(|(key, _)| !managed.contains(&format!("{prefix}{key}").as_str()))
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect()
-    };
-    let mut new_config = kept(old_config, "");
-    let mut new_devices = kept(old_devices, "device:");
+    let mut new_config = without_managed(instance, "config", "");
+    let mut new_devices = devices_of_others(instance);
     new_config.extend(config.iter().map(|(key, value)| (key.clone(), json!(value))));
     new_devices.extend(devices.iter().map(|(name, device)| (name.clone(), device.clone())));
     let mut names: Vec<String> = config.keys().cloned().collect();
     names.extend(devices.keys().map(|name| format!("device:{name}")));
     new_config.insert(MANAGED.into(), json!(names.join(" ")));
-    if &new_config == old_config && &new_devices == old_devices {
+    if instance["config"].as_object() == Some(&new_config)
+        && instance["devices"].as_object() == Some(&new_devices)
+    {
         return None;
     }
     let mut whole = instance.clone();
@@ -96,6 +101,9 @@ mod tests {
         assert_eq!(after["config"]["volatile.x"], "1");
         assert_eq!(after["config"]["raw.lxc"], "b");
         assert_eq!(extras(&after), ["the key `boot.autostart`", "the device `mine`"]);
+        // As an instance is that is up to do nothing.
+        let others = devices_of_others(&instance);
+        assert_eq!(others.keys().collect::<Vec<_>>(), ["mine", "root"]);
         assert_eq!(after["devices"], json!({"root": {"type": "disk"}, "mine": {"type": "nic"}}));
     }
 }

@@ -50,7 +50,7 @@ impl Rule {
     fn of(self, app: &App, name: &MachineName) -> Result<Vec<u64>> {
         let all = app.generations(name).list()?;
         let driver = codchi_drivers::find(&app.attachment(name)?.driver)?;
-        let running = driver.state(&HostParts::none().host(app, None), name)?.toplevel;
+        let running = driver.running_system(&HostParts::none().host(app, None), name)?;
         Ok(self.old(&all, running.as_deref(), now()))
     }
 }
