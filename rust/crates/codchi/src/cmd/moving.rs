@@ -43,23 +43,8 @@ pub fn run(app: &App, args: &cli::Move) -> Result<()> {
     let flake = rebuild::read_flake(app, &name, &folder)?;
     tools.only_local(&before.base);
     let text = codchi_fs::read_if_exists(folder.join("flake.lock"))?.unwrap_or_default();
-    let mut settings = needs::settings_of_sources(app, &tools, &flake, &text)?;
-    let described = codchi_nix::flake::read(&folder, &app.shown(&app.dirs.machine(&name)))?;
-    let own_settings = needs::settings(app, "the machine flake", &described.nix_config);
-    let addresses = rebuild::addresses(&flake);
-    let hosts = needs::hosts(&addresses);
-    let mut own = needs::own(&flake, &folder, to, &hosts);
-    own.extend(own_settings.iter().cloned());
-    settings.extend(own_settings);
-    let known = Known {
-        before: &before.granted,
-        own,
-        hosts,
-        settings,
-        foreign: flake.inputs().iter().any(|(n, _)| n != "codchi" && n != "nixpkgs"),
-        mounts: &before.mounts,
-    };
-    let (evaluation, mut granted) = needs::evaluate(app, &mut tools, &folder, to, &addresses, &known)?;
+    let known = Known::of(app, &tools, &folder, &flake, &text, to, Some((&name, &before)))?;
+    let (evaluation, mut granted) = needs::evaluate(app, &mut tools, &folder, to, &known)?;
     granted.extend(needs::check(app, &evaluation.needs, &known)?);
     tools.use_settings(&granted);
     let missing = tools.missing(&evaluation)?;

@@ -247,7 +247,7 @@ fn begin(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<O
         codchi_fs::write_atomic(folder.join("flake.lock"), &current.record.flake_lock, 0o644)?;
     }
     let flake = read_flake(app, name, &folder)?;
-    tools.authenticate(app, flags, &addresses(&flake))?;
+    tools.authenticate(app, flags, &needs::addresses(&flake))?;
     let old_lock = codchi_fs::read_if_exists(folder.join("flake.lock"))?.unwrap_or_default();
     let updating = |input: &str| match &how.update {
         Update::All => true,
@@ -340,39 +340,20 @@ fn build_together(app: &App, jobs: &[Job]) {
 }
 
 impl Job {
-    /// Whether anything in the machine is another's.
-    fn is_foreign(&self) -> bool {
-        self.flake.inputs().iter().any(|(n, _)| n != "codchi" && n != "nixpkgs")
-    }
-
     /// Whether its evaluation may build what modules want for that.
     fn may_import(&self, app: &App) -> bool {
-        needs::may_import(app, &addresses(&self.flake), &self.attachment.granted)
+        needs::may_import(app, &self.flake, &self.attachment.granted)
     }
 
     /// Evaluates the machine, unless that was done together with others, and finds out all that a person has to answer.
     fn settle(&mut self, app: &App, how: &How) -> Result<()> {
         let driver = self.attachment.driver.as_str();
-        let mut settings = needs::settings_of_sources(app, &self.tools, &self.flake, &self.locked.text)?;
-        let described = codchi_nix::flake::read(&self.folder, &app.shown(&app.dirs.machine(&self.name)))?;
-        let own_settings = needs::settings(app, "the machine flake", &described.nix_config);
-        let addresses = addresses(&self.flake);
-        let hosts = needs::hosts(&addresses);
-        let mut own = needs::own(&self.flake, &self.folder, driver, &hosts);
-        own.extend(own_settings.iter().cloned());
-        settings.extend(own_settings);
-        let known = Known {
-            before: &self.attachment.granted,
-            own,
-            hosts,
-            settings,
-            foreign: self.is_foreign(),
-            mounts: &self.attachment.mounts,
-        };
+        let there = Some((&self.name, &self.attachment));
+        let known = Known::of(app, &self.tools, &self.folder, &self.flake, &self.locked.text, driver, there)?;
         let (evaluation, mut granted) = match self.evaluation.take() {
             // Together with others nothing is built for an evaluation, so nothing has to be granted for it.
             Some(evaluation) => (evaluation, Vec::new()),
-            None => needs::evaluate(app, &mut self.tools, &self.folder, driver, &addresses, &known)?,
+            None => needs::evaluate(app, &mut self.tools, &self.folder, driver, &known)?,
         };
         granted.extend(needs::check(app, &evaluation.needs, &known)?);
         self.tools.use_settings(&granted);
@@ -628,12 +609,6 @@ pub fn keep_roots(app: &App, tools: &Tools, name: &MachineName, paths: &[StorePa
     Ok(())
 }
 
-/// Where the sources of a machine come from.
-pub fn addresses(flake: &Flake) -> Vec<String> {
-    let own = |name: &str| name == "codchi" || name == "nixpkgs";
-    flake.inputs().into_iter().filter(|(n, _)| !own(n)).filter_map(|(_, url)| url).collect()
-}
-
 /// Prints what differs between two systems.
 pub fn show_difference(app: &App, difference: &Difference, as_data: bool) {
     let print = |line: &str| if as_data { app.printer.data(line) } else { app.printer.say(line) };
@@ -681,7 +656,7 @@ pub fn update(app: &App, args: &cli::Update) -> Result<()> {
     let update = if args.inputs.is_empty() { Update::All } else { Update::Inputs(args.inputs.clone()) };
     let mut tools =
         Tools::open(app, &args.nix)?.ok_or_else(|| Failure::new(Kind::Host, "the store is gone"))?;
-    tools.authenticate(app, &args.nix, &addresses(&flake))?;
+    tools.authenticate(app, &args.nix, &needs::addresses(&flake))?;
     let attachment = app.attachment(&name)?;
     let staging = Scratch::below(&app.dirs.staging(), name.as_str())?;
     let work = staging.path().join("machine");
