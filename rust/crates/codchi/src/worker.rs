@@ -645,11 +645,12 @@ impl Worker for MachineWorker<'_> {
             Step::CopyRoot { from, .. } => self.copy_root(from),
             Step::UnpackRoot { file, .. } => self.unpack_root(file),
             Step::MoveRoot { from, to, .. } => self.move_root(from, to),
-            Step::RemoveRootOn { driver } => {
+            Step::RemoveRootOn { driver, on_boot } => {
                 let driver = codchi_drivers::find(driver)?;
                 let parts = HostParts::none();
                 let host = parts.host(app, self.store);
-                let boots = driver.is_on_boot(&host, &self.name)?;
+                // Where it was killed in this before, the driver does not know any more.
+                let boots = *on_boot || driver.is_on_boot(&host, &self.name)?;
                 driver.remove(&host, &self.name)?;
                 if boots {
                     self.driver()?.on_boot(&host, &self.name, true)?;

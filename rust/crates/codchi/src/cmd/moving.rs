@@ -59,10 +59,12 @@ pub fn run(app: &App, args: &cli::Move) -> Result<()> {
         edit.text()
     };
     let steps = |toplevel: &str, running: bool| {
+    let on_boot =
+        codchi_drivers::find(&before.driver)?.is_on_boot(&HostParts::none().host(app, None), &name)?;
         let (from, to) = (before.driver.clone(), to.parse().unwrap_or_else(|_| before.driver.clone()));
         let mut steps = Vec::from_iter(running.then_some(Step::Stop));
         steps.extend([
-            Step::MoveRoot { from: from.clone(), to, uid_base: ids.map(|r| r.base) },
+            Step::MoveRoot { from: from.clone(), to, uid_base: ids.map(|r| r.base), on_boot },
             Step::AddGeneration { number, toplevel: toplevel.into() },
             Step::WriteHost {
                 path: file.clone(),
@@ -75,7 +77,7 @@ pub fn run(app: &App, args: &cli::Move) -> Result<()> {
                 how: Activation::Boot,
                 previous: current.as_ref().and_then(|g| u32::try_from(g.number).ok()),
             },
-            Step::RemoveRootOn { driver: from },
+            Step::RemoveRootOn { driver: from, on_boot },
         ]);
         steps.extend(running.then_some(Step::Start));
         steps
