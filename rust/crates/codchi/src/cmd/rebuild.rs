@@ -439,10 +439,7 @@ impl Job {
         let mut worker = MachineWorker::new(app, name, Some(&self.tools.store), Some(&self.tools.nix));
         worker.record = Some(record(&self.tools, evaluation, &toplevel, &self.folder, &self.locked.text)?);
         if self.granted != self.attachment.granted {
-            let file = app.dirs.host_toml(name);
-            let mut edit = HostEdit::new(&file, &codchi_fs::read_to_string(&file)?)?;
-            edit.granted(&self.granted);
-            codchi_fs::write_atomic(file, edit.text(), 0o644)?;
+            remember_granted(app, name, &self.granted)?;
         }
         let fresh = !self.secrets.is_empty();
         if fresh {
@@ -550,6 +547,14 @@ fn tell_units(app: &App, switched: &Switched) {
 
 /// The failure of a switch that left units failed.
 fn units_failed(name: &MachineName, number: u64, switched: &Switched) -> Result<()> {
+/// Writes down what a machine may have of this host.
+pub fn remember_granted(app: &App, name: &MachineName, granted: &[String]) -> Result<()> {
+    let file = app.dirs.host_toml(name);
+    let mut edit = HostEdit::new(&file, &codchi_fs::read_to_string(&file)?)?;
+    edit.granted(granted);
+    Ok(codchi_fs::write_atomic(file, edit.text(), 0o644)?)
+}
+
     if switched.status != 4 {
         return Ok(());
     }
