@@ -39,6 +39,10 @@ pub fn tar(app: &App, args: &cli::Tar) -> Result<()> {
         return Err(Failure::usage("a tar does not go to a terminal").hint("redirect it, or name a file"));
     }
     let attachment = app.attachment(&name)?;
+    // Nobody could make a machine of it again.
+    if !app.dirs.machine(&name).join("flake.nix").exists() {
+        return Err(rebuild::no_flake(app, &name));
+    }
     let current = app.generations(&name).current()?.ok_or_else(|| {
         Failure::failed(format!("`{name}` has no generation"))
             .hint(format!("`codchi rebuild {name}` makes one"))

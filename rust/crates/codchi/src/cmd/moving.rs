@@ -20,6 +20,7 @@ use crate::worker::{self, HostParts, MachineWorker, Moving};
 pub fn run(app: &App, args: &cli::Move) -> Result<()> {
     finish_earlier(app, &args.name.parse()?, "move")?;
     let name = app.machine(&args.name)?;
+    rebuild::refuse_declared(app, &name)?;
     let before = app.attachment(&name)?;
     let driver = choose_driver(app, Some(&args.driver))?;
     let to = driver.info().name;
@@ -58,9 +59,9 @@ pub fn run(app: &App, args: &cli::Move) -> Result<()> {
         edit.granted(&granted);
         edit.text()
     };
-    let steps = |toplevel: &str, running: bool| {
     let on_boot =
         codchi_drivers::find(&before.driver)?.is_on_boot(&HostParts::none().host(app, None), &name)?;
+    let steps = |toplevel: &str, running: bool| {
         let (from, to) = (before.driver.clone(), to.parse().unwrap_or_else(|_| before.driver.clone()));
         let mut steps = Vec::from_iter(running.then_some(Step::Stop));
         steps.extend([

@@ -62,7 +62,14 @@ pub fn rebuild(app: &App, args: &cli::Rebuild) -> Result<()> {
         }
     }
     if args.all {
-        names = app.names()?;
+        for name in app.names()? {
+            if app.attachment(&name).is_ok_and(|a| a.declared) {
+                app.printer
+                    .say(&format!("`{name}` is left out: the configuration of this computer declares it"));
+            } else {
+                names.push(name);
+            }
+        }
     }
     let how = How {
         update: if args.update { Update::All } else { Update::Missing },
@@ -592,11 +599,22 @@ fn tell_devices(
 /// Reads the flake.nix in a folder. One that a person edited into nonsense is an error of ours, with its line, before Nix sees
 /// it; `machine` is whose it is.
 pub fn read_flake(app: &App, machine: &MachineName, folder: &std::path::Path) -> Result<Flake> {
-    let text = codchi_fs::read_to_string(folder.join("flake.nix"))?;
+    let Some(text) = codchi_fs::read_if_exists(folder.join("flake.nix"))? else {
+        return Err(no_flake(app, machine));
+    };
     Flake::parse(&text).map_err(|e| in_machine(app, machine, e))
 }
 
 /// An error about a machine's flake.nix, with the path of the file.
+/// A machine that the configuration of this computer declares, or declared, has no flake of its own.
+pub fn no_flake(app: &App, name: &MachineName) -> Failure {
+    match refuse_declared(app, name) {
+        Err(failure) => failure,
+        Ok(()) => Failure::failed(format!("`{name}` has no machine flake"))
+            .hint(format!("write one: `{}`", app.shown(&app.dirs.machine(name).join("flake.nix")))),
+    }
+}
+
 pub fn in_machine(app: &App, machine: &MachineName, error: FlakeError) -> Failure {
     let mut failure: Failure = error.into();
     let shown = app.shown(&app.dirs.machine(machine).join("flake.nix"));
