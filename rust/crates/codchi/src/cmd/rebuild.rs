@@ -88,10 +88,13 @@ pub fn rebuild(app: &App, args: &cli::Rebuild) -> Result<()> {
     for name in &names {
         match begin(app, name, &args.nix, &how) {
             Ok(Some(job)) => jobs.push(job),
-            Ok(None) => {
-                all.tell(name, Ok(Outcome::UpToDate))?;
-                tell_pending(app, name)?;
-            }
+            Ok(None) => match port::is_pending(app, name) {
+                Ok(pending) => {
+                    all.tell(name, Ok(Outcome::UpToDate))?;
+                    tell_pending(app, name, pending);
+                }
+                Err(failure) => all.tell(name, Err(failure))?,
+            },
             Err(failure) => all.tell(name, Err(failure))?,
         }
     }
@@ -99,14 +102,13 @@ pub fn rebuild(app: &App, args: &cli::Rebuild) -> Result<()> {
     let mut ready = Vec::new();
     for mut job in jobs {
         let name = job.name.clone();
-        match job.settle(app, &how) {
-            Ok(()) if app.globals.dry_run => {
-                show_plan(app, &job.plan(app, &how)?);
-                all.tell(&name, Ok(Outcome::Shown))?;
-            }
-            Ok(()) => ready.push(job),
-            Err(failure) => all.tell(&name, Err(failure))?,
+        let settled = job.settle(app, &how);
+        if !app.globals.dry_run && settled.is_ok() {
+            ready.push(job);
+            continue;
         }
+        let shown = settled.and_then(|()| job.plan(app, &how)).map(|plan| show_plan(app, &plan));
+        all.tell(&name, shown.map(|()| Outcome::Shown))?;
     }
     build_together(app, &ready);
     for job in ready {
@@ -468,7 +470,7 @@ impl Job {
             }
             worker::remember_fingerprint(app, name, &self.tools)?;
             app.printer.say(&format!("`{name}` is up to date: generation {}", same.number));
-            tell_pending(app, name)?;
+            tell_pending(app, name, port::is_pending(app, name)?);
             return Ok(Outcome::On(same.number));
         }
         let last = |number| self.last_steps(app, how, number).into_iter().collect();
@@ -545,6 +547,14 @@ impl Change<'_> {
     }
 }
 
+/// Writes down what a machine may have of this host.
+pub fn remember_granted(app: &App, name: &MachineName, granted: &[String]) -> Result<()> {
+    let file = app.dirs.host_toml(name);
+    let mut edit = HostEdit::new(&file, &codchi_fs::read_to_string(&file)?)?;
+    edit.granted(granted);
+    Ok(codchi_fs::write_atomic(file, edit.text(), 0o644)?)
+}
+
 /// Prints the units that a switch touched.
 fn tell_units(app: &App, switched: &Switched) {
     for change in &switched.units {
@@ -554,14 +564,6 @@ fn tell_units(app: &App, switched: &Switched) {
 
 /// The failure of a switch that left units failed.
 fn units_failed(name: &MachineName, number: u64, switched: &Switched) -> Result<()> {
-/// Writes down what a machine may have of this host.
-pub fn remember_granted(app: &App, name: &MachineName, granted: &[String]) -> Result<()> {
-    let file = app.dirs.host_toml(name);
-    let mut edit = HostEdit::new(&file, &codchi_fs::read_to_string(&file)?)?;
-    edit.granted(granted);
-    Ok(codchi_fs::write_atomic(file, edit.text(), 0o644)?)
-}
-
     if switched.status != 4 {
         return Ok(());
     }
@@ -570,15 +572,14 @@ pub fn remember_granted(app: &App, name: &MachineName, granted: &[String]) -> Re
 }
 
 /// Says so where a person wrote ports or folders into host.toml, which no rebuild reads.
-fn tell_pending(app: &App, name: &MachineName) -> Result<()> {
-    if port::is_pending(app, name)? {
+fn tell_pending(app: &App, name: &MachineName, is_pending: bool) {
+    if is_pending {
         app.printer.say(&format!(
             "the ports and folders in `{}` are applied at the next start",
             app.shown(&app.dirs.host_toml(name))
         ));
         app.printer.hint(&format!("`codchi restart {name}` starts it anew"));
     }
-    Ok(())
 }
 
 /// Tells that devices which are granted now are there from the next start on.
@@ -605,7 +606,6 @@ pub fn read_flake(app: &App, machine: &MachineName, folder: &std::path::Path) ->
     Flake::parse(&text).map_err(|e| in_machine(app, machine, e))
 }
 
-/// An error about a machine's flake.nix, with the path of the file.
 /// A machine that the configuration of this computer declares, or declared, has no flake of its own.
 pub fn no_flake(app: &App, name: &MachineName) -> Failure {
     match refuse_declared(app, name) {
@@ -615,6 +615,7 @@ pub fn no_flake(app: &App, name: &MachineName) -> Failure {
     }
 }
 
+/// An error about a machine's flake.nix, with the path of the file.
 pub fn in_machine(app: &App, machine: &MachineName, error: FlakeError) -> Failure {
     let mut failure: Failure = error.into();
     let shown = app.shown(&app.dirs.machine(machine).join("flake.nix"));
