@@ -40,12 +40,9 @@ fn running(app: &App, names: &[MachineName]) -> Vec<Result<Running>> {
                     all[at] = Some(state.map_err(Failure::from));
                 }
             }
-            Err(_) => {
-                for at in there {
-                    all[at] = Some(
-                        codchi_drivers::find(&driver).map(|_| Running::stopped()).map_err(Failure::from),
-                    );
-                }
+            Err(e) => {
+                let failure = Failure::from(e);
+                there.into_iter().for_each(|at| all[at] = Some(Err(failure.clone())));
             }
         }
     }
