@@ -2158,6 +2158,9 @@ fn install(h: &Host) -> Result<(), Failed> {
         &["rebuild", "declared"][..],
         &["update", "declared"],
         &["module", "list", "declared"],
+        &["option", "declared", "system.stateVersion"],
+        &["rename", "declared", "other"],
+        &["tar", "declared", "declared.tar"],
         &["install", "conf", "--toplevel", one],
     ] {
         let done = h.codchi(args)?.exits(1)?;
@@ -2170,6 +2173,21 @@ fn install(h: &Host) -> Result<(), Failed> {
     }
     h.codchi(&["install", "x", "--toplevel", "/nix/store"])?
         .exits(5)?;
+    // A copy is a person's, who has to say what it is made of.
+    h.codchi(&["duplicate", "declared", "copied"])?.ok()?;
+    let done = h.codchi(&["rebuild", "copied"])?.exits(1)?;
+    require!(
+        done.err.contains("no machine flake"),
+        "a copy: {}",
+        done.err
+    );
+    let done = h.codchi(&["rebuild", "--all", "--dry-run"])?.exits(1)?;
+    require!(
+        done.err.contains("`declared` is left out"),
+        "not left out of all: {}",
+        done.err
+    );
+    h.codchi(&["delete", "--yes", "copied"])?.ok()?;
     h.codchi(&["delete", "--yes", "declared"])?.ok()?;
     Ok(())
 }

@@ -23,6 +23,15 @@ fn host_toml(h: &Host) -> Result<String, Failed> {
     )?)
 }
 
+/// Replaces text in a file of the module's repository.
+fn change(h: &Host, file: &str, from: &str, to: &str) -> Result<(), Failed> {
+    let path = h.home.join("consent-project").join(file);
+    let text = codchi_fs::read_to_string(&path)?;
+    require!(text.contains(from), "no {from:?} in {text}");
+    codchi_fs::write(&path, text.replace(from, to))?;
+    Ok(())
+}
+
 fn granted(h: &Host) -> Result<(), Failed> {
     let repo = h.checkout("tests/fixtures/consent", "consent-project")?;
     let repo = repo.to_string_lossy().into_owned();
@@ -79,17 +88,9 @@ fn granted(h: &Host) -> Result<(), Failed> {
 }
 
 fn content(h: &Host) -> Result<(), Failed> {
-    let repo = h.home.join("consent-project");
-    let change = |file: &str, from: &str, to: &str| -> Result<(), Failed> {
-        let path = repo.join(file);
-        let text = codchi_fs::read_to_string(&path)?;
-        require!(text.contains(from), "no {from:?} in {text}");
-        codchi_fs::write(&path, text.replace(from, to))?;
-        Ok(())
-    };
-    change("flake.nix", "cache.example.org", "other.example.org")?;
-    change("module.nix", "readOnly = true", "readOnly = false")?;
-    h.commit(&repo)?;
+    change(h, "flake.nix", "cache.example.org", "other.example.org")?;
+    change(h, "module.nix", "readOnly = true", "readOnly = false")?;
+    h.commit(&h.home.join("consent-project"))?;
     let asked = h.codchi(&["rebuild", "--yes", "con"])?.exits(4)?.err;
     for item in [
         "--accept mount:~/theirs",
@@ -117,6 +118,47 @@ fn content(h: &Host) -> Result<(), Failed> {
             && kept.contains("\"nix-config:extra-substituters = https://other"),
         "not remembered: {kept}"
     );
+    required(h)
+}
+
+/// A no to what was optional is no answer once the machine requires it, and a yes outlasts the system that asked.
+fn required(h: &Host) -> Result<(), Failed> {
+    let repo = h.home.join("consent-project");
+    let first = "codchi.hostSecrets.sshAgent";
+    let asked = |list: &str| format!("codchi.{list} = [ \"netrc\" ];\n  {first}");
+    codchi_fs::write(h.home.join(".netrc"), "")?;
+    change(h, "module.nix", first, &asked("optionalCapabilities"))?;
+    h.commit(&repo)?;
+    h.codchi(&["rebuild", "con", "--refuse", "capability:netrc"])?
+        .ok()?;
+    let kept = host_toml(h)?;
+    require!(
+        kept.contains("\"not capability:netrc\""),
+        "a no is not remembered: {kept}"
+    );
+    change(
+        h,
+        "module.nix",
+        "optionalCapabilities",
+        "requiredCapabilities",
+    )?;
+    h.commit(&repo)?;
+    let again = h.codchi(&["rebuild", "con"])?.exits(4)?.err;
+    require!(
+        again.contains("--accept capability:netrc"),
+        "what is required now is not asked for: {again}"
+    );
+    let granted = |kept: &str| kept.contains("\"capability:netrc\"") && !kept.contains("not cap");
+    h.codchi(&["rebuild", "con", "--accept", "capability:netrc"])?
+        .ok()?;
+    let kept = host_toml(h)?;
+    require!(granted(&kept), "a yes is not remembered: {kept}");
+    change(h, "module.nix", &asked("requiredCapabilities"), first)?;
+    h.commit(&repo)?;
+    h.codchi(&["rebuild", "con"])?.ok()?;
+    let kept = host_toml(h)?;
+    require!(granted(&kept), "nothing is left for a rollback: {kept}");
+    codchi_fs::remove_file(h.home.join(".netrc"))?;
     Ok(())
 }
 

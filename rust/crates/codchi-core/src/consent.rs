@@ -168,6 +168,30 @@ pub fn has_capability(needs: &Needs, lines: &[String], name: &str) -> bool {
     lines.contains(&capability(name, needs, Weight::Optional).granted())
 }
 
+/// What is remembered together with `now`, of what was granted `before`: a machine that goes back to an earlier system has what that
+/// one, whose needs are among `earlier`, asks for. What is said now of the same thing counts more, and so does a word of refusal.
+pub fn kept(before: &[String], now: Vec<String>, earlier: &[Needs], refuse: &[String]) -> Vec<String> {
+    let name = |line: &str| line.split(" = ").next().unwrap_or_default().to_owned();
+    let git = format!("host-secret:{GIT}");
+    let mut all = now;
+    for item in earlier.iter().flat_map(|needs| of_needs(needs, &[])) {
+        let by_name = item.name.starts_with("host-secret:");
+        if !by_name && !item.name.starts_with("capability:") || item.is_named(refuse) {
+            continue;
+        }
+        // Which servers it is for is not among the needs; they are not to become more than those that were said now.
+        if item.name == git && all.iter().any(|l| name(l) == git) {
+            continue;
+        }
+        let line = before.iter().find(|l| **l == item.granted() || by_name && name(l) == item.name);
+        if let Some(line) = line.filter(|l| !all.contains(l) && !all.contains(&item.refused())) {
+            all.push(line.clone());
+        }
+    }
+    all.sort();
+    all
+}
+
 /// The servers for which a machine may have the passwords that git remembers.
 pub fn git_hosts(lines: &[String]) -> Vec<String> {
     let start = format!("host-secret:{GIT} = ");
@@ -336,7 +360,8 @@ pub fn sort(
             }
         } else if item.is_named(accept) || before.contains(&yes) {
             said.lines.push(yes);
-        } else if before.contains(&no) {
+        } else if before.contains(&no) && item.weight != Weight::Needed {
+            // What was refused while it was optional is no answer once there is no machine without it.
             said.lines.push(no);
         } else if own.contains_key(&yes) {
             said.lines.push(yes);
@@ -435,6 +460,48 @@ mod tests {
         assert_eq!(granted_nix_settings(&no.lines).count(), 0);
         let needed = vec![import_from_derivation(&words(&["git+https://h/x"]))];
         assert_eq!(sort(needed, &[], &[], &[], &words(&["import-from-derivation"])).impossible.len(), 1);
+    }
+
+    #[test]
+    fn what_was_refused_while_it_was_optional_is_asked_for_once_it_is_required() {
+        let gpu = |list: &str| of_needs(&needs(json!({list: ["gpu"]})), &[]);
+        let no = sort(gpu("optionalCapabilities"), &[], &[], &[], &words(&["capability:gpu"])).lines;
+        assert_eq!(no, ["not capability:gpu"]);
+        let required = gpu("requiredCapabilities");
+        let said = sort(required.clone(), &no, &[], &[], &[]);
+        assert_eq!((said.lines, names(&said.open)), (vec![], vec!["capability:gpu"]));
+        assert_eq!(sort(required.clone(), &no, &[], &words(&["capability"]), &[]).lines, ["capability:gpu"]);
+        // What the person writes later is their word, too.
+        assert_eq!(sort(required.clone(), &no, &required, &[], &[]).lines, ["capability:gpu"]);
+    }
+
+    #[test]
+    fn what_an_earlier_system_was_granted_is_kept_for_a_rollback() {
+        let earlier = [needs(json!({
+            "optionalCapabilities": ["gpu", "sound", "git-credentials"],
+            "hostSecrets": {"netrc": true, "gitCredentials": true},
+            "mounts": {"/a": {"source": "~/a", "readOnly": false, "optional": true}}
+        }))];
+        let before = words(&[
+            "capability:gpu",
+            "capability:kvm",
+            "host-secret:gitCredentials = a.org",
+            "host-secret:netrc",
+            "mount:~/a = /a rw",
+            "not capability:sound",
+        ]);
+        // Folders come with the system itself; nothing asks for the last capability any more.
+        let all = ["capability:gpu", "host-secret:gitCredentials = a.org", "host-secret:netrc"];
+        assert_eq!(kept(&before, vec![], &earlier, &[]), all);
+        assert_eq!(kept(&before, words(&all), &earlier, &[]), all);
+        assert_eq!(kept(&before, vec![], &[], &[]), Vec::<String>::new());
+        assert_eq!(kept(&before, vec![], &earlier, &words(&["host-secret"])), ["capability:gpu"]);
+        // The word that counts is the last.
+        let now = words(&["host-secret:gitCredentials = b.org", "not capability:gpu"]);
+        assert_eq!(
+            kept(&before, now, &earlier, &[]),
+            ["host-secret:gitCredentials = b.org", "host-secret:netrc", "not capability:gpu"]
+        );
     }
 
     #[test]

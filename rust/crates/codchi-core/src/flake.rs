@@ -182,6 +182,13 @@ impl Flake {
         out
     }
 
+    /// The inputs that modules come from: all but Codchi and nixpkgs.
+    pub fn sources(&self) -> Vec<(String, Option<String>)> {
+        let mut all = self.inputs();
+        all.retain(|(name, _)| name != "codchi" && name != "nixpkgs");
+        all
+    }
+
     /// Modules in order.
     pub fn modules(&self) -> Result<Vec<FlakeModule>, FlakeError> {
         Ok(self.module_list()?.items().map(|item| describe_module(&item)).collect())

@@ -190,11 +190,17 @@ pub enum Step {
         to: DriverName,
         /// First id of the machine's range there, where that is chosen beforehand.
         uid_base: Option<u32>,
+        /// Whether it starts with the computer.
+        #[serde(default)]
+        on_boot: bool,
     },
-    /// Remove what a driver has of the machine.
+    /// Remove what a driver has of the machine, but that it starts with the computer.
     RemoveRootOn {
         /// The driver.
         driver: DriverName,
+        /// Whether it starts with the computer: what the driver has says so only until it is removed.
+        #[serde(default)]
+        on_boot: bool,
     },
     /// Give a part of a machine to another name.
     Rename {
@@ -259,7 +265,9 @@ impl Step {
             Step::Rename { part, from, to } => {
                 Some(Step::Rename { part: *part, from: to.clone(), to: from.clone() })
             }
-            Step::MoveRoot { to, .. } => Some(Step::RemoveRootOn { driver: to.clone() }),
+            Step::MoveRoot { to, on_boot, .. } => {
+                Some(Step::RemoveRootOn { driver: to.clone(), on_boot: *on_boot })
+            }
             Step::AddGeneration { .. } => None,
             Step::InstallConfig { to, .. } => Some(Step::RemoveConfig { path: to.clone() }),
             Step::KeepSecrets { .. } | Step::CopySecrets { .. } => Some(Step::RemoveSecrets),
@@ -322,7 +330,7 @@ impl Step {
                 format!("unpack `{}` to `{}`", file.display(), path.display())
             }
             Step::MoveRoot { from, to, .. } => format!("move the files from `{from}` to `{to}`"),
-            Step::RemoveRootOn { driver } => format!("remove what `{driver}` has of the machine"),
+            Step::RemoveRootOn { driver, .. } => format!("remove what `{driver}` has of the machine"),
             Step::Rename { part, from, to } => {
                 let what = match part {
                     Part::Files => "files",
@@ -444,9 +452,24 @@ impl Plan {
         let keep = matches!(failed, Some(Step::InitScript { .. } | Step::Run { .. } | Step::StartAs { .. }));
         let switched =
             self.steps[..begun.saturating_sub(1)].iter().any(|s| matches!(s.step, Step::Activate { .. }));
-        let moved = self.command == "move"
-            && self.steps[..begun.saturating_sub(1)].iter().any(|s| matches!(s.step, Step::WriteHost { .. }));
-        if keep || moved || switched && !self.creates() { Vec::new() } else { self.inverses(begun) }
+        if keep || self.is_moved(begun) || switched && !self.creates() {
+            Vec::new()
+        } else {
+            self.inverses(begun)
+        }
+    }
+
+    /// Whether the machine was recorded on its new driver before step `begun - 1`: from there on a move only goes forward.
+    fn is_moved(&self, begun: usize) -> bool {
+        let done = &self.steps[..begun.saturating_sub(1).min(self.steps.len())];
+        self.command == "move" && done.iter().any(|s| matches!(s.step, Step::WriteHost { .. }))
+    }
+
+    /// Whether what is left after step `begun - 1` failed is for the next command to finish: a machine that has moved is to run on its
+    /// new driver's system, and the old driver is to keep nothing of it. One that only did not start is as well as it can be.
+    pub fn is_left_to_finish(&self, begun: usize) -> bool {
+        let failed = begun.checked_sub(1).and_then(|i| self.steps.get(i));
+        self.is_moved(begun) && failed.is_some_and(|s| !matches!(s.step, Step::Start))
     }
 
     fn inverses(&self, begun: usize) -> Vec<Step> {
@@ -591,6 +614,35 @@ mod tests {
         assert_eq!(plan.recovery(2), Recovery::Finish(rest));
         assert_eq!(plan.after_failure(3), [back(Part::Folder), back(Part::Files), Step::Start]);
         assert_eq!(plan.after_failure(4), []);
+    }
+
+    #[test]
+    fn a_move_is_taken_back_until_it_is_recorded_and_then_left_to_be_finished() {
+        let (old, new): (DriverName, DriverName) = ("native".parse().unwrap(), "incus".parse().unwrap());
+        let t = "/nix/store/t".to_string();
+        let steps = vec![
+            Step::Stop,
+            Step::MoveRoot { from: old.clone(), to: new.clone(), uid_base: None, on_boot: true },
+            Step::AddGeneration { number: 2, toplevel: t.clone() },
+            Step::WriteHost { path: "/c/host.toml".into(), text: String::new(), change: String::new() },
+            Step::Activate { number: 2, toplevel: t, how: Activation::Boot, previous: Some(1) },
+            Step::RemoveRootOn { driver: old, on_boot: true },
+            Step::Start,
+        ];
+        let rest = steps[5..].to_vec();
+        let plan = Plan::new("move", &"m".parse().unwrap(), steps);
+        let back = plan.after_failure(4);
+        assert!(matches!(back[0], Step::AddGeneration { number: 2, .. }));
+        assert_eq!(back[1..], [Step::RemoveRootOn { driver: new, on_boot: true }, Step::Start]);
+        assert_eq!(
+            (1..=7).map(|n| plan.is_left_to_finish(n)).collect::<Vec<_>>(),
+            [false, false, false, false, true, true, false]
+        );
+        assert_eq!((plan.after_failure(6), plan.recovery(6)), (vec![], Recovery::Finish(rest)));
+        assert_eq!(plan.after_failure(7), []);
+        // Of an earlier version, which did not say whether it starts with the computer.
+        let step: Step = serde_json::from_str(r#"{"kind":"remove-root-on","driver":"native"}"#).unwrap();
+        assert!(matches!(step, Step::RemoveRootOn { on_boot: false, .. }));
     }
 
     #[test]

@@ -3,6 +3,9 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
 use crate::{NixError, Result, StorePath, aterm};
 
 /// A file that a build wants by hash and that is not in the store yet.
@@ -96,13 +99,13 @@ fn exists(path: &Path) -> bool {
 pub fn sha256_hex(hash: &str) -> Option<String> {
     let text = hash.strip_prefix("sha256:").unwrap_or(hash);
     let bytes = if let Some(sri) = hash.strip_prefix("sha256-") {
-        base64(sri)?
+        BASE64_STANDARD.decode(sri).ok()?
     } else if text.len() == 64 {
         return text.bytes().all(|b| b.is_ascii_hexdigit()).then(|| text.to_ascii_lowercase());
     } else if text.len() == 52 {
         base32(text)?
     } else if text.len() == 44 {
-        base64(text)?
+        BASE64_STANDARD.decode(text).ok()?
     } else {
         return None;
     };
@@ -140,29 +143,6 @@ pub fn to_base32(bytes: &[u8]) -> String {
             ALPHABET[usize::from((low | high) & 31)] as char
         })
         .collect()
-}
-
-fn base64(text: &str) -> Option<Vec<u8>> {
-    let mut out = Vec::new();
-    let (mut bits, mut count) = (0u32, 0);
-    for c in text.trim_end_matches('=').bytes() {
-        let v = match c {
-            b'A'..=b'Z' => c - b'A',
-            b'a'..=b'z' => c - b'a' + 26,
-            b'0'..=b'9' => c - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(v);
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            out.push((bits >> count) as u8);
-            bits &= (1 << count) - 1;
-        }
-    }
-    Some(out)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use codchi_core::report::{Diagnose, Kind};
 
 /// What is printed, and which exit status it means.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Failure {
     /// Decides the exit status.
     pub kind: Kind,

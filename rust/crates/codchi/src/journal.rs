@@ -52,6 +52,12 @@ pub fn execute(app: &App, _lock: &Lock, plan: &Plan, worker: &dyn Worker) -> Res
 /// Puts right what went before a step that failed.
 fn undo(app: &App, journal: &Journal, worker: &dyn Worker) {
     crate::interrupt::put_right();
+    if journal.plan.is_left_to_finish(journal.begun) {
+        let (command, machine) = (&journal.plan.command, &journal.plan.machine);
+        app.printer
+            .warn(&format!("`codchi {command} {machine}` is not done; the next command on it finishes it"));
+        return;
+    }
     let mut whole = true;
     for step in journal.plan.after_failure(journal.begun) {
         if let Err(failure) = back(&step, worker) {

@@ -6,7 +6,9 @@ use std::path::{Component, Path};
 use codchi_core::consent::{self, Item, NixSetting, Weight};
 use codchi_core::flake::Flake;
 use codchi_core::folder::{self, OwnFolder};
+use codchi_core::machine::Host as Attachment;
 use codchi_core::manifest::Needs;
+use codchi_core::name::MachineName;
 use codchi_core::report::Kind;
 use codchi_core::status::{Finding, Level};
 use codchi_core::text;
@@ -19,26 +21,103 @@ use crate::make::{Evaluation, Tools};
 /// What is known of a machine beside its needs.
 pub struct Known<'a> {
     /// What was said before.
-    pub before: &'a [String],
+    before: &'a [String],
+    /// What the generations that are there ask for.
+    earlier: Vec<Needs>,
     /// What the person wrote out in the machine flake.
-    pub own: Vec<Item>,
-    /// The servers of its sources.
-    pub hosts: Vec<String>,
-    /// Settings of Nix that its sources come with.
-    pub settings: Vec<Item>,
+    own: Vec<Item>,
+    /// Where its sources come from.
+    addresses: Vec<String>,
+    /// Settings of Nix that its sources and its machine flake come with.
+    settings: Vec<Item>,
     /// Whether anything in it is another's.
-    pub foreign: bool,
+    foreign: bool,
     /// The person's own folders in it.
-    pub mounts: &'a BTreeMap<String, OwnFolder>,
+    mounts: &'a BTreeMap<String, OwnFolder>,
+}
+
+impl<'a> Known<'a> {
+    /// Of a machine whose flake, in `folder`, is locked. `there` is the machine as it is attached; none while it is being made.
+    pub fn of(
+        app: &App,
+        tools: &Tools,
+        folder: &Path,
+        flake: &Flake,
+        lock: &str,
+        driver: &str,
+        there: Option<(&MachineName, &'a Attachment)>,
+    ) -> Result<Known<'a>> {
+        static NO_FOLDERS: BTreeMap<String, OwnFolder> = BTreeMap::new();
+        let whose = "the machine flake";
+        let shown = there.map_or_else(|| whose.into(), |(name, _)| app.shown(&app.dirs.machine(name)));
+        let described = codchi_nix::flake::read(folder, &shown)?;
+        let own_settings = settings(app, whose, &described.nix_config);
+        let mut settings = settings_of_sources(app, tools, flake, lock)?;
+        let addresses = addresses(flake);
+        let mut own = own_items(flake, folder, driver, &hosts(&addresses));
+        own.extend(own_settings.iter().cloned());
+        settings.extend(own_settings);
+        Ok(Known {
+            before: there.map_or(&[][..], |(_, attachment)| &attachment.granted[..]),
+            earlier: there.map_or_else(Vec::new, |(name, _)| earlier(app, tools, name)),
+            own,
+            addresses,
+            settings,
+            foreign: is_foreign(flake),
+            mounts: there.map_or(&NO_FOLDERS, |(_, attachment)| &attachment.mounts),
+        })
+    }
+
+    /// The same where the machine flake itself is another's.
+    pub fn of_another(mut self) -> Known<'a> {
+        self.foreign = true;
+        self.own.clear();
+        self
+    }
+}
+
+/// What the generations of a machine ask for.
+fn earlier(app: &App, tools: &Tools, name: &MachineName) -> Vec<Needs> {
+    let all = app.generations(name).list().unwrap_or_default();
+    all.iter().filter_map(|g| tools.manifest(&g.record.toplevel).ok()).map(|m| m.needs).collect()
+}
+
+/// Where the sources of a machine come from.
+pub fn addresses(flake: &Flake) -> Vec<String> {
+    flake.sources().into_iter().filter_map(|(_, url)| url).collect()
+}
+
+/// Whether anything in a machine is another's.
+pub fn is_foreign(flake: &Flake) -> bool {
+    !flake.sources().is_empty()
 }
 
 /// Refuses what this host cannot give, asks for what a person has to grant, and gives what is said of it, to be remembered.
 pub fn check(app: &App, needs: &Needs, known: &Known) -> Result<Vec<String>> {
     capabilities(needs)?;
     folders(app, needs, known.mounts)?;
-    let mut wanted = consent::of_needs(needs, &known.hosts);
+    let mut wanted = consent::of_needs(needs, &hosts(&known.addresses));
     wanted.extend(known.settings.iter().cloned());
-    decide(app, wanted, needs, known)
+    let said = decide(app, wanted, needs, known)?;
+    Ok(consent::kept(known.before, said, &known.earlier, &app.globals.refuse))
+}
+
+/// What is remembered of a machine that the configuration of this computer declares: it is granted what it asks for by being there.
+pub fn of_declared(
+    app: &App,
+    tools: &Tools,
+    needs: &Needs,
+    there: Option<(&MachineName, &Attachment)>,
+) -> Result<Vec<String>> {
+    let wanted = consent::of_needs(needs, &[]);
+    let (before, earlier) = match there {
+        Some((name, attachment)) => (&attachment.granted[..], earlier(app, tools, name)),
+        None => (&[][..], Vec::new()),
+    };
+    let flags = &app.globals;
+    let said = consent::sort(wanted.clone(), before, &wanted, &flags.accept, &flags.refuse);
+    refuse_impossible(&said.impossible)?;
+    Ok(consent::kept(before, said.lines, &earlier, &flags.refuse))
 }
 
 /// Evaluates a machine. Builds that its modules want for that are a person's to grant, and none is done before.
@@ -49,10 +128,9 @@ pub fn evaluate(
     tools: &mut Tools,
     folder: &Path,
     driver: &str,
-    addresses: &[String],
     known: &Known,
 ) -> Result<(Evaluation, Vec<String>)> {
-    let item = consent::import_from_derivation(addresses);
+    let item = consent::import_from_derivation(&known.addresses);
     let said = said_of_import(app, item.clone(), known.before);
     tools.import_from_derivation(!known.foreign || !said.is_empty());
     match tools.evaluate(app, folder, driver) {
@@ -69,9 +147,9 @@ pub fn evaluate(
     }
 }
 
-/// Whether it was granted that evaluations of a machine with these sources build.
-pub fn may_import(app: &App, addresses: &[String], before: &[String]) -> bool {
-    !said_of_import(app, consent::import_from_derivation(addresses), before).is_empty()
+/// Whether it was granted that evaluations of a machine build.
+pub fn may_import(app: &App, flake: &Flake, before: &[String]) -> bool {
+    !said_of_import(app, consent::import_from_derivation(&addresses(flake)), before).is_empty()
 }
 
 fn said_of_import(app: &App, item: Item, before: &[String]) -> Vec<String> {
@@ -82,11 +160,7 @@ fn decide(app: &App, wanted: Vec<Item>, needs: &Needs, known: &Known) -> Result<
     let own = if known.foreign { &known.own } else { &wanted };
     let flags = &app.globals;
     let mut said = consent::sort(wanted.clone(), known.before, own, &flags.accept, &flags.refuse);
-    if !said.impossible.is_empty() {
-        let mut failure = Failure::new(Kind::Declined, "the machine cannot do without what you refuse");
-        failure.hints.extend(said.impossible.iter().map(|i| format!("it wants to {}", words(i))));
-        return Err(failure);
-    }
+    refuse_impossible(&said.impossible)?;
     if said.open.is_empty() {
         return Ok(said.lines);
     }
@@ -136,11 +210,24 @@ fn decide(app: &App, wanted: Vec<Item>, needs: &Needs, known: &Known) -> Result<
     }
     for item in choices.iter().chain(&optional) {
         let question = format!("the module would like to {}; let it? [y/N]", words(item));
-        let yes = matches!(app.printer.ask(&question).as_deref(), Some("y" | "Y" | "yes" | "Yes"));
-        said.lines.push(if yes { item.granted() } else { item.refused() });
+        match app.printer.ask(&question).as_deref() {
+            Some("y" | "Y" | "yes" | "Yes") => said.lines.push(item.granted()),
+            Some(_) => said.lines.push(item.refused()),
+            // No answer (Ctrl-D) is none for the next time either.
+            None => {}
+        }
     }
     said.lines.sort();
     Ok(said.lines)
+}
+
+fn refuse_impossible(items: &[Item]) -> Result<()> {
+    if items.is_empty() {
+        return Ok(());
+    }
+    let mut failure = Failure::new(Kind::Declined, "the machine cannot do without what you refuse");
+    failure.hints.extend(items.iter().map(|i| format!("it wants to {}", words(i))));
+    Err(failure)
 }
 
 fn named(item: &Item) -> String {
@@ -174,12 +261,12 @@ pub fn settings(app: &App, whose: &str, config: &BTreeMap<String, String>) -> Ve
 /// Settings of Nix that the sources of a machine come with, as the lock has them.
 pub fn settings_of_sources(app: &App, tools: &Tools, flake: &Flake, lock: &str) -> Result<Vec<Item>> {
     let mut all: Vec<Item> = Vec::new();
-    for (input, _) in flake.inputs().iter().filter(|(n, _)| n != "codchi" && n != "nixpkgs") {
-        let Some((path, dir)) = tools.nix.locked_source(lock, input, &app.printer)? else { continue };
+    for (input, _) in flake.sources() {
+        let Some((path, dir)) = tools.nix.locked_source(lock, &input, &app.printer)? else { continue };
         let folder = tools.store_dir().join(path.base_name()).join(dir);
         // What cannot be read is for the evaluation to complain of.
-        let config = codchi_nix::flake::read(&folder, input).map(|f| f.nix_config).unwrap_or_default();
-        for item in settings(app, input, &config) {
+        let config = codchi_nix::flake::read(&folder, &input).map(|f| f.nix_config).unwrap_or_default();
+        for item in settings(app, &input, &config) {
             if !all.contains(&item) {
                 all.push(item);
             }
@@ -200,7 +287,7 @@ pub fn tell_settings(app: &App, before: &[String], settings: Vec<Item>) {
 }
 
 /// The servers of these references.
-pub fn hosts(addresses: &[String]) -> Vec<String> {
+fn hosts(addresses: &[String]) -> Vec<String> {
     let mut all: Vec<String> =
         addresses.iter().filter_map(|a| codchi_core::credentials::server(a)).map(|s| s.host).collect();
     all.sort();
@@ -209,7 +296,7 @@ pub fn hosts(addresses: &[String]) -> Vec<String> {
 }
 
 /// What the person wrote out in the machine flake: its modules that are no input's, in it or in files beside it.
-pub fn own(flake: &Flake, folder: &Path, driver: &str, hosts: &[String]) -> Vec<Item> {
+fn own_items(flake: &Flake, folder: &Path, driver: &str, hosts: &[String]) -> Vec<Item> {
     let modules = flake.modules().unwrap_or_default();
     let texts = modules.iter().filter(|m| m.of_input.is_none()).map(|m| match beside(folder, &m.text) {
         Some(text) => codchi_nix::flake::written(&text),

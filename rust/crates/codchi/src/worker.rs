@@ -180,40 +180,41 @@ impl<'a> MachineWorker<'a> {
             Machine { name: &self.name, attachment: &attachment, system: Some(system), secrets: &none };
         let switched = driver.update(&host, &machine);
         self.app.printer.done();
-        let switched = match switched {
-            Ok(switched) if matches!(switched.status, 0 | 4) => switched,
-            // Back to what ran: the switch may have stopped half way.
-            other => {
-                if let Some(previous) = previous {
-                    self.back_to(previous)?;
+        let mut failure = match switched {
+            Ok(switched) if matches!(switched.status, 0 | 4) => match self.deliver(&needs, false) {
+                Ok(()) => {
+                    generations.set_current(number)?;
+                    *self.switched.borrow_mut() = switched;
+                    return Ok(());
                 }
-                let runs = "the machine runs the system it had";
-                return Err(match other {
-                    Err(e) => {
-                        let mut failure: Failure = e.into();
-                        failure.message = format!(
-                            "the switch to generation {number} was lost: {}; {runs}",
-                            failure.message
-                        );
-                        failure
-                    }
-                    Ok(switched) => {
-                        let mut failure = Failure::failed(format!(
-                            "the switch to generation {number} failed with status {}; {runs}",
-                            switched.status
-                        ));
-                        let lines: Vec<&str> = switched.output.lines().collect();
-                        let last = &lines[lines.len().saturating_sub(10)..];
-                        failure.hints.extend(last.iter().map(|l| text::printable_line(l)));
-                        failure
-                    }
-                });
+                Err(mut failure) => {
+                    failure.message =
+                        format!("generation {number} did not get its secrets: {}", failure.message);
+                    failure
+                }
+            },
+            Ok(switched) => {
+                let mut failure = Failure::failed(format!(
+                    "the switch to generation {number} failed with status {}",
+                    switched.status
+                ));
+                let lines: Vec<&str> = switched.output.lines().collect();
+                let last = &lines[lines.len().saturating_sub(10)..];
+                failure.hints.extend(last.iter().map(|l| text::printable_line(l)));
+                failure
+            }
+            Err(e) => {
+                let mut failure: Failure = e.into();
+                failure.message = format!("the switch to generation {number} was lost: {}", failure.message);
+                failure
             }
         };
-        self.deliver(&needs, false)?;
-        generations.set_current(number)?;
-        *self.switched.borrow_mut() = switched;
-        Ok(())
+        // Back to what ran: the switch may have stopped half way.
+        failure.message += &match previous.map(|p| self.back_to(p)) {
+            Some(Err(again)) => format!("; going back failed, too: {}", again.message),
+            _ => "; the machine runs the system it had".into(),
+        };
+        Err(failure)
     }
 
     /// Puts an earlier generation in force again, in the running machine too: by a switch, or where that cannot be had any more, by a
@@ -645,11 +646,12 @@ impl Worker for MachineWorker<'_> {
             Step::CopyRoot { from, .. } => self.copy_root(from),
             Step::UnpackRoot { file, .. } => self.unpack_root(file),
             Step::MoveRoot { from, to, .. } => self.move_root(from, to),
-            Step::RemoveRootOn { driver } => {
+            Step::RemoveRootOn { driver, on_boot } => {
                 let driver = codchi_drivers::find(driver)?;
                 let parts = HostParts::none();
                 let host = parts.host(app, self.store);
-                let boots = driver.is_on_boot(&host, &self.name)?;
+                // Where it was killed in this before, the driver does not know any more.
+                let boots = *on_boot || driver.is_on_boot(&host, &self.name)?;
                 driver.remove(&host, &self.name)?;
                 if boots {
                     self.driver()?.on_boot(&host, &self.name, true)?;

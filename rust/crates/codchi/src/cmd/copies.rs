@@ -36,6 +36,7 @@ fn tools(app: &App) -> Result<Tools> {
 /// `rename`.
 pub fn rename(app: &App, args: &cli::Rename) -> Result<()> {
     let (from, to) = two(app, &args.name, &args.to, "rename")?;
+    rebuild::refuse_declared(app, &from)?;
     let steps = |running: bool| {
         let part = |part| Step::Rename { part, from: from.clone(), to: to.clone() };
         // The folder comes last: with it the machine has the new name.
@@ -120,7 +121,8 @@ pub fn duplicate(app: &App, args: &cli::Duplicate) -> Result<()> {
     refuse_taken(app, &to)?;
     let up_to_date = rebuild::is_up_to_date(app, &from);
     copy_tree(&app.dirs.machine(&from), &folder)?;
-    let attachment = Attachment { created: now(), ids, ..attachment };
+    // What the configuration of this computer says is of the other one only.
+    let attachment = Attachment { created: now(), ids, declared: false, ..attachment };
     codchi_fs::write_atomic(folder.join("host.toml"), attachment.render(), 0o644)?;
     if life::state(app, &from)? != State::Stopped {
         app.printer.say(&format!("`{from}` is held still while its files are copied"));

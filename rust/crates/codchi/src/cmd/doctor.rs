@@ -43,12 +43,21 @@ pub fn run(app: &App, args: &cli::Doctor) -> Result<()> {
         }
     }
     for name in crate::journal::all(app)? {
-        findings.push(finding(
-            &format!("machine `{name}`"),
-            Level::Degraded,
-            "a command on it was cut short",
-            Some("`codchi doctor --fix` brings it to an end".into()),
-        ));
+        let what = format!("machine `{name}`");
+        match app.lock(&name, "doctor") {
+            // A command that runs has its journal, too.
+            Err(failure) if failure.kind == Kind::Busy => {
+                findings.push(finding(&what, Level::Good, failure.message, None));
+            }
+            // It may have come to its end meanwhile.
+            _ if !crate::journal::is_open(app, &name) => {}
+            _ => findings.push(finding(
+                &what,
+                Level::Degraded,
+                "a command on it was cut short",
+                Some("`codchi doctor --fix` brings it to an end".into()),
+            )),
+        }
     }
     if app.globals.json {
         app.printer.json(&Doctor { version: 1, findings: findings.clone() });
@@ -143,8 +152,11 @@ fn fix(app: &App) -> Result<()> {
         })?;
     }
     for name in crate::journal::all(app)? {
-        let lock = app.lock(&name, "doctor")?;
-        crate::worker::recover(app, &lock, &name)?;
+        match app.lock(&name, "doctor") {
+            // It runs yet.
+            Err(failure) if failure.kind == Kind::Busy => {}
+            lock => crate::worker::recover(app, &lock?, &name)?,
+        }
     }
     app.sweep_locks()?;
     if app.dirs.staging().exists() {

@@ -146,13 +146,11 @@ pub fn gc(app: &App, args: &cli::Gc) -> Result<()> {
             text::count(count as u64, "generation", "generations")
         ))?;
     }
+    // What others hold together before a generation roots it would go, and nothing is forgotten for nothing.
+    refuse_busy(app)?;
     let machines: Vec<String> = told.generations.iter().map(|f| f.machine.to_string()).collect();
     let forgot = each(app, &machines, |name| forget(app, name, rule, &told.generations));
-    // What others hold together before a generation roots it would go.
-    if let Some(user) = Scratch::in_use(&app.dirs.staging())? {
-        return Err(Failure::new(Kind::Busy, format!("something is being made for `{user}`"))
-            .hint("try again when it is done"));
-    }
+    refuse_busy(app)?;
     tools.nix.collect_garbage(tools.store.collector(), &app.printer)?;
     app.printer.done();
     let asked: Vec<StorePath> = freed.keys().cloned().collect();
@@ -166,6 +164,15 @@ pub fn gc(app: &App, args: &cli::Gc) -> Result<()> {
         app.printer.say(&format!("{} given free", text::bytes(told.bytes)));
     }
     forgot
+}
+
+/// Refuses to collect while somebody makes something.
+fn refuse_busy(app: &App) -> Result<()> {
+    match Scratch::in_use(&app.dirs.staging())? {
+        None => Ok(()),
+        Some(user) => Err(Failure::new(Kind::Busy, format!("something is being made for `{user}`"))
+            .hint("try again when it is done")),
+    }
 }
 
 /// Forgets those generations that were shown and are still old.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use codchi_core::flake::NewFlake;
+use codchi_core::flake::{Flake, NewFlake};
 use codchi_core::machine::{HOST_VERSION, Host as Attachment, IdRange};
 use codchi_core::name::{DriverName, InputName, MachineName};
 use codchi_core::plan::{Activation, Plan, Step};
@@ -84,11 +84,9 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
         state_version: RELEASE.into(),
         modules: Vec::new(),
     };
-    let mut settings = Vec::new();
     let mut with_nixpkgs = Vec::new();
     for wanted in &wanted {
         let found = add_source(app, &tools, &mut flake, wanted, base_path.as_ref())?;
-        settings.extend(needs::settings(app, &wanted.source.url, &found.nix_config));
         if let Some((name, _)) = flake.inputs.last().filter(|_| found.has_nixpkgs) {
             with_nixpkgs.push(name.clone());
         }
@@ -105,7 +103,9 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
         }
         flake.nixpkgs_from = Some(input);
     }
-    codchi_fs::write_atomic(folder.join("flake.nix"), flake.render(), 0o644)?;
+    let text = flake.render();
+    codchi_fs::write_atomic(folder.join("flake.nix"), &text, 0o644)?;
+    let flake = Flake::parse(&text)?;
     let request = LockRequest {
         base: base_path.clone(),
         codchi: Some(codchi),
@@ -114,16 +114,9 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
     };
     let locked = tools.lock(app, &folder, &request)?;
     tools.only_local(&base);
-    let known = Known {
-        before: &[],
-        own: Vec::new(),
-        hosts: needs::hosts(&urls),
-        settings,
-        foreign: !flake.inputs.is_empty(),
-        mounts: &Default::default(),
-    };
-    let (evaluation, mut granted) =
-        needs::evaluate(app, &mut tools, &folder, driver.info().name, &urls, &known)?;
+    let on = driver.info().name;
+    let known = Known::of(app, &tools, &folder, &flake, &locked.text, on, None)?;
+    let (evaluation, mut granted) = needs::evaluate(app, &mut tools, &folder, on, &known)?;
     granted.extend(needs::check(app, &evaluation.needs, &known)?);
     tools.use_settings(&granted);
     crate::secrets::known(&evaluation.needs, given.keys())?;

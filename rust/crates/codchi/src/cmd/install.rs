@@ -18,9 +18,9 @@ use crate::cmd::life;
 use crate::cmd::rebuild::{self, Change};
 use crate::failure::{Failure, Result};
 use crate::journal;
-use crate::make::{Scratch, Tools};
-use crate::secrets;
+use crate::make::{self, Scratch, Tools};
 use crate::worker::{self, MachineWorker};
+use crate::{needs, secrets};
 
 /// Puts a built system in force: in the machine of that name, or in a new one. Who calls it grants what the system asks of the host.
 pub fn install(app: &App, args: &cli::Install) -> Result<()> {
@@ -42,19 +42,41 @@ pub fn install(app: &App, args: &cli::Install) -> Result<()> {
     let manifest = tools
         .manifest(&toplevel)
         .map_err(|f| Failure::failed(format!("`{shown}` is no system of a machine: {}", f.message)))?;
+    if manifest.system != make::system() {
+        return Err(Failure::failed(format!(
+            "the system is for `{}`, and this host is `{}`",
+            text::printable_line(&manifest.system),
+            make::system()
+        )));
+    }
     let driver = codchi_drivers::find(&manifest.driver.parse()?)?;
-    let new = !app.exists(&name);
-    if !new && !app.attachment(&name)?.declared {
+    if !driver.info().runs {
+        return Err(Failure::failed(format!("the driver `{}` runs no machines", driver.info().name)));
+    }
+    let there = if app.exists(&name) { Some(app.attachment(&name)?) } else { None };
+    if there.as_ref().is_some_and(|a| !a.declared) {
         return Err(Failure::failed(format!(
             "the machine `{name}` has a flake of its own; it was left as it is"
         ))
         .hint("choose another name for the one that is declared")
         .hint(format!("remove it with all its files with `codchi delete {name}`")));
     }
-    let have = if new { Vec::new() } else { secrets::names(app, &name)? };
+    if let Some(there) = there.as_ref().filter(|a| a.driver.as_str() != manifest.driver) {
+        return Err(Failure::failed(format!(
+            "the system is for the driver `{}`, and `{name}` runs on `{}`",
+            manifest.driver, there.driver
+        ))
+        .hint(format!("give `codchi.machines.{name}` the driver that it has, or another name"))
+        .hint(format!("remove it with all its files with `codchi delete {name}`")));
+    }
+    let granted = needs::of_declared(app, &tools, &manifest.needs, there.as_ref().map(|a| (&name, a)))?;
+    let have = if there.is_none() { Vec::new() } else { secrets::names(app, &name)? };
     let values = match app.globals.dry_run {
         true => Bundle::new(),
-        false => secrets::gather(app, (!new).then_some(&name), &manifest.needs, &given, &have, false)?,
+        false => {
+            let machine = there.is_some().then_some(&name);
+            secrets::gather(app, machine, &manifest.needs, &given, &have, false)?
+        }
     };
     let record = Record {
         version: RECORD_VERSION,
@@ -69,10 +91,10 @@ pub fn install(app: &App, args: &cli::Install) -> Result<()> {
         flake_nix: String::new(),
         flake_lock: String::new(),
     };
-    let system = Built { tools, toplevel, manifest, record };
-    match new {
-        true => make(app, &name, driver, system, values, args.start),
-        false => change(app, &name, system, values, args.start),
+    let system = Built { tools, toplevel, manifest, granted, record };
+    match there {
+        None => make(app, &name, driver, system, values, args.start),
+        Some(_) => change(app, &name, system, values, args.start),
     }
 }
 
@@ -81,6 +103,8 @@ struct Built {
     tools: Tools,
     toplevel: StorePath,
     manifest: Manifest,
+    /// What it may have of the host.
+    granted: Vec<String>,
     record: Record,
 }
 
@@ -124,7 +148,7 @@ fn make(
         declared: true,
         created: now(),
         ids,
-        granted: Vec::new(),
+        granted: system.granted,
         ports: Default::default(),
         mounts: Default::default(),
     };
@@ -151,10 +175,19 @@ fn make(
 fn change(app: &App, name: &MachineName, system: Built, values: Bundle, start: bool) -> Result<()> {
     let current = app.generations(name).current()?;
     if current.as_ref().is_some_and(|g| g.record.toplevel == system.toplevel) {
-        if !values.is_empty() && !app.globals.dry_run {
+        let granted_anew = system.granted != app.attachment(name)?.granted;
+        if (!values.is_empty() || granted_anew) && !app.globals.dry_run {
             let _lock = app.lock(name, "install")?;
-            secrets::with_vault(app, |vault| vault.store(name, values))?;
-            MachineWorker::new(app, name, None, None).deliver(&system.manifest.needs, false)?;
+            rebuild::remember_granted(app, name, &system.granted)?;
+            if !values.is_empty() {
+                secrets::with_vault(app, |vault| vault.store(name, values))?;
+            }
+            let tools = &system.tools;
+            let worker = MachineWorker::new(app, name, Some(&tools.store), Some(&tools.nix));
+            if granted_anew {
+                worker.give()?;
+            }
+            worker.deliver(&system.manifest.needs, false)?;
         }
         app.printer.say(&format!("`{name}` is up to date"));
         return if start { life::start_one(app, name) } else { Ok(()) };
@@ -174,6 +207,7 @@ fn change(app: &App, name: &MachineName, system: Built, values: Bundle, start: b
     rebuild::show_difference(app, &tools.nix.diff(before, &system.toplevel)?, false);
     let lock = app.lock(name, "install")?;
     worker::recover(app, &lock, name)?;
+    rebuild::remember_granted(app, name, &system.granted)?;
     if !values.is_empty() {
         secrets::with_vault(app, |vault| vault.store(name, values))?;
     }

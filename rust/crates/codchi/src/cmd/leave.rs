@@ -19,8 +19,7 @@ use codchi_secrets::Bundle;
 use crate::app::{App, VERSION, now};
 use crate::cli::{self, NixFlags};
 use crate::cmd::init::{choose_driver, choose_ids, finish_earlier, record, refuse_taken, show_plan};
-use crate::cmd::life;
-use crate::cmd::rebuild::addresses;
+use crate::cmd::{life, rebuild};
 use crate::failure::{Failure, Result};
 use crate::journal;
 use crate::make::{self, Scratch, Tools, copy_tree};
@@ -40,6 +39,10 @@ pub fn tar(app: &App, args: &cli::Tar) -> Result<()> {
         return Err(Failure::usage("a tar does not go to a terminal").hint("redirect it, or name a file"));
     }
     let attachment = app.attachment(&name)?;
+    // Nobody could make a machine of it again.
+    if !app.dirs.machine(&name).join("flake.nix").exists() {
+        return Err(rebuild::no_flake(app, &name));
+    }
     let current = app.generations(&name).current()?.ok_or_else(|| {
         Failure::failed(format!("`{name}` has no generation"))
             .hint(format!("`codchi rebuild {name}` makes one"))
@@ -280,21 +283,10 @@ pub fn import(app: &App, args: &cli::Import) -> Result<()> {
     let lock_text = codchi_fs::read_to_string(folder.join("flake.lock"))?;
     tools.only_local(&export.base);
     let flake = codchi_core::flake::Flake::parse(&flake_text)?;
-    let described = codchi_nix::flake::read(&folder, "the export")?;
-    let mut settings = needs::settings(app, "the export", &described.nix_config);
-    settings.extend(needs::settings_of_sources(app, &tools, &flake, &lock_text)?);
+    let on = driver.info().name;
     // Its machine flake is as much another's as its modules.
-    let addresses = addresses(&flake);
-    let known = Known {
-        before: &[],
-        own: Vec::new(),
-        hosts: needs::hosts(&addresses),
-        settings,
-        foreign: true,
-        mounts: &Default::default(),
-    };
-    let (evaluation, mut granted) =
-        needs::evaluate(app, &mut tools, &folder, driver.info().name, &addresses, &known)?;
+    let known = Known::of(app, &tools, &folder, &flake, &lock_text, on, None)?.of_another();
+    let (evaluation, mut granted) = needs::evaluate(app, &mut tools, &folder, on, &known)?;
     granted.extend(needs::check(app, &evaluation.needs, &known)?);
     tools.use_settings(&granted);
     crate::secrets::known(&evaluation.needs, given.keys())?;

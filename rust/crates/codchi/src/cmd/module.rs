@@ -11,7 +11,7 @@ use codchi_nix::lock::{self, Update};
 
 use crate::app::App;
 use crate::cli::{ModuleAdd, ModuleCommand, ModuleSet, NixFlags};
-use crate::cmd::rebuild::{self, addresses, read_flake};
+use crate::cmd::rebuild::{self, read_flake};
 use crate::failure::{Failure, Result};
 use crate::make::{self, Scratch, Tools, copy_folder};
 use crate::{modules, needs, worker};
@@ -55,8 +55,7 @@ impl Edited {
 
     /// The inputs that modules come from.
     fn inputs(&self) -> Vec<String> {
-        let all = self.flake.inputs().into_iter().map(|(n, _)| n);
-        all.filter(|n| n != "codchi" && n != "nixpkgs").collect()
+        self.flake.sources().into_iter().map(|(name, _)| name).collect()
     }
 
     fn input(&self, given: &str) -> Result<InputName> {
@@ -287,7 +286,7 @@ fn apply(app: &App, edited: &Edited, new: &Flake, lock: String, flags: &NixFlags
         return Ok(());
     }
     let mut tools = open_tools(app, flags)?;
-    tools.authenticate(app, flags, &addresses(new))?;
+    tools.authenticate(app, flags, &needs::addresses(new))?;
     let folder = app.dirs.machine(name);
     let staging = Scratch::below(&app.dirs.staging(), name.as_str())?;
     let work = staging.path().join("machine");

@@ -20,6 +20,7 @@ use crate::worker::{self, HostParts, MachineWorker, Moving};
 pub fn run(app: &App, args: &cli::Move) -> Result<()> {
     finish_earlier(app, &args.name.parse()?, "move")?;
     let name = app.machine(&args.name)?;
+    rebuild::refuse_declared(app, &name)?;
     let before = app.attachment(&name)?;
     let driver = choose_driver(app, Some(&args.driver))?;
     let to = driver.info().name;
@@ -43,23 +44,8 @@ pub fn run(app: &App, args: &cli::Move) -> Result<()> {
     let flake = rebuild::read_flake(app, &name, &folder)?;
     tools.only_local(&before.base);
     let text = codchi_fs::read_if_exists(folder.join("flake.lock"))?.unwrap_or_default();
-    let mut settings = needs::settings_of_sources(app, &tools, &flake, &text)?;
-    let described = codchi_nix::flake::read(&folder, &app.shown(&app.dirs.machine(&name)))?;
-    let own_settings = needs::settings(app, "the machine flake", &described.nix_config);
-    let addresses = rebuild::addresses(&flake);
-    let hosts = needs::hosts(&addresses);
-    let mut own = needs::own(&flake, &folder, to, &hosts);
-    own.extend(own_settings.iter().cloned());
-    settings.extend(own_settings);
-    let known = Known {
-        before: &before.granted,
-        own,
-        hosts,
-        settings,
-        foreign: flake.inputs().iter().any(|(n, _)| n != "codchi" && n != "nixpkgs"),
-        mounts: &before.mounts,
-    };
-    let (evaluation, mut granted) = needs::evaluate(app, &mut tools, &folder, to, &addresses, &known)?;
+    let known = Known::of(app, &tools, &folder, &flake, &text, to, Some((&name, &before)))?;
+    let (evaluation, mut granted) = needs::evaluate(app, &mut tools, &folder, to, &known)?;
     granted.extend(needs::check(app, &evaluation.needs, &known)?);
     tools.use_settings(&granted);
     let missing = tools.missing(&evaluation)?;
@@ -73,11 +59,13 @@ pub fn run(app: &App, args: &cli::Move) -> Result<()> {
         edit.granted(&granted);
         edit.text()
     };
+    let on_boot =
+        codchi_drivers::find(&before.driver)?.is_on_boot(&HostParts::none().host(app, None), &name)?;
     let steps = |toplevel: &str, running: bool| {
         let (from, to) = (before.driver.clone(), to.parse().unwrap_or_else(|_| before.driver.clone()));
         let mut steps = Vec::from_iter(running.then_some(Step::Stop));
         steps.extend([
-            Step::MoveRoot { from: from.clone(), to, uid_base: ids.map(|r| r.base) },
+            Step::MoveRoot { from: from.clone(), to, uid_base: ids.map(|r| r.base), on_boot },
             Step::AddGeneration { number, toplevel: toplevel.into() },
             Step::WriteHost {
                 path: file.clone(),
@@ -90,7 +78,7 @@ pub fn run(app: &App, args: &cli::Move) -> Result<()> {
                 how: Activation::Boot,
                 previous: current.as_ref().and_then(|g| u32::try_from(g.number).ok()),
             },
-            Step::RemoveRootOn { driver: from },
+            Step::RemoveRootOn { driver: from, on_boot },
         ]);
         steps.extend(running.then_some(Step::Start));
         steps

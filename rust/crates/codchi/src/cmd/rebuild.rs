@@ -62,7 +62,14 @@ pub fn rebuild(app: &App, args: &cli::Rebuild) -> Result<()> {
         }
     }
     if args.all {
-        names = app.names()?;
+        for name in app.names()? {
+            if app.attachment(&name).is_ok_and(|a| a.declared) {
+                app.printer
+                    .say(&format!("`{name}` is left out: the configuration of this computer declares it"));
+            } else {
+                names.push(name);
+            }
+        }
     }
     let how = How {
         update: if args.update { Update::All } else { Update::Missing },
@@ -81,10 +88,13 @@ pub fn rebuild(app: &App, args: &cli::Rebuild) -> Result<()> {
     for name in &names {
         match begin(app, name, &args.nix, &how) {
             Ok(Some(job)) => jobs.push(job),
-            Ok(None) => {
-                all.tell(name, Ok(Outcome::UpToDate))?;
-                tell_pending(app, name)?;
-            }
+            Ok(None) => match port::is_pending(app, name) {
+                Ok(pending) => {
+                    all.tell(name, Ok(Outcome::UpToDate))?;
+                    tell_pending(app, name, pending);
+                }
+                Err(failure) => all.tell(name, Err(failure))?,
+            },
             Err(failure) => all.tell(name, Err(failure))?,
         }
     }
@@ -92,14 +102,13 @@ pub fn rebuild(app: &App, args: &cli::Rebuild) -> Result<()> {
     let mut ready = Vec::new();
     for mut job in jobs {
         let name = job.name.clone();
-        match job.settle(app, &how) {
-            Ok(()) if app.globals.dry_run => {
-                show_plan(app, &job.plan(app, &how)?);
-                all.tell(&name, Ok(Outcome::Shown))?;
-            }
-            Ok(()) => ready.push(job),
-            Err(failure) => all.tell(&name, Err(failure))?,
+        let settled = job.settle(app, &how);
+        if !app.globals.dry_run && settled.is_ok() {
+            ready.push(job);
+            continue;
         }
+        let shown = settled.and_then(|()| job.plan(app, &how)).map(|plan| show_plan(app, &plan));
+        all.tell(&name, shown.map(|()| Outcome::Shown))?;
     }
     build_together(app, &ready);
     for job in ready {
@@ -247,7 +256,7 @@ fn begin(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<O
         codchi_fs::write_atomic(folder.join("flake.lock"), &current.record.flake_lock, 0o644)?;
     }
     let flake = read_flake(app, name, &folder)?;
-    tools.authenticate(app, flags, &addresses(&flake))?;
+    tools.authenticate(app, flags, &needs::addresses(&flake))?;
     let old_lock = codchi_fs::read_if_exists(folder.join("flake.lock"))?.unwrap_or_default();
     let updating = |input: &str| match &how.update {
         Update::All => true,
@@ -340,39 +349,20 @@ fn build_together(app: &App, jobs: &[Job]) {
 }
 
 impl Job {
-    /// Whether anything in the machine is another's.
-    fn is_foreign(&self) -> bool {
-        self.flake.inputs().iter().any(|(n, _)| n != "codchi" && n != "nixpkgs")
-    }
-
     /// Whether its evaluation may build what modules want for that.
     fn may_import(&self, app: &App) -> bool {
-        needs::may_import(app, &addresses(&self.flake), &self.attachment.granted)
+        needs::may_import(app, &self.flake, &self.attachment.granted)
     }
 
     /// Evaluates the machine, unless that was done together with others, and finds out all that a person has to answer.
     fn settle(&mut self, app: &App, how: &How) -> Result<()> {
         let driver = self.attachment.driver.as_str();
-        let mut settings = needs::settings_of_sources(app, &self.tools, &self.flake, &self.locked.text)?;
-        let described = codchi_nix::flake::read(&self.folder, &app.shown(&app.dirs.machine(&self.name)))?;
-        let own_settings = needs::settings(app, "the machine flake", &described.nix_config);
-        let addresses = addresses(&self.flake);
-        let hosts = needs::hosts(&addresses);
-        let mut own = needs::own(&self.flake, &self.folder, driver, &hosts);
-        own.extend(own_settings.iter().cloned());
-        settings.extend(own_settings);
-        let known = Known {
-            before: &self.attachment.granted,
-            own,
-            hosts,
-            settings,
-            foreign: self.is_foreign(),
-            mounts: &self.attachment.mounts,
-        };
+        let there = Some((&self.name, &self.attachment));
+        let known = Known::of(app, &self.tools, &self.folder, &self.flake, &self.locked.text, driver, there)?;
         let (evaluation, mut granted) = match self.evaluation.take() {
             // Together with others nothing is built for an evaluation, so nothing has to be granted for it.
             Some(evaluation) => (evaluation, Vec::new()),
-            None => needs::evaluate(app, &mut self.tools, &self.folder, driver, &addresses, &known)?,
+            None => needs::evaluate(app, &mut self.tools, &self.folder, driver, &known)?,
         };
         granted.extend(needs::check(app, &evaluation.needs, &known)?);
         self.tools.use_settings(&granted);
@@ -458,10 +448,7 @@ impl Job {
         let mut worker = MachineWorker::new(app, name, Some(&self.tools.store), Some(&self.tools.nix));
         worker.record = Some(record(&self.tools, evaluation, &toplevel, &self.folder, &self.locked.text)?);
         if self.granted != self.attachment.granted {
-            let file = app.dirs.host_toml(name);
-            let mut edit = HostEdit::new(&file, &codchi_fs::read_to_string(&file)?)?;
-            edit.granted(&self.granted);
-            codchi_fs::write_atomic(file, edit.text(), 0o644)?;
+            remember_granted(app, name, &self.granted)?;
         }
         let fresh = !self.secrets.is_empty();
         if fresh {
@@ -483,7 +470,7 @@ impl Job {
             }
             worker::remember_fingerprint(app, name, &self.tools)?;
             app.printer.say(&format!("`{name}` is up to date: generation {}", same.number));
-            tell_pending(app, name)?;
+            tell_pending(app, name, port::is_pending(app, name)?);
             return Ok(Outcome::On(same.number));
         }
         let last = |number| self.last_steps(app, how, number).into_iter().collect();
@@ -560,6 +547,14 @@ impl Change<'_> {
     }
 }
 
+/// Writes down what a machine may have of this host.
+pub fn remember_granted(app: &App, name: &MachineName, granted: &[String]) -> Result<()> {
+    let file = app.dirs.host_toml(name);
+    let mut edit = HostEdit::new(&file, &codchi_fs::read_to_string(&file)?)?;
+    edit.granted(granted);
+    Ok(codchi_fs::write_atomic(file, edit.text(), 0o644)?)
+}
+
 /// Prints the units that a switch touched.
 fn tell_units(app: &App, switched: &Switched) {
     for change in &switched.units {
@@ -577,15 +572,14 @@ fn units_failed(name: &MachineName, number: u64, switched: &Switched) -> Result<
 }
 
 /// Says so where a person wrote ports or folders into host.toml, which no rebuild reads.
-fn tell_pending(app: &App, name: &MachineName) -> Result<()> {
-    if port::is_pending(app, name)? {
+fn tell_pending(app: &App, name: &MachineName, is_pending: bool) {
+    if is_pending {
         app.printer.say(&format!(
             "the ports and folders in `{}` are applied at the next start",
             app.shown(&app.dirs.host_toml(name))
         ));
         app.printer.hint(&format!("`codchi restart {name}` starts it anew"));
     }
-    Ok(())
 }
 
 /// Tells that devices which are granted now are there from the next start on.
@@ -606,8 +600,19 @@ fn tell_devices(
 /// Reads the flake.nix in a folder. One that a person edited into nonsense is an error of ours, with its line, before Nix sees
 /// it; `machine` is whose it is.
 pub fn read_flake(app: &App, machine: &MachineName, folder: &std::path::Path) -> Result<Flake> {
-    let text = codchi_fs::read_to_string(folder.join("flake.nix"))?;
+    let Some(text) = codchi_fs::read_if_exists(folder.join("flake.nix"))? else {
+        return Err(no_flake(app, machine));
+    };
     Flake::parse(&text).map_err(|e| in_machine(app, machine, e))
+}
+
+/// A machine that the configuration of this computer declares, or declared, has no flake of its own.
+pub fn no_flake(app: &App, name: &MachineName) -> Failure {
+    match refuse_declared(app, name) {
+        Err(failure) => failure,
+        Ok(()) => Failure::failed(format!("`{name}` has no machine flake"))
+            .hint(format!("write one: `{}`", app.shown(&app.dirs.machine(name).join("flake.nix")))),
+    }
 }
 
 /// An error about a machine's flake.nix, with the path of the file.
@@ -626,12 +631,6 @@ pub fn keep_roots(app: &App, tools: &Tools, name: &MachineName, paths: &[StorePa
         tools.nix.add_root(&roots.join(path.base_name()), path)?;
     }
     Ok(())
-}
-
-/// Where the sources of a machine come from.
-pub fn addresses(flake: &Flake) -> Vec<String> {
-    let own = |name: &str| name == "codchi" || name == "nixpkgs";
-    flake.inputs().into_iter().filter(|(n, _)| !own(n)).filter_map(|(_, url)| url).collect()
 }
 
 /// Prints what differs between two systems.
@@ -681,7 +680,7 @@ pub fn update(app: &App, args: &cli::Update) -> Result<()> {
     let update = if args.inputs.is_empty() { Update::All } else { Update::Inputs(args.inputs.clone()) };
     let mut tools =
         Tools::open(app, &args.nix)?.ok_or_else(|| Failure::new(Kind::Host, "the store is gone"))?;
-    tools.authenticate(app, &args.nix, &addresses(&flake))?;
+    tools.authenticate(app, &args.nix, &needs::addresses(&flake))?;
     let attachment = app.attachment(&name)?;
     let staging = Scratch::below(&app.dirs.staging(), name.as_str())?;
     let work = staging.path().join("machine");

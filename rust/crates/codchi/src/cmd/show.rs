@@ -10,12 +10,12 @@ use codchi_drivers::Running;
 
 use crate::app::App;
 use crate::cli::{self, NixFlags};
-use crate::cmd::rebuild::{addresses, read_flake};
+use crate::cmd::rebuild::read_flake;
 use crate::cmd::{life, rebuild};
 use crate::failure::{Failure, Result};
 use crate::make::Tools;
-use crate::updates;
 use crate::worker::HostParts;
+use crate::{needs, updates};
 
 /// What machines do now, in their order. Each driver is asked once.
 fn running(app: &App, names: &[MachineName]) -> Vec<Result<Running>> {
@@ -40,12 +40,9 @@ fn running(app: &App, names: &[MachineName]) -> Vec<Result<Running>> {
                     all[at] = Some(state.map_err(Failure::from));
                 }
             }
-            Err(_) => {
-                for at in there {
-                    all[at] = Some(
-                        codchi_drivers::find(&driver).map(|_| Running::stopped()).map_err(Failure::from),
-                    );
-                }
+            Err(e) => {
+                let failure = Failure::from(e);
+                there.into_iter().for_each(|at| all[at] = Some(Err(failure.clone())));
             }
         }
     }
@@ -349,8 +346,8 @@ pub fn option(app: &App, args: &cli::OptionArgs) -> Result<()> {
     let mut tools = Tools::open(app, &NixFlags::default())?
         .ok_or_else(|| Failure::new(Kind::Host, "the store is gone"))?;
     let flake = read_flake(app, &name, &app.dirs.machine(&name))?;
-    let item = codchi_core::consent::import_from_derivation(&addresses(&flake));
-    tools.import_from_derivation(attachment.granted.contains(&item.granted()));
+    let granted = needs::may_import(app, &flake, &attachment.granted);
+    tools.import_from_derivation(!needs::is_foreign(&flake) || granted);
     let installable = format!(
         "{}#nixosConfigurations.{}",
         codchi_core::source::path_reference(&app.dirs.machine(&name)),
