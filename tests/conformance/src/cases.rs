@@ -2378,20 +2378,26 @@ fn init_command(h: &Host) -> Result<(), Failed> {
 }
 
 fn delete(h: &Host) -> Result<(), Failed> {
-    let root = std::fs::metadata(h.home.join(".local/share/codchi/machines/conf/root"))?;
-    // There are more of this name, of suites that run beside this one.
-    let name = format!("codchi-conf-{:x}-{:x}", root.dev(), root.ino());
-    let control_groups = || {
+    // There are more of this name, of suites that run beside this one. An engine's are its own.
+    let own = if h.has_engine() {
+        None
+    } else {
+        let root = std::fs::metadata(h.home.join(".local/share/codchi/machines/conf/root"))?;
+        Some(format!("codchi-conf-{:x}-{:x}", root.dev(), root.ino()))
+    };
+    let control_groups = || -> Result<String, Failed> {
+        let Some(own) = &own else {
+            return Ok(String::new());
+        };
         let mut find = std::process::Command::new("find");
         find.args(["/sys/fs/cgroup", "-ignore_readdir_race", "-type", "d"]);
-        Ok::<_, Failed>(run(find.args(["-name", &name]), b"")?.text())
+        Ok(run(find.args(["-name", own]), b"")?.text())
     };
-    // An engine's are its own.
-    if !h.has_engine() {
+    if own.is_some() {
         h.codchi(&["exec", "conf", "--", "true"])?.ok()?;
         require!(
             !control_groups()?.is_empty(),
-            "no control group `{name}` while it runs"
+            "no control group {own:?} while it runs"
         );
     }
     h.codchi(&["delete", "--yes", "conf"])?.ok()?;

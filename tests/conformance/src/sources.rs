@@ -21,6 +21,8 @@ pub const ALL: &[Case] = &[
     ("short_forms_reach_their_forge", short_forms),
     ("modules_are_edited_and_what_a_person_wrote_stays", edits),
     ("status_tells_what_moved", moved),
+    ("a_clone_is_a_machine_with_its_repository", clone),
+    ("a_checkout_in_the_machine_is_what_is_built", checkout),
     ("a_password_is_nowhere", nowhere),
     ("ssh_says_what_it_lacks_and_never_asks", ssh_refused),
     ("ssh_uses_keys_and_agent", ssh),
@@ -632,6 +634,146 @@ fn moved(h: &Host) -> Result<(), Failed> {
         begun.elapsed()
     );
     codchi(h, &["delete", "-y", "st"], &[])?.ok().map(drop)
+}
+
+/// What the machine of the two cases below was built from.
+fn built(h: &Host) -> Result<String, Failed> {
+    Ok(codchi(h, &["exec", "cl", "--", "cat", "/etc/source"], &[])?
+        .ok()?
+        .text())
+}
+
+fn clone(h: &Host) -> Result<(), Failed> {
+    let place = Place::of(h);
+    sh(
+        h,
+        &place.dir,
+        "git clone -q --bare work repositories/team/plain.git
+         mkdir tool && cd tool && git init -q -b main . && cp ../work/flake.nix . && mkdir 'a b'
+         printf '%s\\n' '{ pkgs, ... }: { environment.systemPackages = [ pkgs.git ]; environment.etc.\"source\".text = \"one\"; }' > module.nix
+         ln -s module.nix link && printf x > 'a b/c d' && chmod 755 'a b/c d' && git add -A && git commit -qm one
+         printf '\\n' >> flake.nix && git commit -qam two
+         git clone -q --bare . ../repositories/team/tool.git && git -C ../repositories/team/tool.git update-server-info",
+    )?;
+    let ca = place.ca();
+    let env = [
+        ("GIT_SSL_CAINFO", ca.as_str()),
+        ("GIT_CONFIG_GLOBAL", "/dev/null"),
+    ];
+    // What the machine lacks is found out before anything is cloned, and the machine stays.
+    let done = codchi(h, &["clone", "bare", &place.url("team/plain")], &env)?.exits(1)?;
+    require!(
+        done.err.contains("there is no git in `bare`"),
+        "{}",
+        done.err
+    );
+    codchi(h, &["delete", "--yes", "bare"], &[])?.ok()?;
+    codchi(h, &["clone", "cl"], &env)?.exits(2)?;
+    let url = place.url("team/tool");
+    let done = codchi(
+        h,
+        &["clone", "cl", &url, "--depth", "1", "--dir", "src/the tool", "--", "sh", "-c",
+          "cd ~/'src/the tool' && git log --format=%s && git remote get-url origin && git status --porcelain && readlink link && test -x 'a b/c d' && ls .git/hooks 2>&1 | wc -l"],
+        &env,
+    )?
+    .ok()?;
+    require!(
+        done.text() == format!("two\n{url}\nmodule.nix\n1")
+            || done.text() == format!("two\n{url}\nmodule.nix\n0"),
+        "the clone: {}\n{}",
+        done.text(),
+        done.err
+    );
+    require!(built(h)? == "one", "it was built from {}", built(h)?);
+    let listed = codchi(h, &["module", "list", "cl"], &[])?.ok()?.text();
+    require!(
+        listed.contains("`/home/codchi/src/the tool` in the machine"),
+        "{listed}"
+    );
+    // A second clone into the same folder would be lost work.
+    let again = codchi(h, &["exec", "cl", "--", "sh", "-c", "ls ~/src"], &[])?
+        .ok()?
+        .text();
+    require!(again == "the tool", "{again}");
+    Ok(())
+}
+
+fn checkout(h: &Host) -> Result<(), Failed> {
+    let inside = |script: &str| -> Result<String, Failed> {
+        let script = format!("set -e; cd ~/'src/the tool'; {script}");
+        Ok(codchi(h, &["exec", "cl", "--", "sh", "-c", &script], &[])?
+            .ok()?
+            .text())
+    };
+    let rebuild = || codchi(h, &["rebuild", "cl"], &[])?.ok();
+    let done = rebuild()?;
+    // The clone is of what the machine was built from, so there is nothing to build; only where it comes from is new.
+    let again = rebuild()?;
+    require!(
+        again.err.contains("up to date"),
+        "{}\n{}",
+        done.err,
+        again.err
+    );
+    // Not committed, and with what git would run: nothing of it runs on this computer.
+    inside(
+        "sed -i s/one/two/ module.nix; git config core.fsmonitor 'touch /tmp/ran-by-git;false'; echo secret > untracked",
+    )?;
+    let marker = Path::new("/tmp/ran-by-git");
+    let _ = std::fs::remove_file(marker);
+    rebuild()?;
+    require!(built(h)? == "two", "it was built from {}", built(h)?);
+    require!(!marker.exists(), "the host ran what the checkout says");
+    require!(
+        inside("git status >/dev/null; test -e /tmp/ran-by-git && echo ran")? == "ran",
+        "the monitor is none"
+    );
+    // A change that does not evaluate is told with its file, and the machine stays as it was.
+    inside("echo '{ nonsense' > module.nix")?;
+    let bad = codchi(h, &["rebuild", "cl"], &[])?.exits(1)?;
+    require!(bad.err.contains("module.nix"), "{}", bad.err);
+    inside("git checkout -q module.nix; sed -i s/one/three/ module.nix")?;
+    // A machine that is off is started for it.
+    codchi(h, &["stop", "cl"], &[])?.ok()?;
+    rebuild()?;
+    require!(built(h)? == "three", "it was built from {}", built(h)?);
+    // Files that are gone, and links out of the tree, are no way out.
+    inside("rm 'a b/c d'; ln -sf /etc/shadow link; sed -i s/three/four/ module.nix")?;
+    rebuild()?;
+    require!(built(h)? == "four", "it was built from {}", built(h)?);
+    codchi(
+        h,
+        &["module", "set", "cl", "tool", &Place::of(h).url("team/env")],
+        &[],
+    )?
+    .exits(1)?;
+    codchi(
+        h,
+        &["module", "set", "cl", "tool", "--checkout", "nowhere"],
+        &[],
+    )?
+    .exits(5)?;
+    let none = codchi(
+        h,
+        &["module", "set", "cl", "tool", "--checkout", "/etc"],
+        &[],
+    )?
+    .exits(1)?;
+    require!(none.err.contains("is no checkout"), "{}", none.err);
+    codchi(h, &["module", "rename", "cl", "tool", "other"], &[])?.ok()?;
+    codchi(h, &["module", "set", "cl", "other", "--no-checkout"], &[])?.ok()?;
+    rebuild()?;
+    require!(built(h)? == "one", "it was built from {}", built(h)?);
+    codchi(
+        h,
+        &["module", "set", "cl", "other", "--checkout", "src/the tool"],
+        &[],
+    )?
+    .ok()?;
+    rebuild()?;
+    require!(built(h)? == "four", "it was built from {}", built(h)?);
+    codchi(h, &["delete", "--yes", "cl"], &[])?.ok()?;
+    Ok(())
 }
 
 fn nowhere(h: &Host) -> Result<(), Failed> {

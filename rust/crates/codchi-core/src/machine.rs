@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::document::{DocumentError, parse_toml};
 use crate::folder::OwnFolder;
-use crate::name::DriverName;
+use crate::name::{DriverName, InputName};
 use crate::port::{GuestPort, HostPort, Protocol};
 
 /// The version of `host.toml` this program writes.
@@ -37,6 +37,9 @@ pub struct Host {
     /// What foreign modules were granted, by content.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub granted: Vec<String>,
+    /// Inputs of the machine flake that are taken from a checkout in the machine, and the folder that is one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub checkouts: BTreeMap<InputName, String>,
     /// Ports in the machine and where they are on the host: the person's own, and answers to what modules ask for.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<GuestPort, HostPort>,
@@ -132,6 +135,11 @@ impl HostEdit {
         }
     }
 
+    /// Where in the machine an input is taken from; none: from its address.
+    pub fn checkout(&mut self, input: &InputName, folder: Option<&str>) {
+        self.entry("checkouts", input.as_str(), folder.map(toml_edit::Value::from));
+    }
+
     /// What foreign modules were granted.
     pub fn granted(&mut self, granted: &[String]) {
         if granted.is_empty() {
@@ -221,6 +229,7 @@ mod tests {
             created: 1,
             ids: Some(IdRange { base: 0x1000_0000, count: IDS }),
             granted: vec![],
+            checkouts: BTreeMap::from([("my-project".parse().unwrap(), "/home/codchi/project".into())]),
             ports: BTreeMap::from([
                 ("80/tcp".parse().unwrap(), HostPort::Port(8080)),
                 ("53/udp".parse().unwrap(), HostPort::Withheld),
@@ -254,6 +263,9 @@ mod tests {
         edit.port("80/tcp".parse().unwrap(), None);
         edit.port("53/udp".parse().unwrap(), None);
         edit.granted(&["x".into()]);
+        edit.checkout(&"a".parse().unwrap(), Some("/a"));
+        edit.checkout(&"b".parse().unwrap(), Some("/b"));
+        edit.checkout(&"a".parse().unwrap(), None);
         let given = Given { source: "/a b".into(), read_only: true, optional: false };
         edit.mount(Path::new("/data"), Some(&OwnFolder::Given(given)));
         edit.mount(Path::new("/x"), Some(&OwnFolder::Withheld));
@@ -261,7 +273,8 @@ mod tests {
         let done = edit.text();
         assert!(done.ends_with("[mounts]\n\"/data\" = { source = \"/a b\", read-only = true }\n"), "{done}");
         assert!(!done.contains("ports") && done.contains("# long ago\n"), "{done}");
-        assert_eq!(Host::parse(file, &done).unwrap().granted, ["x"]);
+        let host = Host::parse(file, &done).unwrap();
+        assert_eq!((host.granted, host.checkouts.len()), (vec!["x".to_owned()], 1));
         for bad in ["80 = 0", "80 = true", "80 = 70000", "x = 1"] {
             let e = Host::parse(file, &format!("{text}{}\n", bad.replacen("80", "81", 1))).unwrap_err();
             assert!(e.to_string().contains("line 10") || e.to_string().contains("line 8"), "{e}");

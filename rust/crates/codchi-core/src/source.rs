@@ -235,6 +235,33 @@ impl Source {
         (url.starts_with("path:") || url.starts_with("git+file:")) && !url.contains("rev=")
     }
 
+    /// The repository as git itself names it, and a branch or tag of it; none where it is no repository of git.
+    pub fn repository(&self) -> Option<(String, Option<String>)> {
+        let (plain, query) = self.url.split_once('?').unwrap_or((&self.url, ""));
+        let asked = query.split('&').find_map(|q| q.strip_prefix("ref=")).map(decode);
+        let forge = |host: &str, rest: &str| {
+            let mut parts = rest.splitn(3, '/').map(decode);
+            let (owner, name) = (parts.next()?, parts.next()?);
+            Some((format!("https://{host}/{owner}/{name}"), parts.next()))
+        };
+        let (url, part) = match plain.split_once(':')? {
+            ("github", rest) => forge("github.com", rest)?,
+            ("gitlab", rest) => forge("gitlab.com", rest)?,
+            ("sourcehut", rest) => forge("git.sr.ht", rest)?,
+            (scheme, _) if scheme.starts_with("git+") => (plain["git+".len()..].to_owned(), None),
+            ("git", _) => (plain.to_owned(), None),
+            _ => return None,
+        };
+        let reference = asked.or(part);
+        let short = |r: String| {
+            ["refs/tags/", "refs/heads/"]
+                .iter()
+                .find_map(|p| r.strip_prefix(p).map(str::to_owned))
+                .unwrap_or(r)
+        };
+        Some((url, reference.map(short)))
+    }
+
     /// A name for it as an input of a machine flake.
     pub fn input_name(&self) -> InputName {
         let plain = self.url.split(['?', '#']).next().unwrap_or_default();
@@ -513,6 +540,28 @@ mod tests {
             pin("https://e.org/r?ref=a", Pin::Branch("b".into())),
             Err(SourceError::Pinned { .. })
         ));
+    }
+
+    #[test]
+    fn repositories_are_named_as_git_names_them() {
+        let of = |url: &str| {
+            let source = Source { url: url.into(), attr: None, folder: None };
+            source.repository().map(|(url, reference)| format!("{url} {}", reference.unwrap_or_default()))
+        };
+        for (url, expected) in [
+            ("git+https://e.org/r.git?ref=refs/tags/v1&dir=x", "https://e.org/r.git v1"),
+            ("git+ssh://git@e.org/r", "ssh://git@e.org/r "),
+            ("git+file:///home/me/a%20b", "file:///home/me/a%20b "),
+            ("git://e.org/r?ref=main", "git://e.org/r main"),
+            ("github:o/r/x%2Fy", "https://github.com/o/r x/y"),
+            ("gitlab:o/r?ref=main", "https://gitlab.com/o/r main"),
+            ("sourcehut:~o/r", "https://git.sr.ht/~o/r "),
+        ] {
+            assert_eq!(of(url).as_deref(), Some(expected), "{url}");
+        }
+        for url in ["path:/home/me/r", "https://e.org/r.tar.gz", "github:o"] {
+            assert_eq!(of(url), None, "{url}");
+        }
     }
 
     #[test]

@@ -402,6 +402,8 @@ pub struct ModuleStatus {
     pub module: Option<String>,
     /// Where the input comes from.
     pub url: Option<String>,
+    /// The folder in the machine whose checkout stands in for that.
+    pub checkout: Option<String>,
     /// The commit, or the hash, that is locked.
     pub revision: Option<String>,
 }

@@ -32,6 +32,8 @@ pub struct LockRequest {
     pub base: Option<StorePath>,
     /// What stands in for the input `codchi`; `None` fetches what its URL says.
     pub codchi: Option<StorePath>,
+    /// What stands in for inputs of the machine flake: what a checkout of them holds.
+    pub checkouts: BTreeMap<String, StorePath>,
     /// Which locks are made anew.
     pub update: Update,
     /// Look again at inputs that are folders of this host, whatever `update` says.
@@ -153,6 +155,13 @@ impl Nix {
             let source = if let Some(codchi) = request.codchi.as_ref().filter(|_| top && name == "codchi") {
                 found.push(put(codchi, ""));
                 (codchi.clone(), String::new())
+            } else if let Some(checkout) = request.checkouts.get(name).filter(|_| top) {
+                let dir = match reference {
+                    Some(reference) => self.folder_in(reference)?,
+                    None => String::new(),
+                };
+                found.push(put(checkout, &dir));
+                (checkout.clone(), dir)
             } else if let Some(node) = lock["nodes"]["root"]["inputs"][name].as_str().map(str::to_owned)
                 && !(top && request.refresh_local && reference.is_some_and(is_local))
                 && !(top && self.is_stale(reference, &lock["nodes"][&node]["original"]))
@@ -213,6 +222,11 @@ impl Nix {
     /// Whether a lock was made for something else than what the flake.nix says now.
     fn is_stale(&self, reference: Option<&Reference>, original: &Value) -> bool {
         reference.is_some_and(|r| self.original(r).is_ok_and(|now| now != *original))
+    }
+
+    /// The folder of the source that a reference means.
+    fn folder_in(&self, reference: &Reference) -> Result<String> {
+        Ok(self.original(reference)?["dir"].as_str().unwrap_or_default().to_owned())
     }
 
     fn text_of(&self, reference: &Reference) -> Result<String> {

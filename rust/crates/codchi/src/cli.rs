@@ -116,6 +116,8 @@ impl Base {
 pub enum Command {
     /// Create a machine
     Init(Init),
+    /// Create a machine, and in it a clone of the repository that its module comes from
+    Clone(Clone),
     /// Run a command in a machine, starting it when stopped
     #[command(visible_alias = "run")]
     Exec(Exec),
@@ -227,6 +229,27 @@ pub struct Init {
     /// Then run this command inside; its status becomes codchi's
     #[arg(last = true, value_name = "CMD")]
     pub cmd: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub struct Clone {
+    #[command(flatten)]
+    pub init: Init,
+    /// The folder of the clone, below the home of the machine's user; none: named as the repository
+    #[arg(long, value_name = "FOLDER")]
+    pub dir: Option<String>,
+    /// Only so many commits
+    #[arg(long, value_name = "COMMITS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub depth: Option<u32>,
+    /// Only one branch
+    #[arg(long)]
+    pub single_branch: bool,
+    /// Clone submodules, too
+    #[arg(long)]
+    pub recurse_submodules: bool,
+    /// The module stays that of the URL, instead of what the clone holds
+    #[arg(long)]
+    pub keep_remote: bool,
 }
 
 #[derive(Debug, Args)]
@@ -464,6 +487,12 @@ pub struct ModuleSet {
     /// No branch, tag or commit any more
     #[arg(long, group = "pin", requires = "input")]
     pub unpin: bool,
+    /// Take what git tracks in this folder of the machine, at each rebuild
+    #[arg(long, value_name = "FOLDER", requires = "input", conflicts_with_all = ["source", "pin", "no_checkout"])]
+    pub checkout: Option<String>,
+    /// Take it from its address again
+    #[arg(long, requires = "input", conflicts_with_all = ["source", "pin"])]
+    pub no_checkout: bool,
     /// Use the nixpkgs of this input; `codchi`: Codchi's own
     #[arg(long, value_name = "INPUT")]
     pub nixpkgs_from: Option<String>,

@@ -2,6 +2,7 @@
 
 mod app;
 mod auth;
+mod checkout;
 mod cli;
 mod cmd;
 mod failure;
@@ -171,6 +172,7 @@ fn dispatch(app: &App, command: Option<&Command>) -> Result<u8> {
     match command {
         None => done(cmd::show::status(app, &cli::Status { name: None, watch: false })),
         Some(Command::Init(args)) => cmd::init::run(app, args),
+        Some(Command::Clone(args)) => cmd::clone::run(app, args),
         Some(Command::Install(args)) => done(cmd::install::install(app, args)),
         Some(Command::Status(args)) => done(cmd::show::status(app, args)),
         Some(Command::List) => done(cmd::show::list(app)),

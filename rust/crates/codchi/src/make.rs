@@ -740,6 +740,7 @@ pub fn keep_base(
     LockRequest {
         base: base.or_else(|| locked_path(lock, &["codchi", "nixpkgs"])),
         codchi: codchi.or_else(|| locked_path(lock, &["codchi"])),
+        checkouts: Default::default(),
         update,
         refresh_local: true,
     }

@@ -37,6 +37,24 @@ struct Wanted {
 
 /// Runs the command and gives the exit status.
 pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
+    make(app, args)?;
+    if app.globals.dry_run { Ok(0) } else { run_in(app, args) }
+}
+
+/// Runs what a person wanted inside, once the machine is made.
+pub fn run_in(app: &App, args: &cli::Init) -> Result<u8> {
+    let name: MachineName = args.name.parse()?;
+    if args.cmd.is_empty() {
+        if !app.globals.json {
+            app.printer.hint(&format!("`codchi shell {name}` opens a shell in it"));
+        }
+        return Ok(0);
+    }
+    exec::become_exec(app, &name, &[], &args.cmd)
+}
+
+/// Makes the machine, or shows how.
+pub fn make(app: &App, args: &cli::Init) -> Result<()> {
     let name: MachineName = args.name.parse()?;
     let wanted = wanted(app, args)?;
     let driver = choose_driver(app, args.driver.as_deref())?;
@@ -53,7 +71,7 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
             app.printer.say("there is no store yet: `init` would first make one, then evaluate the machine");
             let steps = vec![Step::InstallConfig { from: app.dirs.staging(), to: app.dirs.machine(&name) }];
             show_plan(app, &Plan::new("init", &name, steps));
-            return Ok(0);
+            return Ok(());
         }
         None => Tools::make(app, &args.nix)?,
     };
@@ -109,6 +127,7 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
     let request = LockRequest {
         base: base_path.clone(),
         codchi: Some(codchi),
+        checkouts: Default::default(),
         update: Update::Missing,
         refresh_local: true,
     };
@@ -137,7 +156,7 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
     if app.globals.dry_run {
         app.printer.done();
         show_plan(app, &plan);
-        return Ok(0);
+        return Ok(());
     }
 
     tools.fetch(app, &missing)?;
@@ -157,6 +176,7 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
         created: now(),
         ids,
         granted,
+        checkouts: Default::default(),
         ports: Default::default(),
         mounts: Default::default(),
     };
@@ -180,13 +200,7 @@ pub fn run(app: &App, args: &cli::Init) -> Result<u8> {
     crate::worker::remember_fingerprint(app, &name, &tools)?;
     let what = if args.no_start { "is made" } else { "is running" };
     app.printer.say(&format!("`{name}` {what}: {}", evaluation.base.label));
-    if args.cmd.is_empty() {
-        if !app.globals.json {
-            app.printer.hint(&format!("`codchi shell {name}` opens a shell in it"));
-        }
-        return Ok(0);
-    }
-    exec::become_exec(app, &name, &[], &args.cmd)
+    Ok(())
 }
 
 /// Chooses what a new machine runs on, as a person or the settings say; else the first driver that works here.

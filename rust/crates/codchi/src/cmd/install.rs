@@ -149,6 +149,7 @@ fn make(
         created: now(),
         ids,
         granted: system.granted,
+        checkouts: Default::default(),
         ports: Default::default(),
         mounts: Default::default(),
     };

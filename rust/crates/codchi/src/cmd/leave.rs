@@ -306,6 +306,7 @@ pub fn import(app: &App, args: &cli::Import) -> Result<()> {
         created: now(),
         ids,
         granted,
+        checkouts: Default::default(),
         ports: Default::default(),
         mounts: Default::default(),
     };

@@ -1,5 +1,6 @@
 //! The commands.
 
+pub mod clone;
 pub mod copies;
 pub mod doctor;
 pub mod exec;

@@ -10,7 +10,9 @@ use codchi_core::text;
 use codchi_nix::lock::{self, Update};
 
 use crate::app::App;
+use crate::checkout;
 use crate::cli::{ModuleAdd, ModuleCommand, ModuleSet, NixFlags};
+use crate::cmd::clone::record;
 use crate::cmd::rebuild::{self, read_flake};
 use crate::failure::{Failure, Result};
 use crate::make::{self, Scratch, Tools, copy_folder};
@@ -81,6 +83,8 @@ fn list(app: &App, given: &str) -> Result<()> {
     let edited = Edited::open(app, given)?;
     let inputs = edited.flake.inputs();
     let listed = edited.flake.modules().map_err(|e| rebuild::in_machine(app, &edited.name, e))?;
+    let checkouts = app.attachment(&edited.name)?.checkouts;
+    let checkout = |input: &str| checkouts.iter().find(|(i, _)| i.as_str() == input).map(|(_, f)| f.clone());
     let modules: Vec<ModuleStatus> = listed
         .into_iter()
         .map(|m| {
@@ -88,6 +92,7 @@ fn list(app: &App, given: &str) -> Result<()> {
             let url = input.as_ref().and_then(|i| inputs.iter().find(|(n, _)| n == i)?.1.clone());
             ModuleStatus {
                 revision: input.as_ref().and_then(|i| lock::revision(&edited.lock, i)),
+                checkout: input.as_deref().and_then(checkout),
                 module: m.of_input.map(|(_, attr)| attr.to_string()),
                 text: m.text,
                 input,
@@ -113,7 +118,10 @@ fn list(app: &App, given: &str) -> Result<()> {
             m.input.unwrap_or("-".into()),
             m.module.unwrap_or_else(|| format!("{line}{more}")),
             m.revision.map_or("-".into(), |r| r.chars().take(10).collect()),
-            m.url.unwrap_or("-".into()),
+            match m.checkout {
+                Some(folder) => format!("`{folder}` in the machine"),
+                None => m.url.unwrap_or("-".into()),
+            },
         ]);
     }
     app.printer.table(&rows);
@@ -168,8 +176,12 @@ fn add(app: &App, args: &ModuleAdd) -> Result<()> {
 fn set(app: &App, args: &ModuleSet) -> Result<()> {
     let edited = Edited::open(app, &args.name)?;
     let mut new = edited.flake.clone();
+    if args.no_checkout || args.checkout.is_some() {
+        return set_checkout(app, args, &edited);
+    }
     if let Some(given) = &args.input {
         let input = edited.input(given)?;
+        refuse_hidden(app, &edited, &input)?;
         let now = edited.flake.inputs().into_iter().find(|(n, _)| n == given).and_then(|(_, url)| url);
         let cwd = std::env::current_dir()
             .map_err(|e| Failure::failed(format!("the current folder is gone: {e}")))?;
@@ -219,13 +231,75 @@ fn set(app: &App, args: &ModuleSet) -> Result<()> {
     apply(app, &edited, &new, edited.lock.clone(), &args.nix)
 }
 
+/// Takes an input from a folder in the machine, or from its address again.
+fn set_checkout(app: &App, args: &ModuleSet, edited: &Edited) -> Result<()> {
+    let name = &edited.name;
+    let input = edited.input(args.input.as_deref().unwrap_or_default())?;
+    let Some(given) = &args.checkout else {
+        if !app.attachment(name)?.checkouts.contains_key(&input) {
+            app.printer.say(&format!("`{name}` is as you want it"));
+            return Ok(());
+        }
+        // What it is locked to is not what its address says.
+        if !app.globals.dry_run {
+            let update = Update::Inputs(vec![input.to_string()]);
+            put(app, edited, &edited.flake, edited.lock.clone(), update, &args.nix)?;
+        }
+        record(app, name, &input, None)?;
+        if !app.globals.dry_run {
+            app.printer.say(&format!("`codchi rebuild {name}` applies it"));
+        }
+        return Ok(());
+    };
+    if app.globals.dry_run {
+        return record(app, name, &input, Some(given));
+    }
+    let folder = checkout::resolve(app, name, given)?;
+    let tools = open_tools(app, &args.nix)?;
+    let path = checkout::fetch(app, &tools, name, &folder)?;
+    // It must have what the machine takes of it.
+    let url = edited.flake.inputs().into_iter().find(|(n, _)| n == input.as_str()).and_then(|(_, url)| url);
+    let dir = url.as_deref().and_then(|u| u.split(['?', '&']).find_map(|p| p.strip_prefix("dir=")));
+    let dir = dir.map(|d| format!("?dir={d}")).unwrap_or_default();
+    let source = Source { url: format!("path:{path}{dir}"), attr: None, folder: Some(folder.clone().into()) };
+    let listed = edited.flake.modules().map_err(|e| rebuild::in_machine(app, name, e))?;
+    let of_input = listed.into_iter().filter_map(|m| m.of_input).filter(|(i, _)| i == input.as_str());
+    let names: Vec<String> = of_input.map(|(_, attr)| attr.to_string()).collect();
+    if !names.is_empty() {
+        let base = make::locked_path(&edited.lock, &["codchi", "nixpkgs"]);
+        modules::look(app, &tools, &source, &names, base.as_ref())?;
+    }
+    app.printer.done();
+    record(app, name, &input, Some(&folder))?;
+    app.printer.say(&format!("`codchi rebuild {name}` applies it"));
+    Ok(())
+}
+
+/// What an address would be changed for is not seen while a checkout stands in for it.
+fn refuse_hidden(app: &App, edited: &Edited, input: &InputName) -> Result<()> {
+    match app.attachment(&edited.name)?.checkouts.get(input) {
+        None => Ok(()),
+        Some(folder) => Err(Failure::failed(format!("`{input}` is taken from `{folder}` in the machine"))
+            .hint(format!(
+                "`codchi module set {} {input} --no-checkout` takes it from its address",
+                edited.name
+            ))),
+    }
+}
+
 fn rename(app: &App, given: &str, old: &str, new: &str) -> Result<()> {
     let edited = Edited::open(app, given)?;
     let (old, new) = (edited.input(old)?, new.parse::<InputName>()?);
     let flake = edited.edited(app, |f| f.rename_input(&old, &new))?;
     // What is in use stays in use.
     let lock = lock::renamed(&edited.lock, old.as_str(), new.as_str());
-    apply(app, &edited, &flake, lock, &NixFlags::default())
+    let folder = app.attachment(&edited.name)?.checkouts.remove(&old);
+    apply(app, &edited, &flake, lock, &NixFlags::default())?;
+    if let Some(folder) = folder {
+        record(app, &edited.name, &old, None)?;
+        record(app, &edited.name, &new, Some(&folder))?;
+    }
+    Ok(())
 }
 
 fn remove(app: &App, given: &str, module: &str) -> Result<()> {
@@ -265,7 +339,11 @@ fn remove(app: &App, given: &str, module: &str) -> Result<()> {
         }
         if all && other.is_none() { flake.remove_input(&input) } else { Ok(flake) }
     })?;
-    apply(app, &edited, &new, edited.lock.clone(), &NixFlags::default())
+    apply(app, &edited, &new, edited.lock.clone(), &NixFlags::default())?;
+    if all && app.attachment(&edited.name)?.checkouts.contains_key(&input) {
+        record(app, &edited.name, &input, None)?;
+    }
+    Ok(())
 }
 
 fn open_tools(app: &App, flags: &NixFlags) -> Result<Tools> {
@@ -285,6 +363,22 @@ fn apply(app: &App, edited: &Edited, new: &Flake, lock: String, flags: &NixFlags
         difference.iter().for_each(|line| app.printer.data(line));
         return Ok(());
     }
+    put(app, edited, new, lock, Update::Missing, flags)?;
+    difference.iter().filter(|l| !l.starts_with(' ')).for_each(|line| app.printer.say(line));
+    app.printer.say(&format!("`codchi rebuild {name}` applies it"));
+    Ok(())
+}
+
+/// Locks what is new and puts both files in place.
+fn put(
+    app: &App,
+    edited: &Edited,
+    new: &Flake,
+    lock: String,
+    update: Update,
+    flags: &NixFlags,
+) -> Result<()> {
+    let name = &edited.name;
     let mut tools = open_tools(app, flags)?;
     tools.authenticate(app, flags, &needs::addresses(new))?;
     let folder = app.dirs.machine(name);
@@ -295,7 +389,7 @@ fn apply(app: &App, edited: &Edited, new: &Flake, lock: String, flags: &NixFlags
     if !lock.is_empty() {
         codchi_fs::write_atomic(work.join("flake.lock"), &lock, 0o644)?;
     }
-    let mut request = make::keep_base(&lock, Update::Missing, None, None);
+    let mut request = make::keep_base(&lock, update, None, None);
     if app.attachment(name)?.base != "debian" {
         request.base = None;
     }
@@ -314,7 +408,5 @@ fn apply(app: &App, edited: &Edited, new: &Flake, lock: String, flags: &NixFlags
     // A lock that knows more than the flake is pruned by Nix; one that knows less is completed.
     codchi_fs::write_atomic(folder.join("flake.lock"), &locked.text, 0o644)?;
     codchi_fs::write_atomic(folder.join("flake.nix"), new.text(), 0o644)?;
-    difference.iter().filter(|l| !l.starts_with(' ')).for_each(|line| app.printer.say(line));
-    app.printer.say(&format!("`codchi rebuild {name}` applies it"));
     Ok(())
 }

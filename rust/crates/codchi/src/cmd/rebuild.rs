@@ -1,5 +1,6 @@
 //! `codchi rebuild`, `update`, `rollback`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use codchi_core::flake::{Flake, FlakeError};
@@ -21,6 +22,7 @@ use codchi_nix::lock::{Locked, Update};
 use codchi_secrets::Bundle;
 
 use crate::app::App;
+use crate::checkout;
 use crate::cli::{self, NixFlags};
 use crate::cmd::init::{record, show_plan};
 use crate::cmd::{life, port};
@@ -174,6 +176,10 @@ pub fn is_up_to_date(app: &App, name: &MachineName) -> bool {
     if app.attachment(name).is_ok_and(|a| a.declared) {
         return true;
     }
+    // A copy of a declared machine has no machine flake until a person writes one.
+    if !app.dirs.machine(name).join("flake.nix").exists() {
+        return false;
+    }
     let Some(built) = worker::built(app, name) else { return false };
     let current = app.generations(name).current_number().ok().flatten();
     current == Some(built.generation)
@@ -224,14 +230,15 @@ fn begin(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<O
     let generations = app.generations(name);
     let current = generations.current()?;
     let rolled_back = is_rolled_back(app, name);
-    if !rolled_back
+    let attachment = app.attachment(name)?;
+    let plain = !rolled_back
         && how.update == Update::Missing
         && flags.override_input.is_empty()
         && how.secrets.is_empty()
         && app.globals.accept.is_empty()
         && app.globals.refuse.is_empty()
-        && is_up_to_date(app, name)
-    {
+        && is_up_to_date(app, name);
+    if plain && attachment.checkouts.is_empty() {
         return Ok(None);
     }
     if rolled_back && !how.restore && !app.globals.dry_run {
@@ -242,7 +249,6 @@ fn begin(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<O
             f.hint("`--restore-lock` takes flake.nix and flake.lock of that generation instead")
         })?;
     }
-    let attachment = app.attachment(name)?;
     let mut tools = Tools::open(app, flags)?
         .ok_or_else(|| Failure::new(Kind::Host, "the store is gone").hint("`codchi doctor` says more"))?;
 
@@ -258,6 +264,13 @@ fn begin(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<O
     let flake = read_flake(app, name, &folder)?;
     tools.authenticate(app, flags, &needs::addresses(&flake))?;
     let old_lock = codchi_fs::read_if_exists(folder.join("flake.lock"))?.unwrap_or_default();
+    let checkouts = checkouts(app, &tools, name, &attachment, how)?;
+    let is_locked = |(input, path): (&String, &StorePath)| {
+        make::locked_path(&old_lock, &[input.as_str()]).as_ref() == Some(path)
+    };
+    if plain && checkouts.iter().all(is_locked) {
+        return Ok(None);
+    }
     let updating = |input: &str| match &how.update {
         Update::All => true,
         Update::Inputs(names) => names.iter().any(|n| n == input),
@@ -280,6 +293,7 @@ fn begin(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<O
     }
     // What a generation was built from is its lock, to the letter.
     request.refresh_local = !how.restore;
+    request.checkouts = checkouts;
     let locked = tools.lock(app, &folder, &request)?;
     tools.only_local(&attachment.base);
     Ok(Some(Job {
@@ -297,6 +311,24 @@ fn begin(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<O
         secrets: Bundle::new(),
         missing: Vec::new(),
     }))
+}
+
+/// What checkouts in the machine hold now. To show what would be done, no machine is started.
+fn checkouts(
+    app: &App,
+    tools: &Tools,
+    name: &MachineName,
+    attachment: &Attachment,
+    how: &How,
+) -> Result<BTreeMap<String, StorePath>> {
+    if how.restore || attachment.checkouts.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    if app.globals.dry_run && life::state(app, name)? != State::Running {
+        app.printer.warn(&format!("`{name}` does not run: what its checkouts hold now is not seen"));
+        return Ok(BTreeMap::new());
+    }
+    checkout::fetch_all(app, tools, name, &attachment.checkouts)
 }
 
 /// The jobs that one process can do the Nix side of: those with the same base and the same flags for it. With an input replaced, an
