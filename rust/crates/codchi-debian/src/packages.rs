@@ -1,9 +1,10 @@
 //! `Packages` files: what a suite has, kept small (one text buffer for all fields).
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::io::BufRead;
 
+use hashbrown::HashTable;
 use serde::{Deserialize, Serialize};
 
 use crate::version;
@@ -34,6 +35,13 @@ struct Span {
     len: u32,
 }
 
+impl Span {
+    fn of(self, text: &str) -> &str {
+        let start = self.start as usize;
+        text.get(start..start + self.len as usize).unwrap_or_default()
+    }
+}
+
 /// Index of a package in [`Packages`].
 pub type Id = u32;
 
@@ -55,7 +63,9 @@ struct Package {
 pub struct Packages {
     text: String,
     all: Vec<Package>,
-    by_name: HashMap<Box<str>, Id>,
+    /// Ids, to be found by name: the names are in the text already.
+    by_name: HashTable<Id>,
+    hasher: RandomState,
 }
 
 impl Default for Packages {
@@ -65,7 +75,8 @@ impl Default for Packages {
         Packages {
             text: String::with_capacity(48 << 20),
             all: Vec::with_capacity(PACKAGES),
-            by_name: HashMap::with_capacity(PACKAGES),
+            by_name: HashTable::with_capacity(PACKAGES),
+            hasher: RandomState::new(),
         }
     }
 }
@@ -145,7 +156,7 @@ impl Packages {
         }
         let sha256 = crate::hash::from_hex(sha256).ok_or_else(|| bad("it has no SHA256"))?;
         let size = size.parse().map_err(|_| bad("it has no size"))?;
-        let known = self.by_name.get(name.as_str()).copied();
+        let known = self.find(name);
         if let Some(id) = known
             && version::compare(version, self.version(id)) != Ordering::Greater
         {
@@ -179,8 +190,12 @@ impl Packages {
         match known {
             Some(id) => self.all[id as usize] = package,
             None => {
-                self.by_name.insert(name.as_str().into(), self.all.len() as Id);
+                let id = self.all.len() as Id;
                 self.all.push(package);
+                let Packages { text, all, by_name, hasher } = self;
+                by_name.insert_unique(hasher.hash_one(name.as_str()), id, |id| {
+                    hasher.hash_one(all[*id as usize].name.of(text))
+                });
             }
         }
         Ok(())
@@ -195,8 +210,7 @@ impl Packages {
     }
 
     fn text(&self, span: Span) -> &str {
-        let start = span.start as usize;
-        self.text.get(start..start + span.len as usize).unwrap_or_default()
+        span.of(&self.text)
     }
 
     /// How many packages there are; ids are below this.
@@ -211,7 +225,7 @@ impl Packages {
 
     /// The package of that name.
     pub fn find(&self, name: &str) -> Option<Id> {
-        self.by_name.get(name).copied()
+        self.by_name.find(self.hasher.hash_one(name), |id| self.name(*id) == name).copied()
     }
 
     /// All ids.

@@ -4,7 +4,10 @@
 //! Conflicts are looked at when the packages of one machine are put together.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+
+use hashbrown::HashTable;
 
 use crate::depends::{Atom, Relation, clauses};
 use crate::packages::{Id, Packages};
@@ -142,15 +145,19 @@ type Provider<'a> = (Id, Option<&'a str>);
 
 /// Who provides a name; best first.
 struct Providers<'a> {
-    all: Vec<Provider<'a>>,
-    /// Where in that list each name's begin and end.
-    by_name: HashMap<&'a str, (u32, u32)>,
+    /// By name, and within one, best first.
+    all: Vec<(&'a str, Provider<'a>)>,
+    /// Where in that list the first of each name is.
+    first: HashTable<u32>,
+    hasher: RandomState,
 }
 
 impl<'a> Providers<'a> {
-    fn of(&self, name: &str) -> &[Provider<'a>] {
-        let range = self.by_name.get(name).map(|(start, end)| *start as usize..*end as usize);
-        range.and_then(|r| self.all.get(r)).unwrap_or_default()
+    fn of(&self, name: &str) -> impl Iterator<Item = Provider<'a>> {
+        let is_of = |at: u32| self.all.get(at as usize).is_some_and(|(n, _)| *n == name);
+        let first = self.first.find(self.hasher.hash_one(name), |at| is_of(*at)).copied();
+        let from = first.map_or(self.all.len(), |at| at as usize);
+        self.all[from..].iter().take_while(move |(n, _)| *n == name).map(|(_, provider)| *provider)
     }
 }
 
@@ -163,12 +170,18 @@ fn providers(packages: &Packages) -> Providers<'_> {
             named.push((atom.name, (id, version)));
         }
     }
-    named.sort_by_key(|(name, (id, _))| (*name, packages.priority(*id), packages.name(*id)));
-    let mut by_name: HashMap<&str, (u32, u32)> = HashMap::new();
+    // In place: what sorts with a copy takes as much again.
+    named.sort_unstable_by_key(|(name, (id, version))| {
+        (*name, packages.priority(*id), packages.name(*id), *version)
+    });
+    let hasher = RandomState::new();
+    let mut first = HashTable::new();
     for (i, (name, _)) in named.iter().enumerate() {
-        by_name.entry(name).or_insert((i as u32, 0)).1 = i as u32 + 1;
+        if i == 0 || named[i - 1].0 != *name {
+            first.insert_unique(hasher.hash_one(name), i as u32, |at| hasher.hash_one(named[*at as usize].0));
+        }
     }
-    Providers { all: named.into_iter().map(|(_, provider)| provider).collect(), by_name }
+    Providers { all: named, first, hasher }
 }
 
 /// Pairs of a provided name and a package that provides it.
@@ -187,7 +200,7 @@ struct Resolver<'a> {
 impl<'a> Resolver<'a> {
     /// The package of that name, or the best that provides it.
     fn named(&self, name: &str) -> Option<Id> {
-        self.packages.find(name).or_else(|| self.providers.of(name).first().map(|(id, _)| *id))
+        self.packages.find(name).or_else(|| self.providers.of(name).next().map(|(id, _)| id))
     }
 
     /// All packages that satisfy an alternative, best first.
@@ -195,11 +208,11 @@ impl<'a> Resolver<'a> {
         let here = atom.arch.is_none_or(|a| a == "any" || a == "native" || a == self.architecture);
         let fits = move |version: &str| atom.version.is_none_or(|(r, v)| r.holds(version, v));
         let real = self.packages.find(atom.name).filter(|id| fits(self.packages.version(*id)));
-        let virt = self.providers.of(atom.name).iter().filter_map(move |(id, v)| {
+        let virt = self.providers.of(atom.name).filter_map(move |(id, v)| {
             match (atom.version, v) {
-                (None, _) => Some(*id),
+                (None, _) => Some(id),
                 // Only a versioned provision satisfies a versioned dependency (policy manual 7.5).
-                (Some(_), Some(v)) => fits(v).then_some(*id),
+                (Some(_), Some(v)) => fits(v).then_some(id),
                 (Some(_), None) => None,
             }
         });
