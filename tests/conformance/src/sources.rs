@@ -653,7 +653,12 @@ fn clone(h: &Host) -> Result<(), Failed> {
          printf '%s\\n' '{ pkgs, ... }: { environment.systemPackages = [ pkgs.git ]; environment.etc.\"source\".text = \"one\"; }' > module.nix
          ln -s module.nix link && printf x > 'a b/c d' && chmod 755 'a b/c d' && git add -A && git commit -qm one
          printf '\\n' >> flake.nix && git commit -qam two
-         git clone -q --bare . ../repositories/team/tool.git && git -C ../repositories/team/tool.git update-server-info",
+         git clone -q --bare . ../repositories/team/tool.git
+         git init -q -b main ../deep && cd ../deep && cp ../tool/flake.nix .
+         printf '%s\\n' '{ pkgs, ... }: { imports = [ ./part/part.nix ]; environment.systemPackages = [ pkgs.git ]; }' > module.nix
+         git -c protocol.file.allow=always submodule add -q ../part part
+         git config -f .gitmodules submodule.part.url ../part.git && git add -A && git commit -qm deep
+         git clone -q --bare . ../repositories/team/deep.git",
     )?;
     let ca = place.ca();
     let env = [
@@ -690,11 +695,58 @@ fn clone(h: &Host) -> Result<(), Failed> {
         listed.contains("`/home/codchi/src/the tool` in the machine"),
         "{listed}"
     );
-    // A second clone into the same folder would be lost work.
-    let again = codchi(h, &["exec", "cl", "--", "sh", "-c", "ls ~/src"], &[])?
-        .ok()?
-        .text();
-    require!(again == "the tool", "{again}");
+    // What is pinned is what is checked out, submodules come along, and nothing is cloned over what is there.
+    let first = sh(h, &place.dir.join("tool"), "git rev-parse HEAD~1")?;
+    let script = "cd ~/tool && git log --format=%s -n 1";
+    let done = codchi(
+        h,
+        &[
+            "clone",
+            "pinned",
+            &url,
+            "--commit",
+            &first,
+            "--no-init-script",
+            "--",
+            "sh",
+            "-c",
+            script,
+        ],
+        &env,
+    )?
+    .ok()?;
+    require!(done.text() == "one", "{}", done.text());
+    let into_it = codchi(
+        h,
+        &["module", "set", "pinned", "tool", "--no-checkout"],
+        &[],
+    )?
+    .ok()?;
+    require!(into_it.err.contains("its address"), "{}", into_it.err);
+    codchi(h, &["delete", "--yes", "pinned"], &[])?.ok()?;
+    let whole = [
+        ("GIT_SSL_CAINFO", ca.as_str()),
+        ("GIT_CONFIG_GLOBAL", "/dev/null"),
+    ];
+    let script = "cd ~/deep && git status --porcelain && cat part/part.nix | wc -l && git submodule status | grep -c ' part'";
+    let done = codchi(
+        h,
+        &[
+            "clone",
+            "deep",
+            &format!("{}?submodules=1", place.url("team/deep")),
+            "--recurse-submodules",
+            "--",
+            "sh",
+            "-c",
+            script,
+        ],
+        &whole,
+    )?
+    .ok()?;
+    require!(done.text() == "1\n1", "{}\n{}", done.text(), done.err);
+    codchi(h, &["rebuild", "deep"], &[])?.ok()?;
+    codchi(h, &["delete", "--yes", "deep"], &[])?.ok()?;
     Ok(())
 }
 
@@ -737,10 +789,57 @@ fn checkout(h: &Host) -> Result<(), Failed> {
     codchi(h, &["stop", "cl"], &[])?.ok()?;
     rebuild()?;
     require!(built(h)? == "three", "it was built from {}", built(h)?);
-    // Files that are gone, and links out of the tree, are no way out.
-    inside("rm 'a b/c d'; ln -sf /etc/shadow link; sed -i s/three/four/ module.nix")?;
+    // A file that is gone is gone.
+    inside("rm 'a b/c d'; sed -i s/three/four/ module.nix")?;
     rebuild()?;
     require!(built(h)? == "four", "it was built from {}", built(h)?);
+    // Nothing of this computer is read through a link, held up by a pipe, or taken as an input of what is there.
+    for (trick, told) in [
+        ("ln -sf /dev/zero flake.nix", "flake.nix"),
+        (
+            "ln -sf \"$HOME/../../../../etc/passwd\" flake.nix",
+            "flake.nix",
+        ),
+        (
+            "rm -f flake.nix; truncate -s 1T flake.nix",
+            "more than may be taken",
+        ),
+        (
+            "rm -f flake.nix; truncate -s 64M flake.nix",
+            "larger than such a file ever is",
+        ),
+    ] {
+        inside(&format!("{trick}; git add -A 2>/dev/null || true"))?;
+        let bad = codchi(h, &["rebuild", "cl"], &[])?.exits(1)?;
+        require!(bad.err.contains(told), "{trick}: {}", bad.err);
+        inside("rm -f flake.nix; git checkout -q HEAD flake.nix")?;
+    }
+    sh(h, &h.home, "mkdir own-secret && echo unshared > own-secret/key")?;
+    let folder = h.home.join("own-secret").to_string_lossy().into_owned();
+    for input in [
+        format!("{{ url = \"path:{folder}\"; flake = false; }}"),
+        format!("{{ url = \"file://{folder}/key\"; flake = false; }}"),
+    ] {
+        inside(&format!(
+            "printf '%s\\n' '{{ inputs.s = {input}; outputs = {{ self, s }}: {{ nixosModules.default = ./module.nix; }}; }}' > flake.nix"
+        ))?;
+        let bad = codchi(h, &["rebuild", "cl"], &[])?.exits(1)?;
+        require!(
+            bad.err.contains("of this computer as its input `s`"),
+            "{input}: {}",
+            bad.err
+        );
+        inside("git checkout -q HEAD flake.nix")?;
+    }
+    let store = h.home.join(".local/share/codchi/store/nix/store");
+    let taken = run(
+        Command::new("grep")
+            .args(["-rlsF", "--include=key", "unshared"])
+            .arg(store),
+        b"",
+    )?
+    .text();
+    require!(taken.is_empty(), "it is in the store: {taken}");
     codchi(
         h,
         &["module", "set", "cl", "tool", &Place::of(h).url("team/env")],

@@ -23,7 +23,7 @@ use codchi_debian::openpgp::Keyring;
 use codchi_debian::packages::{Archive, Packages};
 use codchi_debian::release::Release;
 use codchi_debian::{depends, unpack, version};
-use codchi_files::{Pick, Wish};
+use codchi_files::{Most, Pick, Wish};
 use codchi_nix::{aterm, drv, lock, log, refusal, trace, updates};
 use tempfile::TempDir;
 
@@ -293,6 +293,7 @@ pub fn tar(data: &[u8]) {
     let wish = Wish {
         pick: &|path| Pick::As(path.to_vec()),
         faithful: data.len().is_multiple_of(2),
+        most: Most::ALL,
     };
     // A tar of holes may name a size that no disk has; what ends here is the patience, not the work.
     let _ = codchi_files::unpack(&mut input, &inside, &wish, &mut |_| {

@@ -22,7 +22,7 @@ pub use compress::{Compression, decompress};
 pub use copy::copy;
 pub use error::{FilesError, Result};
 pub use pack::{Tree, Without, pack};
-pub use unpack::{Pick, Wish, unpack};
+pub use unpack::{Most, Pick, Wish, unpack};
 
 /// How far a copy is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

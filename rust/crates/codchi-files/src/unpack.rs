@@ -34,6 +34,22 @@ pub struct Wish<'a> {
     pub pick: &'a dyn Fn(&[u8]) -> Pick,
     /// Whether owners, set-user-id bits and attributes are wanted, too; else everything is the caller's.
     pub faithful: bool,
+    /// What it may hold at most.
+    pub most: Most,
+}
+
+/// What a tar may hold. Holes and further names of a file count as if they were content: whoever copies it on may write them out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Most {
+    /// Bytes.
+    pub bytes: u64,
+    /// Files, folders, links.
+    pub entries: u64,
+}
+
+impl Most {
+    /// As much as there is.
+    pub const ALL: Most = Most { bytes: u64::MAX, entries: u64::MAX };
 }
 
 /// The most an extended header may hold: attributes have at most 64 KiB each.
@@ -112,7 +128,7 @@ impl Reader<'_> {
     /// The next entry; what was left of the one before is passed over.
     fn next(&mut self) -> Result<Option<Entry>> {
         self.skip()?;
-        let (mut records, mut long_name, mut long_link) = (Vec::new(), None, None);
+        let (mut records, mut long_name, mut long_link, mut extended) = (Vec::new(), None, None, 0);
         loop {
             let block = self.block()?;
             if block.iter().all(|b| *b == 0) {
@@ -120,7 +136,13 @@ impl Reader<'_> {
             }
             let header = Header::read(&block)?;
             match header.kind {
-                b'x' => records.extend(header::records(&self.text(header.size)?)?),
+                b'x' => {
+                    extended += header.size;
+                    if extended > HEADER {
+                        return Err(FilesError::Tar("an entry has more headers than any could".into()));
+                    }
+                    records.extend(header::records(&self.text(header.size)?)?);
+                }
                 // Of a whole tar: nothing that matters here.
                 b'g' => drop(self.text(header.size)?),
                 b'L' => long_name = Some(until_nul(self.text(header.size)?)),
@@ -313,6 +335,7 @@ pub fn unpack(input: &mut dyn Read, to: &Path, wish: &Wish, watch: Watch) -> Res
         open: vec![(Vec::new(), wish.faithful.then_some(meta))],
         wish,
         report: Report::default(),
+        held: Most { bytes: 0, entries: 0 },
         buffer: vec![0; 256 << 10],
         watch,
     };
@@ -339,6 +362,8 @@ struct Unpack<'a> {
     open: Vec<(Vec<u8>, Option<Meta>)>,
     wish: &'a Wish<'a>,
     report: Report,
+    /// What was unpacked, as [`Most`] counts.
+    held: Most,
     buffer: Vec<u8>,
     watch: Watch<'a>,
 }
@@ -416,7 +441,9 @@ impl Unpack<'_> {
         let mut meta = entry.meta.clone();
         if !self.wish.faithful {
             let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-            meta = Meta { uid, gid, mode: meta.mode & 0o755 | 0o600, attributes: Vec::new(), ..meta };
+            // Whoever unpacks it can remove it.
+            let own = if meta.kind == FileType::Directory { 0o700 } else { 0o600 };
+            meta = Meta { uid, gid, mode: meta.mode & 0o755 | own, attributes: Vec::new(), ..meta };
         }
         if entry.unknown_acl {
             self.report.lose(path, "an ACL that names users, not numbers");
@@ -432,6 +459,9 @@ impl Unpack<'_> {
                 *root = Some(meta);
             }
             return Ok(());
+        }
+        if entry.header.kind != b'1' {
+            self.count(told, entry.sparse.as_ref().map_or(reader.left, |(size, _)| *size))?;
         }
         let (parent, name) = self.place(path)?;
         match meta.kind {
@@ -488,6 +518,15 @@ impl Unpack<'_> {
         self.go_on()
     }
 
+    /// Counts something with a name, and what it holds.
+    fn count(&mut self, told: &[u8], bytes: u64) -> Result<()> {
+        self.held = Most { bytes: self.held.bytes.saturating_add(bytes), entries: self.held.entries + 1 };
+        if self.held.bytes > self.wish.most.bytes || self.held.entries > self.wish.most.entries {
+            return Err(refused(told, "is more than may be taken"));
+        }
+        Ok(())
+    }
+
     /// Takes away what a folder hands down to what is made in it.
     fn bare(&self, file: &OwnedFd) {
         if self.wish.faithful {
@@ -512,6 +551,7 @@ impl Unpack<'_> {
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             return Err(refused(told, "is a hard link to a folder"));
         }
+        self.count(told, u64::try_from(stat.st_size).unwrap_or(0))?;
         if target == path {
             return Ok(());
         }

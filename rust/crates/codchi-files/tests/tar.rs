@@ -8,7 +8,7 @@ use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use codchi_files::{Compression, FilesError, Ids, Pick, Report, Tree, Wish, decompress, pack, unpack};
+use codchi_files::{Compression, FilesError, Ids, Most, Pick, Report, Tree, Wish, decompress, pack, unpack};
 use proptest::prelude::*;
 
 fn packed(from: &Path) -> Vec<u8> {
@@ -19,7 +19,7 @@ fn packed(from: &Path) -> Vec<u8> {
 }
 
 fn unpacked(tar: &[u8], to: &Path) -> Result<Report, FilesError> {
-    let wish = Wish { pick: &|p| Pick::As(p.to_vec()), faithful: true };
+    let wish = Wish { pick: &|p| Pick::As(p.to_vec()), faithful: true, most: Most::ALL };
     unpack(&mut &*tar, to, &wish, &mut |_| true)
 }
 
@@ -313,9 +313,67 @@ fn a_folder_keeps_links_and_modes_of_what_it_picks_only() {
         None if p == b"rest" => Pick::Stop,
         None => Pick::Skip,
     };
-    unpack(&mut &*tar, &b, &Wish { pick: &pick, faithful: false }, &mut |_| true).unwrap();
+    unpack(&mut &*tar, &b, &Wish { pick: &pick, faithful: false, most: Most::ALL }, &mut |_| true).unwrap();
     assert_eq!(std::fs::read_to_string(b.join("in/f")).unwrap(), "1");
     assert_eq!(b.join("in/f").metadata().unwrap().mode() & 0o7777, 0o755);
     assert_eq!(std::fs::read_dir(&b).unwrap().count(), 1);
     drop(dir);
+}
+
+#[test]
+fn holes_and_further_names_count_as_what_they_may_become() {
+    let limited = |tar: &[u8], bytes, entries| {
+        let (dir, _, b) = folders();
+        let wish = Wish { pick: &|p| Pick::As(p.to_vec()), faithful: false, most: Most { bytes, entries } };
+        let done = unpack(&mut &*tar, &b, &wish, &mut |_| true);
+        // Whoever unpacked it can remove it, whatever modes it said.
+        std::fs::remove_dir_all(dir.path()).unwrap();
+        done.map_err(|e| e.to_string())
+    };
+    let (_dir, a, _) = folders();
+    let holes = std::fs::File::create(a.join("holes")).unwrap();
+    holes.set_len(1 << 40).unwrap();
+    let tar = packed(&a);
+    assert!(limited(&tar, 1 << 40, 10).is_ok());
+    let e = limited(&tar, (1 << 40) - 1, 10).unwrap_err();
+    assert!(e.contains("more than may be taken"), "{e}");
+
+    let (_dir, a, _) = folders();
+    std::fs::write(a.join("one"), vec![7; 1000]).unwrap();
+    for n in 0..9 {
+        std::fs::hard_link(a.join("one"), a.join(format!("other-{n}"))).unwrap();
+    }
+    std::fs::create_dir(a.join("closed")).unwrap();
+    std::fs::write(a.join("closed/in"), "").unwrap();
+    std::fs::set_permissions(a.join("closed"), PermissionsExt::from_mode(0o100)).unwrap();
+    let tar = packed(&a);
+    assert!(limited(&tar, 10_000, 12).is_ok());
+    assert!(limited(&tar, 9_999, 12).is_err());
+    assert!(limited(&tar, 10_000, 11).is_err());
+    std::fs::set_permissions(a.join("closed"), PermissionsExt::from_mode(0o700)).unwrap();
+}
+
+#[test]
+fn headers_without_end_are_refused() {
+    let (_dir, a, b) = folders();
+    std::fs::write(a.join("f"), "").unwrap();
+    let tar = packed(&a);
+    // A record of a megabyte, again and again, before the first entry.
+    let record = format!("1048588 a={}\n", "x".repeat(1_048_588 - 11));
+    assert_eq!(record.len(), 1_048_588);
+    let mut block = tar[..512].to_vec();
+    block[156] = b'x';
+    block[124..136].copy_from_slice(format!("{:011o}\0", record.len()).as_bytes());
+    block[148..156].fill(b' ');
+    let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut hostile = Vec::new();
+    for _ in 0..20 {
+        hostile.extend(&block);
+        hostile.extend(record.as_bytes());
+        hostile.resize(hostile.len().next_multiple_of(512), 0);
+    }
+    hostile.extend(&tar);
+    let e = unpacked(&hostile, &b).unwrap_err().to_string();
+    assert!(e.contains("more headers than any could"), "{e}");
 }

@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 /// A file operation that failed.
@@ -70,6 +70,36 @@ pub fn read_if_exists(path: impl AsRef<Path>) -> Result<Option<String>> {
         Err(e) if e.is_not_found() => Ok(None),
         Err(e) => Err(e),
     }
+}
+
+/// Reads a UTF-8 file of a tree that another wrote: a regular file of at most `most` bytes that no link leads out of the tree to.
+/// `None` where there is none.
+pub fn read_beneath(root: impl AsRef<Path>, path: impl AsRef<Path>, most: u64) -> Result<Option<String>> {
+    use std::io::Read;
+    let (root, shown) = (root.as_ref(), root.as_ref().join(&path));
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let tree = match rustix::fs::open(root, flags | OFlags::DIRECTORY, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(None),
+        tree => tree.at("open", root)?,
+    };
+    // One that has no writer would hold up whoever opens it.
+    let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let file = match rustix::fs::openat2(&tree, path.as_ref(), flags, Mode::empty(), beneath) {
+        Err(Errno::NOENT) => return Ok(None),
+        file => File::from(file.at("open", &shown)?),
+    };
+    let odd = |why: &str| Err(io::Error::other(why.to_owned())).at("read", &shown);
+    let meta = file.metadata().at("read", &shown)?;
+    if !meta.is_file() {
+        return odd("it is no regular file");
+    }
+    if meta.len() > most {
+        return odd("it is larger than such a file ever is");
+    }
+    let mut text = String::new();
+    file.take(most).read_to_string(&mut text).at("read", &shown)?;
+    Ok(Some(text))
 }
 
 /// Opens a file for reading.

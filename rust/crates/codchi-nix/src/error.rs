@@ -81,6 +81,18 @@ pub enum NixError {
     /// There is no flake where one was expected.
     #[error("`{0}` has no flake.nix")]
     NoFlake(String),
+    /// A source wants something of this computer as an input: it would be copied to where all may read it.
+    #[error(
+        "`{flake}` takes `{reference}` of this computer as its input `{input}`, which only a machine flake may"
+    )]
+    HostPath {
+        /// Whose flake.
+        flake: String,
+        /// The input.
+        input: String,
+        /// Where it is.
+        reference: String,
+    },
     /// The flake has no module to make a machine of.
     #[error("`{0}` has no module: neither `nixosModules` nor `codchiModules`")]
     NoModule(String),
@@ -113,6 +125,9 @@ impl Diagnose for NixError {
                 "the source could not be reached: check the network, or use `--offline` with what is already there".into(),
             ],
             NixError::Source { refusal, host, .. } => refusal.hints(host.as_deref()),
+            NixError::HostPath { input, .. } => vec![format!(
+                "where you want that: `inputs.SOURCE.inputs.{input}.url` in the machine's flake.nix says so"
+            )],
             NixError::Parse { .. } => vec!["nothing was changed; mend that line and try again".into()],
             NixError::NoModule(_) => {
                 vec!["add `nixosModules.default` to its outputs; the templates of Codchi show how".into()]

@@ -13,6 +13,9 @@ use serde_json::{Map, Value};
 
 use crate::{Nix, NixError, Result, StorePath};
 
+/// The most bytes that a flake.nix or a flake.lock may have.
+pub(crate) const MOST: u64 = 16 << 20;
+
 /// One input of a flake, as written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Input {
@@ -66,10 +69,11 @@ pub struct Module {
 /// The attributes that hold modules, those made for Codchi first.
 pub const MODULE_SETS: [&str; 2] = ["codchiModules", "nixosModules"];
 
-/// Reads the flake.nix in `dir`. `shown` is how errors name it.
-pub fn read(dir: &Path, shown: &str) -> Result<Flake> {
-    let path = dir.join("flake.nix");
-    let Some(text) = codchi_fs::read_if_exists(&path)? else { return Err(NixError::NoFlake(shown.into())) };
+/// Reads the flake.nix in the folder `dir` of a source. `shown` is how errors name it.
+pub fn read(source: &Path, dir: &str, shown: &str) -> Result<Flake> {
+    let Some(text) = codchi_fs::read_beneath(source, Path::new(dir).join("flake.nix"), MOST)? else {
+        return Err(NixError::NoFlake(shown.into()));
+    };
     parse(&text).map_err(|(line, reason)| NixError::Parse {
         path: Path::new(shown).join("flake.nix"),
         line,
@@ -376,10 +380,11 @@ impl Nix {
         overrides: &[(String, String)],
         progress: &dyn Progress,
     ) -> Result<Vec<Module>> {
-        let at = self.launch().host_path(path).join(dir);
-        if let Some(modules) = read(&at, dir)?.modules {
+        if let Some(modules) = read(&self.launch().host_path(path), dir, dir)?.modules {
             return Ok(modules);
         }
+        let replaced: Vec<&str> = overrides.iter().map(|(input, _)| input.as_str()).collect();
+        self.examine(path, dir, &replaced, progress)?;
         let mut reference = format!("path:{path}");
         if !dir.is_empty() {
             reference = format!("{reference}?dir={dir}");

@@ -65,7 +65,7 @@ impl Nix {
     /// Locks the machine flake in `dir` and writes its flake.lock.
     pub fn lock(&self, dir: &Path, request: &LockRequest, progress: &dyn Progress) -> Result<Locked> {
         progress.report(Event::Phase("locking inputs"));
-        let flake = flake::read(dir, &dir.to_string_lossy())?;
+        let flake = flake::read(dir, "", &dir.to_string_lossy())?;
         let file = dir.join("flake.lock");
         let before = codchi_fs::read_if_exists(&file)?;
         let mut lock = before.as_deref().map(|t| parse(&file, t)).transpose()?.unwrap_or_else(empty);
@@ -136,6 +136,7 @@ impl Nix {
                 continue;
             }
             let reference = above.and_then(|i| i.reference.as_ref()).or(written.reference.as_ref());
+            let top = prefix.is_empty();
             let mut path = prefix.to_vec();
             path.push(name.clone());
             let mut inner = written.inputs.clone();
@@ -151,7 +152,6 @@ impl Nix {
                 found.push(put(base, ""));
                 continue;
             }
-            let top = prefix.is_empty();
             let source = if let Some(codchi) = request.codchi.as_ref().filter(|_| top && name == "codchi") {
                 found.push(put(codchi, ""));
                 (codchi.clone(), String::new())
@@ -175,7 +175,7 @@ impl Nix {
             } else {
                 let Some(reference) = reference else { continue };
                 let local = top && is_local(reference);
-                if !local && (request.base.is_none() || !written.is_flake) {
+                if !local && !written.is_flake {
                     continue;
                 }
                 let got = self.prefetch(&self.text_of(reference)?, progress)?;
@@ -187,16 +187,46 @@ impl Nix {
                 }
                 (got.path.clone(), got.dir().to_owned())
             };
-            let at = self.launch().host_path(&source.0).join(&source.1);
-            let flake = flake::read(&at, name)?;
-            let file = at.join("flake.lock");
-            let lock = codchi_fs::read_if_exists(&file)?
-                .map(|t| parse(&file, &t))
-                .transpose()?
-                .unwrap_or_else(empty);
+            let (flake, lock) = self.source(&source.0, &source.1, name)?;
             self.collect(&flake, &lock, &path, &inner, request, found, progress)?;
         }
         Ok(())
+    }
+
+    /// Reads a source that is another's, and refuses one that wants something of this computer.
+    fn source(&self, path: &StorePath, dir: &str, name: &str) -> Result<(Flake, Value)> {
+        let source = self.launch().host_path(path);
+        let flake = flake::read(&source, dir, name)?;
+        refuse_host_paths(name, &flake.inputs)?;
+        let file = Path::new(dir).join("flake.lock");
+        let lock = codchi_fs::read_beneath(&source, &file, flake::MOST)?
+            .map(|t| parse(&Path::new(name).join(&file), &t))
+            .transpose()?
+            .unwrap_or_else(empty);
+        for (input, node) in lock["nodes"].as_object().into_iter().flatten() {
+            for attributes in [&node["original"], &node["locked"]] {
+                if let Some(reference) = host_path(attributes) {
+                    return Err(NixError::HostPath { flake: name.into(), input: input.clone(), reference });
+                }
+            }
+        }
+        Ok((flake, lock))
+    }
+
+    /// Refuses a source that, when it is evaluated, would have Nix take something of this computer, whether itself or by one of its
+    /// inputs. Those that are replaced are not looked at.
+    pub fn examine(
+        &self,
+        path: &StorePath,
+        dir: &str,
+        replaced: &[&str],
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let (mut flake, lock) = self.source(path, dir, path.name())?;
+        flake.inputs.retain(|name, _| !replaced.contains(&name.as_str()));
+        let top = ["source".to_owned()];
+        let request = LockRequest::default();
+        self.collect(&flake, &lock, &top, &BTreeMap::new(), &request, &mut Vec::new(), progress)
     }
 
     /// Where the store has the flake that an input of a machine flake is locked to, and the folder in it; fetched where it is not
@@ -336,6 +366,43 @@ pub fn is_local(reference: &Reference) -> bool {
             path.starts_with('/') && !path.starts_with("/nix/store/")
         }
         Reference::Attrs(a) => local_original(&Value::Object(a.clone())).is_some(),
+    }
+}
+
+/// Refuses inputs that a source takes from this computer, or has inputs of its inputs take.
+fn refuse_host_paths(source: &str, inputs: &BTreeMap<String, Input>) -> Result<()> {
+    for (name, input) in inputs {
+        let reference = match &input.reference {
+            Some(Reference::Url(url)) => leads_to_host(url).then(|| url.clone()),
+            Some(Reference::Attrs(attributes)) => host_path(&Value::Object(attributes.clone())),
+            None => None,
+        };
+        if let Some(reference) = reference {
+            return Err(NixError::HostPath { flake: source.into(), input: name.clone(), reference });
+        }
+        refuse_host_paths(source, &input.inputs)?;
+    }
+    Ok(())
+}
+
+/// Whether a reference names something of this computer outside the store. What is relative stays within the source.
+fn leads_to_host(url: &str) -> bool {
+    let stored = |path: &str| path.starts_with("/nix/store/") && !path.split('/').any(|part| part == "..");
+    let (scheme, rest) = url.split_once(':').unwrap_or(("", url));
+    // `tarball+file://` and their like, too.
+    let of_file = scheme.split('+').any(|part| part == "file");
+    let path = rest.strip_prefix("//").filter(|_| of_file || scheme == "path").unwrap_or(rest);
+    (of_file || scheme == "path" || scheme.is_empty())
+        && (of_file || path.starts_with(['/', '~']))
+        && !stored(path)
+}
+
+/// What of this computer the attributes of a reference name.
+fn host_path(attributes: &Value) -> Option<String> {
+    let text = |key: &str| attributes[key].as_str();
+    match text("type") {
+        Some("path") => text("path").filter(|p| leads_to_host(p)).map(str::to_owned),
+        _ => text("url").filter(|u| leads_to_host(u)).map(str::to_owned),
     }
 }
 
@@ -645,6 +712,54 @@ mod tests {
         ] {
             assert!(!is_nixpkgs(name, url(u).as_ref()), "{name} {u}");
         }
+    }
+
+    #[test]
+    fn only_the_machine_flake_may_name_what_is_on_this_computer() {
+        for url in [
+            "path:/home/me/.ssh",
+            "path:///home/me/.ssh",
+            "/home/me/.ssh",
+            "~/.ssh",
+            "path:/nix/store/../../home/me",
+            "file:///home/me/.ssh/id",
+            "git+file:///home/me/r?dir=x",
+            "git+file:/home/me/r",
+            "tarball+file:///home/me/a.tar",
+            "file+file:///etc/shadow",
+            "hg+file:///home/me/r",
+        ] {
+            assert!(leads_to_host(url), "{url}");
+            let written =
+                format!("{{ inputs.x = {{ url = \"{url}\"; flake = false; }}; outputs = _: {{ }}; }}");
+            let flake = flake::parse(&written).unwrap();
+            assert!(refuse_host_paths("f", &flake.inputs).is_err(), "{url}");
+            let deep = format!("{{ inputs.a.inputs.x.url = \"{url}\"; outputs = _: {{ }}; }}");
+            assert!(refuse_host_paths("f", &flake::parse(&deep).unwrap().inputs).is_err(), "{url}");
+        }
+        for url in [
+            "path:/nix/store/00000000000000000000000000000000-source",
+            "path:./sub",
+            "path:../other",
+            "./sub",
+            "github:o/r",
+            "https://h/file.tar.gz",
+            "git+https://h/r?ref=file",
+            "git+ssh://git@h/r",
+            "nixpkgs",
+            "flake:nixpkgs/nixos",
+        ] {
+            assert!(!leads_to_host(url), "{url}");
+        }
+        for attributes in [
+            json!({ "type": "path", "path": "/home/me" }),
+            json!({ "type": "git", "url": "file:///home/me" }),
+            json!({ "type": "git", "url": "/home/me" }),
+            json!({ "type": "tarball", "url": "file:///home/me/a.tar" }),
+        ] {
+            assert!(host_path(&attributes).is_some(), "{attributes}");
+        }
+        assert_eq!(host_path(&json!({ "type": "github", "owner": "o", "repo": "r" })), None);
     }
 
     #[test]

@@ -2,43 +2,56 @@
 //! the machine can write to, and believes nothing of it but the files.
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 use codchi_core::name::{InputName, MachineName};
 use codchi_core::report::Kind;
 use codchi_core::text;
-use codchi_files::{FilesError, Pick, Wish};
+use codchi_files::{FilesError, Most, Pick, Wish};
 use codchi_nix::StorePath;
 
 use crate::app::App;
+use crate::auth::Auth;
 use crate::failure::{Failure, Result};
 use crate::interrupt;
 use crate::make::{Scratch, Tools};
 
-/// Prints a tar of what git tracks in the folder `$1`, as it is there now.
+/// Says that there is no such folder, or no checkout; no program that the scripts below run ends like that.
+const NO_FOLDER: i32 = 91;
+const NO_CHECKOUT: i32 = 92;
+
+/// Prints the folder `$1` in full.
+const FIND: &str = r#"cd; cd -- "$1" 2>/dev/null || exit 91; pwd"#;
+
+/// Prints a tar of what git tracks in the folder `$1`, as it is there now. A tracked file that is gone is left out.
 const SEND: &str = r#"
-cd -- "$1" || exit 2
-git rev-parse --is-inside-work-tree >/dev/null || exit 3
-git ls-files -z --recurse-submodules | tar --null --verbatim-files-from --no-recursion --ignore-failed-read -T - -cf -
+cd -- "$1" || exit 91
+list=$(mktemp)
+trap 'rm -f "$list"' EXIT
+git ls-files -z --recurse-submodules >"$list" || exit 92
+tar --null --verbatim-files-from --no-recursion --ignore-failed-read --sort=none -T "$list" -cf -
 "#;
 
-/// Unpacks standard input, the `.git` of a repository, into the folder `$1`, which is made, and checks it out. Prints where that is.
+/// Unpacks standard input, the `.git` of a repository, into the folder `$1`, which is made, and checks out `$2`, or what its HEAD
+/// is; with submodules where `$3` is 1. Prints where that is.
 const RECEIVE: &str = r#"
 set -e
 cd
 mkdir -p -- "$1"
 cd -- "$1"
-[ -z "$(ls -A)" ] || { echo "\`$PWD\` is not empty" >&2; exit 2; }
+[ -z "$(ls -A)" ] || { echo "\`$PWD\` is not empty" >&2; exit 1; }
 tar -xf -
-git checkout --quiet
-[ ! -e .gitmodules ] || [ "$2" = 0 ] || git submodule --quiet update --init --recursive
+git checkout --quiet --force ${2:+"$2"}
+[ "$3" = 0 ] || git submodule --quiet update --init --recursive
 pwd
 "#;
 
-/// The most a checkout may hold, in bytes.
-const MOST: u64 = 4 << 30;
+/// The most that a checkout may hold.
+const MOST: Most = Most { bytes: 4 << 30, entries: 1 << 20 };
+/// The most that is read of a line that a machine says.
+const LINE: u64 = 64 << 10;
 
 fn inside(app: &App, name: &MachineName, words: &[&str]) -> Command {
     let mut command = Command::new(&app.program);
@@ -46,32 +59,62 @@ fn inside(app: &App, name: &MachineName, words: &[&str]) -> Command {
     command
 }
 
-fn start(command: &mut Command, what: &str) -> Result<Child> {
-    command.spawn().map_err(|e| Failure::failed(format!("cannot {what}: {e}")))
+/// Starts a command whose output is read.
+fn start(command: &mut Command) -> Result<(Child, ChildStdout)> {
+    let shown = command.get_program().to_string_lossy().into_owned();
+    let failed = |why: String| Failure::failed(format!("cannot run `{shown}`: {why}"));
+    let mut child = command.stdout(Stdio::piped()).spawn().map_err(|e| failed(e.to_string()))?;
+    match child.stdout.take() {
+        Some(out) => Ok((child, out)),
+        None => Err(failed("it has no output".into())),
+    }
+}
+
+fn wait(child: &mut Child) -> Result<ExitStatus> {
+    child.wait().map_err(|e| Failure::failed(format!("cannot wait for a command: {e}")))
+}
+
+/// The path that a command prints, and how it ended.
+fn path_of(command: &mut Command) -> Result<(ExitStatus, String)> {
+    let (mut child, out) = start(command)?;
+    let mut text = Vec::new();
+    let read = out.take(LINE).read_to_end(&mut text);
+    // Nobody reads what more there may be.
+    let status = wait(&mut child)?;
+    read.map_err(|e| Failure::failed(format!("cannot read what the machine says: {e}")))?;
+    Ok((status, String::from_utf8_lossy(&text).trim_end_matches('\n').to_owned()))
+}
+
+/// What a command in the machine that did not do its work says of the machine.
+fn failed(name: &MachineName, status: ExitStatus, what: &str) -> Failure {
+    match status.code() {
+        // It was told already.
+        Some(125) => Failure::failed(format!("no command can be run in `{name}`")),
+        _ => Failure::failed(what).hint(format!("`codchi shell {name}` looks at it")),
+    }
 }
 
 /// Refuses a machine without git, which is what knows of a checkout.
-pub fn require_git(app: &App, name: &MachineName) -> Result<()> {
-    let mut looks = inside(app, name, &["sh", "-c", "command -v git"]);
-    let status = looks.stdin(Stdio::null()).stdout(Stdio::null()).status();
-    if status.is_ok_and(|s| s.success()) {
-        return Ok(());
+fn require_git(app: &App, name: &MachineName) -> Result<()> {
+    let mut looks = inside(app, name, &["sh", "-c", "command -v git >/dev/null || exit 92"]);
+    let (status, _) = path_of(looks.stdin(Stdio::null()))?;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(NO_CHECKOUT) => Err(Failure::failed(format!("there is no git in `{name}`"))
+            .hint("a module adds it: `environment.systemPackages = [ pkgs.git ];`")),
+        _ => Err(failed(name, status, "the machine was not asked whether it has git")),
     }
-    Err(Failure::failed(format!("there is no git in `{name}`"))
-        .hint("a module adds it: `environment.systemPackages = [ pkgs.git ];`"))
 }
 
 /// A folder of a machine, in full; what is not absolute is below the home of its user.
 pub fn resolve(app: &App, name: &MachineName, folder: &str) -> Result<String> {
-    let script = "cd; cd -- \"$1\" 2>/dev/null && pwd";
-    let mut looks = inside(app, name, &["sh", "-c", script, "sh", folder]);
-    let done = looks.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
-    let done = done.map_err(|e| Failure::failed(format!("cannot run a command in the machine: {e}")))?;
-    let path = String::from_utf8_lossy(&done.stdout).trim_end_matches('\n').to_owned();
-    if done.status.success() && path.starts_with('/') {
-        return Ok(path);
+    let mut looks = inside(app, name, &["sh", "-c", FIND, "sh", folder]);
+    let (status, path) = path_of(looks.stdin(Stdio::null()))?;
+    match status.code() {
+        Some(0) if path.starts_with('/') && !path.contains('\n') => Ok(path),
+        Some(NO_FOLDER) => Err(missing(name, folder)),
+        _ => Err(failed(name, status, "the machine was not asked where that folder is")),
     }
-    Err(missing(name, folder))
 }
 
 fn missing(name: &MachineName, folder: &str) -> Failure {
@@ -87,30 +130,33 @@ pub fn fetch(app: &App, tools: &Tools, name: &MachineName, folder: &str) -> Resu
     let tree = staging.path().join("source");
     codchi_fs::create_dir_all(&tree)?;
     let mut sends = inside(app, name, &["sh", "-c", SEND, "sh", folder]);
-    let mut child = start(sends.stdin(Stdio::null()).stdout(Stdio::piped()), "run a command in the machine")?;
-    let unpacked = match child.stdout.take() {
-        Some(out) => unpack(out, &tree),
-        None => Ok(()),
-    };
-    let ended = child.wait();
-    match ended.map(|s| s.code()) {
-        Ok(Some(0)) => {}
-        Ok(Some(2)) => return Err(missing(name, folder)),
-        _ => {
-            return Err(Failure::failed(format!("{shown} is no checkout that git can read"))
-                .hint(format!("`codchi shell {name}` looks at it")));
-        }
+    let (mut child, out) = start(sends.stdin(Stdio::null()))?;
+    let unpacked = unpack(out, &tree);
+    if unpacked.is_err() {
+        // Whoever sends may never end.
+        let _ = child.kill();
     }
-    unpacked.map_err(|e| Failure::failed(format!("what {shown} holds cannot be taken: {e}")))?;
-    Ok(tools.nix.add_path("source", &tree)?)
+    let status = wait(&mut child)?;
+    match (status.code(), unpacked) {
+        (_, Err(FilesError::Interrupted)) => Err(Failure::new(Kind::Interrupted, "interrupted")),
+        (Some(NO_FOLDER), _) => Err(missing(name, folder)),
+        (Some(NO_CHECKOUT), _) => {
+            Err(failed(name, status, &format!("{shown} is no checkout that git can read")))
+        }
+        (Some(125), _) => Err(failed(name, status, "")),
+        (_, Err(e)) => Err(Failure::failed(format!("what {shown} holds cannot be taken: {e}"))),
+        (Some(0), Ok(())) => Ok(tools.nix.add_path("source", &tree)?),
+        (_, Ok(())) => Err(failed(name, status, &format!("{shown} was not sent whole"))),
+    }
 }
 
-fn unpack(out: impl Read, to: &Path) -> Result<(), FilesError> {
-    let wish = Wish { pick: &|path| Pick::As(path.to_vec()), faithful: false };
-    let mut out = out.take(MOST);
+fn unpack(out: ChildStdout, to: &Path) -> Result<(), FilesError> {
+    let wish = Wish { pick: &|path| Pick::As(path.to_vec()), faithful: false, most: MOST };
+    let mut out = BufReader::with_capacity(256 << 10, out);
     codchi_files::unpack(&mut out, to, &wish, &mut |_| !interrupt::happened())?;
-    // Whoever sends is not left with a pipe that nobody reads.
-    std::io::copy(&mut out, &mut std::io::sink()).map_err(FilesError::Read)?;
+    // What fills the tar's last block; whoever sends more is not listened to.
+    let mut rest = out.take(1 << 20);
+    std::io::copy(&mut rest, &mut std::io::sink()).map_err(FilesError::Read)?;
     Ok(())
 }
 
@@ -133,6 +179,8 @@ pub struct Clone<'a> {
     pub url: &'a str,
     /// A branch or tag.
     pub reference: Option<&'a str>,
+    /// What is checked out instead of that.
+    pub commit: Option<&'a str>,
     /// Where to, below the home of the machine's user.
     pub folder: &'a str,
     /// How many commits.
@@ -144,18 +192,15 @@ pub struct Clone<'a> {
 }
 
 /// Clones a repository with the person's own git and passwords, hands the clone to the machine, and answers where it is there.
-pub fn clone(app: &App, name: &MachineName, wanted: &Clone) -> Result<String> {
+pub fn clone(app: &App, name: &MachineName, wanted: &Clone, auth: Option<&Auth>) -> Result<String> {
     require_git(app, name)?;
     let staging = Scratch::below(&app.dirs.staging(), &format!("{name}.checkout"))?;
     let here = staging.path().join("clone");
     let mut git = Command::new("git");
     // Templates may hold hooks, which are this computer's.
     git.args(["clone", "--quiet", "--template="]);
-    if wanted.submodules {
-        git.arg("--recurse-submodules");
-    } else {
-        git.arg("--no-checkout");
-    }
+    // To know its submodules git has to check it out here, too.
+    git.arg(if wanted.submodules { "--recurse-submodules" } else { "--no-checkout" });
     if let Some(depth) = wanted.depth {
         git.args(["--depth", &depth.to_string()]);
     }
@@ -165,27 +210,31 @@ pub fn clone(app: &App, name: &MachineName, wanted: &Clone) -> Result<String> {
     if let Some(reference) = wanted.reference {
         git.args(["--branch", reference]);
     }
-    let cloned = git.arg("--").arg(wanted.url).arg(&here).stdin(Stdio::inherit()).status();
+    git.envs(codchi_store::certificates_of_git());
+    let unasked = if app.can_ask() { Vec::new() } else { codchi_nix::nix::unasked() };
+    for (variable, value) in auth.iter().flat_map(|a| a.environment()).chain(unasked) {
+        match value {
+            Some(value) => git.env(variable, value),
+            None => git.env_remove(variable),
+        };
+    }
     let shown = text::printable_line(wanted.url);
-    match cloned {
+    match git.arg("--").arg(wanted.url).arg(&here).status() {
         Ok(status) if status.success() => {}
         Ok(_) => return Err(Failure::failed(format!("`{shown}` cannot be cloned"))),
-        Err(e) => {
-            return Err(Failure::new(Kind::Host, format!("cannot run git: {e}")).hint("install git"));
-        }
+        Err(e) => return Err(Failure::new(Kind::Host, format!("cannot run git: {e}")).hint("install git")),
     }
     let mut tar = Command::new("tar");
-    tar.arg("-cf").arg("-").arg("-C").arg(&here).arg(".git");
-    let mut tar = start(tar.stdin(Stdio::null()).stdout(Stdio::piped()), "run tar")?;
-    let Some(out) = tar.stdout.take() else { return Err(Failure::failed("tar has no output")) };
+    let (mut tar, out) =
+        start(tar.arg("-cf").arg("-").arg("-C").arg(&here).arg(".git").stdin(Stdio::null()))?;
     let submodules = if wanted.submodules { "1" } else { "0" };
-    let mut receives = inside(app, name, &["sh", "-c", RECEIVE, "sh", wanted.folder, submodules]);
-    let done = receives.stdin(out).stderr(Stdio::inherit()).output();
-    let sent = tar.wait();
-    let done = done.map_err(|e| Failure::failed(format!("cannot run a command in the machine: {e}")))?;
-    let folder = String::from_utf8_lossy(&done.stdout).trim_end_matches('\n').to_owned();
-    if !done.status.success() || !sent.is_ok_and(|s| s.success()) || !folder.starts_with('/') {
-        return Err(Failure::failed(format!("the clone was not put into `{name}`")));
+    let commit = wanted.commit.unwrap_or_default();
+    let mut receives = inside(app, name, &["sh", "-c", RECEIVE, "sh", wanted.folder, commit, submodules]);
+    let done = path_of(receives.stdin(out));
+    let sent = wait(&mut tar)?;
+    let (status, folder) = done?;
+    if status.success() && sent.success() && folder.starts_with('/') && !folder.contains('\n') {
+        return Ok(folder);
     }
-    Ok(folder)
+    Err(failed(name, status, &format!("the clone was not put into `{name}`")))
 }

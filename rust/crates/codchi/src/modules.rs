@@ -60,8 +60,9 @@ pub fn look(
         failure.message = format!("`{shown}` cannot be fetched: {why}");
         failure
     })?;
-    let dir = tools.store_dir().join(fetched.path.base_name()).join(fetched.dir());
-    let described = codchi_nix::flake::read(&dir, &shown).map_err(|e| no_flake(e, &shown, source))?;
+    let folder = tools.store_dir().join(fetched.path.base_name());
+    let described =
+        codchi_nix::flake::read(&folder, fetched.dir(), &shown).map_err(|e| no_flake(e, &shown, source))?;
     let nixpkgs: Vec<&String> = described
         .inputs
         .iter()

@@ -8,7 +8,7 @@ use codchi_core::flake::Flake;
 use codchi_core::folder::{self, OwnFolder};
 use codchi_core::machine::Host as Attachment;
 use codchi_core::manifest::Needs;
-use codchi_core::name::MachineName;
+use codchi_core::name::{InputName, MachineName};
 use codchi_core::report::Kind;
 use codchi_core::status::{Finding, Level};
 use codchi_core::text;
@@ -28,6 +28,8 @@ pub struct Known<'a> {
     own: Vec<Item>,
     /// Where its sources come from.
     addresses: Vec<String>,
+    /// The same, with a checkout where one stands in.
+    origins: Vec<String>,
     /// Settings of Nix that its sources and its machine flake come with.
     settings: Vec<Item>,
     /// Whether anything in it is another's.
@@ -50,7 +52,7 @@ impl<'a> Known<'a> {
         static NO_FOLDERS: BTreeMap<String, OwnFolder> = BTreeMap::new();
         let whose = "the machine flake";
         let shown = there.map_or_else(|| whose.into(), |(name, _)| app.shown(&app.dirs.machine(name)));
-        let described = codchi_nix::flake::read(folder, &shown)?;
+        let described = codchi_nix::flake::read(folder, "", &shown)?;
         let own_settings = settings(app, whose, &described.nix_config);
         let mut settings = settings_of_sources(app, tools, flake, lock)?;
         let addresses = addresses(flake);
@@ -62,6 +64,7 @@ impl<'a> Known<'a> {
             earlier: there.map_or_else(Vec::new, |(name, _)| earlier(app, tools, name)),
             own,
             addresses,
+            origins: origins(flake, there.map(|(_, attachment)| &attachment.checkouts)),
             settings,
             foreign: is_foreign(flake),
             mounts: there.map_or(&NO_FOLDERS, |(_, attachment)| &attachment.mounts),
@@ -85,6 +88,15 @@ fn earlier(app: &App, tools: &Tools, name: &MachineName) -> Vec<Needs> {
 /// Where the sources of a machine come from.
 pub fn addresses(flake: &Flake) -> Vec<String> {
     flake.sources().into_iter().filter_map(|(_, url)| url).collect()
+}
+
+/// What a machine is made of: what is in a checkout is whatever the machine writes there.
+fn origins(flake: &Flake, checkouts: Option<&BTreeMap<InputName, String>>) -> Vec<String> {
+    let of = |(input, url): (String, Option<String>)| {
+        let checkout = checkouts.and_then(|all| all.iter().find(|(name, _)| name.as_str() == input));
+        checkout.map(|(_, folder)| format!("checkout:{folder}")).or(url)
+    };
+    flake.sources().into_iter().filter_map(of).collect()
 }
 
 /// Whether anything in a machine is another's.
@@ -130,7 +142,7 @@ pub fn evaluate(
     driver: &str,
     known: &Known,
 ) -> Result<(Evaluation, Vec<String>)> {
-    let item = consent::import_from_derivation(&known.addresses);
+    let item = consent::import_from_derivation(&known.origins);
     let said = said_of_import(app, item.clone(), known.before);
     tools.import_from_derivation(!known.foreign || !said.is_empty());
     match tools.evaluate(app, folder, driver) {
@@ -148,8 +160,9 @@ pub fn evaluate(
 }
 
 /// Whether it was granted that evaluations of a machine build.
-pub fn may_import(app: &App, flake: &Flake, before: &[String]) -> bool {
-    !said_of_import(app, consent::import_from_derivation(&addresses(flake)), before).is_empty()
+pub fn may_import(app: &App, flake: &Flake, attachment: &Attachment) -> bool {
+    let item = consent::import_from_derivation(&origins(flake, Some(&attachment.checkouts)));
+    !said_of_import(app, item, &attachment.granted).is_empty()
 }
 
 fn said_of_import(app: &App, item: Item, before: &[String]) -> Vec<String> {
@@ -263,9 +276,9 @@ pub fn settings_of_sources(app: &App, tools: &Tools, flake: &Flake, lock: &str) 
     let mut all: Vec<Item> = Vec::new();
     for (input, _) in flake.sources() {
         let Some((path, dir)) = tools.nix.locked_source(lock, &input, &app.printer)? else { continue };
-        let folder = tools.store_dir().join(path.base_name()).join(dir);
+        let source = tools.store_dir().join(path.base_name());
         // What cannot be read is for the evaluation to complain of.
-        let config = codchi_nix::flake::read(&folder, &input).map(|f| f.nix_config).unwrap_or_default();
+        let config = codchi_nix::flake::read(&source, &dir, &input).map(|f| f.nix_config).unwrap_or_default();
         for item in settings(app, &input, &config) {
             if !all.contains(&item) {
                 all.push(item);

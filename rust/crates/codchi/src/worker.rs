@@ -554,6 +554,11 @@ pub fn input_roots(app: &App, name: &MachineName, number: u64) -> PathBuf {
     app.dirs.generations(name).join(format!("{number}.inputs"))
 }
 
+/// Where those are rooted that a lock refers to which no generation was built from yet.
+pub fn next_roots(app: &App, name: &MachineName) -> PathBuf {
+    app.dirs.generations(name).join("next.inputs")
+}
+
 impl Worker for MachineWorker<'_> {
     fn run(&self, step: &Step) -> Result<()> {
         let app = self.app;
@@ -598,7 +603,8 @@ impl Worker for MachineWorker<'_> {
                 for path in &paths {
                     nix.add_root(&roots.join(path.base_name()), path)?;
                 }
-                Ok(())
+                // What was kept for it has its roots now.
+                Ok(codchi_fs::remove_dir_all(next_roots(app, &self.name))?)
             }
             Step::InstallConfig { from, to } => {
                 if to.exists() {

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use codchi_core::progress::Event;
-use codchi_files::{Compression, FilesError, Ids, Pick, Report, Tally, Tree, Watch, Wish};
+use codchi_files::{Compression, FilesError, Ids, Most, Pick, Report, Tally, Tree, Watch, Wish};
 use codchi_runtime::outer::{self, OuterConfig, Role};
 use codchi_runtime::start;
 use codchi_runtime::within::enter_files;
@@ -173,7 +173,7 @@ pub fn unpack_tree_here(root: &Path, without: &str, inside: Option<i32>) -> Resu
             _ => Pick::As(path.to_vec()),
         };
         let input = BufReader::with_capacity(1 << 20, std::io::stdin());
-        let wish = Wish { pick: &pick, faithful: true };
+        let wish = Wish { pick: &pick, faithful: true, most: Most::ALL };
         codchi_files::unpack(&mut *codchi_files::decompress(input)?, root, &wish, watch)
     })
 }

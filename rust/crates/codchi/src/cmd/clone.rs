@@ -6,6 +6,7 @@ use codchi_core::plan::{Plan, Step};
 use codchi_core::source::Source;
 
 use crate::app::App;
+use crate::auth::Auth;
 use crate::checkout::{self, Clone};
 use crate::cli;
 use crate::cmd::{init, life};
@@ -41,13 +42,15 @@ pub fn run(app: &App, args: &cli::Clone) -> Result<u8> {
     let clone = Clone {
         url: &url,
         reference: reference.as_deref(),
+        commit: None,
         folder,
         depth: args.depth,
         single_branch: args.single_branch,
         submodules: args.recurse_submodules,
     };
     app.printer.say(&format!("cloning `{url}` into `{name}`"));
-    let at = checkout::clone(app, &name, &clone)
+    let auth = Auth::find(app, &args.init.nix.auth_from, std::slice::from_ref(&source.url))?;
+    let at = checkout::clone(app, &name, &clone, auth.as_ref())
         .map_err(|f| f.hint(format!("the machine is there, without the clone: `codchi shell {name}`")))?;
     app.printer.say(&format!("`{at}` in `{name}` is the clone"));
     // `init` gave the input of the source its name.

@@ -13,7 +13,7 @@ use codchi_core::report::Kind;
 use codchi_core::status::State;
 use codchi_core::text;
 use codchi_drivers::{Driver, Host, Machine, System};
-use codchi_files::{Compression, Pick, Wish};
+use codchi_files::{Compression, Most, Pick, Wish};
 use codchi_secrets::Bundle;
 
 use crate::app::{App, VERSION, now};
@@ -201,7 +201,9 @@ fn read_head(file: &Path, to: &Path) -> Result<(Export, String)> {
         }
     };
     let input = BufReader::with_capacity(1 << 20, codchi_fs::open(file)?);
-    let wish = Wish { pick: &pick, faithful: false };
+    // What it begins with is text, and sources.
+    let most = Most { bytes: 4 << 30, entries: 1 << 20 };
+    let wish = Wish { pick: &pick, faithful: false, most };
     let mut go_on = |_: &codchi_files::Tally| !crate::interrupt::happened();
     codchi_files::decompress(input)
         .and_then(|mut tar| codchi_files::unpack(&mut *tar, to, &wish, &mut go_on))
@@ -210,8 +212,7 @@ fn read_head(file: &Path, to: &Path) -> Result<(Export, String)> {
             e => foreign(&e.to_string()),
         })?;
     let Some(at) = at.into_inner() else { return Err(foreign("it does not begin with one")) };
-    let record = to.join(FILE);
-    let text = codchi_fs::read_if_exists(&record)?.ok_or_else(|| foreign("it has no record"))?;
+    let text = codchi_fs::read_beneath(to, FILE, 1 << 20)?.ok_or_else(|| foreign("it has no record"))?;
     Ok((Export::parse(Path::new(FILE), &text)?, at.into()))
 }
 

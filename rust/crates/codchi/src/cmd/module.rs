@@ -404,7 +404,7 @@ fn put(
         return Err(Failure::new(Kind::Busy, format!("the flake.nix of `{name}` was changed meanwhile"))
             .hint("try again"));
     }
-    rebuild::keep_roots(app, &tools, name, &locked.roots)?;
+    rebuild::keep_only(app, &tools, name, &locked.roots)?;
     // A lock that knows more than the flake is pruned by Nix; one that knows less is completed.
     codchi_fs::write_atomic(folder.join("flake.lock"), &locked.text, 0o644)?;
     codchi_fs::write_atomic(folder.join("flake.nix"), new.text(), 0o644)?;

@@ -265,6 +265,10 @@ fn begin(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<O
     tools.authenticate(app, flags, &needs::addresses(&flake))?;
     let old_lock = codchi_fs::read_if_exists(folder.join("flake.lock"))?.unwrap_or_default();
     let checkouts = checkouts(app, &tools, name, &attachment, how)?;
+    if !app.globals.dry_run {
+        let paths: Vec<StorePath> = checkouts.values().cloned().collect();
+        keep_roots(app, &tools, name, &paths)?;
+    }
     let is_locked = |(input, path): (&String, &StorePath)| {
         make::locked_path(&old_lock, &[input.as_str()]).as_ref() == Some(path)
     };
@@ -383,7 +387,7 @@ fn build_together(app: &App, jobs: &[Job]) {
 impl Job {
     /// Whether its evaluation may build what modules want for that.
     fn may_import(&self, app: &App) -> bool {
-        needs::may_import(app, &self.flake, &self.attachment.granted)
+        needs::may_import(app, &self.flake, &self.attachment)
     }
 
     /// Evaluates the machine, unless that was done together with others, and finds out all that a person has to answer.
@@ -497,6 +501,7 @@ impl Job {
                 worker.deliver(&evaluation.needs, false)?;
             }
             if self.locked.changed {
+                keep_only(app, &self.tools, name, &self.locked.roots)?;
                 let file = app.dirs.machine(name).join("flake.lock");
                 codchi_fs::write_atomic(file, &self.locked.text, 0o644)?;
             }
@@ -657,10 +662,21 @@ pub fn in_machine(app: &App, machine: &MachineName, error: FlakeError) -> Failur
 
 /// Keeps what a new lock names from collection, until the next rebuild roots it with its generation.
 pub fn keep_roots(app: &App, tools: &Tools, name: &MachineName, paths: &[StorePath]) -> Result<()> {
-    let roots = app.dirs.generations(name).join("next.inputs");
+    let roots = worker::next_roots(app, name);
     for path in paths {
         codchi_fs::create_private_dir(&roots)?;
         tools.nix.add_root(&roots.join(path.base_name()), path)?;
+    }
+    Ok(())
+}
+
+/// The same, and nothing else any more.
+pub fn keep_only(app: &App, tools: &Tools, name: &MachineName, paths: &[StorePath]) -> Result<()> {
+    keep_roots(app, tools, name, paths)?;
+    for root in codchi_fs::read_dir(worker::next_roots(app, name)).unwrap_or_default() {
+        if !paths.iter().any(|p| root.file_name() == p.base_name()) {
+            codchi_fs::remove_if_exists(root.path())?;
+        }
     }
     Ok(())
 }
@@ -727,7 +743,14 @@ pub fn update(app: &App, args: &cli::Update) -> Result<()> {
         }
         _ => None,
     };
-    let request = make::keep_base(&old, update, base, codchi);
+    let mut request = make::keep_base(&old, update, base, codchi);
+    // What is taken from a checkout moves with it.
+    request.checkouts = attachment
+        .checkouts
+        .keys()
+        .filter_map(|input| Some((input.to_string(), make::locked_path(&old, &[input.as_str()])?)))
+        .filter(|(_, path)| tools.has(path))
+        .collect();
     let locked = tools.lock(app, &work, &request)?;
     app.printer.done();
     crate::updates::learned(app, &name, &locked.text, &args.inputs)?;
@@ -746,7 +769,7 @@ pub fn update(app: &App, args: &cli::Update) -> Result<()> {
     }
     let lock = app.lock(&name, "update")?;
     worker::recover(app, &lock, &name)?;
-    keep_roots(app, &tools, &name, &locked.roots)?;
+    keep_only(app, &tools, &name, &locked.roots)?;
     codchi_fs::write_atomic(folder.join("flake.lock"), &locked.text, 0o644)?;
     app.printer.say(&format!("`codchi rebuild {name}` applies it"));
     Ok(())

@@ -346,7 +346,7 @@ pub fn option(app: &App, args: &cli::OptionArgs) -> Result<()> {
     let mut tools = Tools::open(app, &NixFlags::default())?
         .ok_or_else(|| Failure::new(Kind::Host, "the store is gone"))?;
     let flake = read_flake(app, &name, &app.dirs.machine(&name))?;
-    let granted = needs::may_import(app, &flake, &attachment.granted);
+    let granted = needs::may_import(app, &flake, &attachment);
     tools.import_from_derivation(!needs::is_foreign(&flake) || granted);
     let installable = format!(
         "{}#nixosConfigurations.{}",
