@@ -12,7 +12,7 @@ use crate::cmd::init::{choose_driver, choose_ids, finish_earlier, record, show_p
 use crate::cmd::{life, rebuild};
 use crate::failure::{Failure, Result};
 use crate::journal;
-use crate::make::{Scratch, Tools, copy_tree};
+use crate::make::{Scratch, Tools, copy_folder};
 use crate::needs::{self, Known};
 use crate::worker::{self, HostParts, MachineWorker, Moving};
 
@@ -36,7 +36,7 @@ pub fn run(app: &App, args: &cli::Move) -> Result<()> {
     // The machine folder as it is: what a rebuild would change besides is the next rebuild's.
     let staging = Scratch::below(&app.dirs.staging(), name.as_str())?;
     let folder = staging.path().join("machine");
-    copy_tree(&app.dirs.machine(&name), &folder)?;
+    copy_folder(app, &name, &folder)?;
     if let Some(current) = &current {
         codchi_fs::write_atomic(folder.join("flake.nix"), &current.record.flake_nix, 0o644)?;
         codchi_fs::write_atomic(folder.join("flake.lock"), &current.record.flake_lock, 0o644)?;
