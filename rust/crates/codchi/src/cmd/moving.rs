@@ -1,6 +1,6 @@
 //! `codchi move`: the same machine, on another driver.
 
-use codchi_core::machine::HostEdit;
+use codchi_core::machine::{Host as Attachment, HostEdit};
 use codchi_core::name::MachineName;
 use codchi_core::plan::{Activation, Plan, Step};
 use codchi_core::report::Kind;
@@ -98,7 +98,8 @@ pub fn run(app: &App, args: &cli::Move) -> Result<()> {
     let toplevel = tools.build(app, &evaluation, &staging.path().join("result"))?;
     app.printer.done();
 
-    let up_to_date = rebuild::is_up_to_date(app, &name);
+    let there = Attachment { driver: to.parse()?, ..before.clone() };
+    let fingerprint = rebuild::handed_on(app, &name, &name, &there, &tools);
     let lock = app.lock(&name, "move")?;
     app.machine(name.as_str())?;
     if app.attachment(&name)? != before
@@ -121,9 +122,7 @@ pub fn run(app: &App, args: &cli::Move) -> Result<()> {
     let plan = Plan::new("move", &name, steps(toplevel.as_str(), running));
     journal::execute(app, &lock, &plan, &worker)?;
     drop(lock);
-    if up_to_date {
-        worker::remember_fingerprint(app, &name, &tools)?;
-    }
+    worker::remember_fingerprint(app, &name, &tools, fingerprint)?;
     app.printer.say(&format!("`{name}` runs on `{to}` now: generation {number}"));
     Ok(())
 }
