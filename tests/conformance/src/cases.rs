@@ -1656,6 +1656,7 @@ fn rebuild(h: &Host) -> Result<(), Failed> {
     )?
     .ok()?;
     let asked = h.codchi(&["rebuild", "conf"])?.exits(4)?;
+    h.codchi(&["option", "conf", "system.stateVersion"])?.ok()?;
     not_in_the_store(h)?;
     let item = format!("port:{port}");
     require!(

@@ -814,7 +814,11 @@ fn checkout(h: &Host) -> Result<(), Failed> {
         require!(bad.err.contains(told), "{trick}: {}", bad.err);
         inside("rm -f flake.nix; git checkout -q HEAD flake.nix")?;
     }
-    sh(h, &h.home, "mkdir own-secret && echo unshared > own-secret/key")?;
+    sh(
+        h,
+        &h.home,
+        "mkdir own-secret && echo unshared > own-secret/key",
+    )?;
     let folder = h.home.join("own-secret").to_string_lossy().into_owned();
     for input in [
         format!("{{ url = \"path:{folder}\"; flake = false; }}"),

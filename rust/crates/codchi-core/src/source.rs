@@ -28,6 +28,17 @@ pub struct Source {
     pub folder: Option<PathBuf>,
 }
 
+/// A repository of git, and what of it is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repository {
+    /// As git itself names it.
+    pub url: String,
+    /// A branch or tag.
+    pub reference: Option<String>,
+    /// The hash of a commit.
+    pub commit: Option<String>,
+}
+
 /// Which commit of a source to use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pin {
@@ -207,9 +218,7 @@ impl Source {
                 ("ref", format!("refs/tags/{}", encode(t)))
             }
             Pin::Tag(t) => ("ref", encode(t)),
-            Pin::Commit(c) if c.len() == 40 && c.bytes().all(|b| b.is_ascii_hexdigit()) => {
-                ("rev", c.to_lowercase())
-            }
+            Pin::Commit(c) if is_commit(c) => ("rev", c.to_lowercase()),
             Pin::Commit(c) => return Err(SourceError::Commit { given: c.clone() }),
         };
         let separator = if self.url.contains('?') { '&' } else { '?' };
@@ -235,13 +244,17 @@ impl Source {
         (url.starts_with("path:") || url.starts_with("git+file:")) && !url.contains("rev=")
     }
 
-    /// The repository as git itself names it, and a branch or tag of it; none where it is no repository of git.
-    pub fn repository(&self) -> Option<(String, Option<String>)> {
+    /// The repository that it is of; none where it is no repository of git.
+    pub fn repository(&self) -> Option<Repository> {
         let (plain, query) = self.url.split_once('?').unwrap_or((&self.url, ""));
-        let asked = query.split('&').find_map(|q| q.strip_prefix("ref=")).map(decode);
+        let asked = |key: &str| {
+            let mut all = query.split('&').filter_map(|q| q.split_once('='));
+            all.find_map(|(k, value)| (k == key).then(|| decode(value)))
+        };
         let forge = |host: &str, rest: &str| {
             let mut parts = rest.splitn(3, '/').map(decode);
             let (owner, name) = (parts.next()?, parts.next()?);
+            let host = asked("host").unwrap_or_else(|| host.into());
             Some((format!("https://{host}/{owner}/{name}"), parts.next()))
         };
         let (url, part) = match plain.split_once(':')? {
@@ -252,14 +265,21 @@ impl Source {
             ("git", _) => (plain.to_owned(), None),
             _ => return None,
         };
-        let reference = asked.or(part);
+        let (commit, reference) = match part {
+            Some(part) if is_commit(&part) => (Some(part), None),
+            part => (None, part),
+        };
         let short = |r: String| {
             ["refs/tags/", "refs/heads/"]
                 .iter()
                 .find_map(|p| r.strip_prefix(p).map(str::to_owned))
                 .unwrap_or(r)
         };
-        Some((url, reference.map(short)))
+        Some(Repository {
+            url,
+            reference: asked("ref").or(reference).map(short),
+            commit: asked("rev").or(commit).map(|c| c.to_lowercase()),
+        })
     }
 
     /// A name for it as an input of a machine flake.
@@ -301,6 +321,10 @@ fn without_password(reference: &str) -> Option<String> {
     let (person, host) = rest[..end].rsplit_once('@')?;
     let (login, password) = person.split_once(':')?;
     (!password.is_empty()).then(|| format!("{scheme}://{login}@{host}{}", &rest[end..]))
+}
+
+fn is_commit(s: &str) -> bool {
+    s.len() == 40 && s.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 fn is_path(s: &str) -> bool {
@@ -546,18 +570,34 @@ mod tests {
     fn repositories_are_named_as_git_names_them() {
         let of = |url: &str| {
             let source = Source { url: url.into(), attr: None, folder: None };
-            source.repository().map(|(url, reference)| format!("{url} {}", reference.unwrap_or_default()))
+            source.repository().map(|r| {
+                let [reference, commit] = [r.reference, r.commit].map(|part| part.unwrap_or_default());
+                format!("{} {reference} {commit}", r.url)
+            })
         };
+        let c = "0123456789abcdef0123456789abcdef01234567";
         for (url, expected) in [
             ("git+https://e.org/r.git?ref=refs/tags/v1&dir=x", "https://e.org/r.git v1"),
-            ("git+ssh://git@e.org/r", "ssh://git@e.org/r "),
-            ("git+file:///home/me/a%20b", "file:///home/me/a%20b "),
+            ("git+ssh://git@e.org/r", "ssh://git@e.org/r"),
+            ("git+file:///home/me/a%20b", "file:///home/me/a%20b"),
             ("git://e.org/r?ref=main", "git://e.org/r main"),
             ("github:o/r/x%2Fy", "https://github.com/o/r x/y"),
             ("gitlab:o/r?ref=main", "https://gitlab.com/o/r main"),
-            ("sourcehut:~o/r", "https://git.sr.ht/~o/r "),
+            ("github:o/r/v1?host=git.e.org", "https://git.e.org/o/r v1"),
+            ("sourcehut:~o/r", "https://git.sr.ht/~o/r"),
         ] {
-            assert_eq!(of(url).as_deref(), Some(expected), "{url}");
+            assert_eq!(of(url).as_deref().map(str::trim_end), Some(expected), "{url}");
+        }
+        for (url, expected) in [
+            (format!("github:o/r/{c}"), format!("https://github.com/o/r  {c}")),
+            (format!("github:o/r?rev={c}"), format!("https://github.com/o/r  {c}")),
+            (format!("git+https://e.org/r?rev={c}&ref=main"), format!("https://e.org/r main {c}")),
+            (
+                format!("gitlab:g%2Fs/r/{}?host=git.e.org", c.to_uppercase()),
+                format!("https://git.e.org/g/s/r  {c}"),
+            ),
+        ] {
+            assert_eq!(of(&url), Some(expected), "{url}");
         }
         for url in ["path:/home/me/r", "https://e.org/r.tar.gz", "github:o"] {
             assert_eq!(of(url), None, "{url}");

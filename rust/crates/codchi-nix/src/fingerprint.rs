@@ -268,8 +268,13 @@ impl Seen {
             if unread.iter().any(|name| entry.file_name() == *name) {
                 continue;
             }
+            let kind = entry.file_type().at("stat", &path)?;
+            // Sockets and the like are nothing Nix would read.
+            if !kind.is_dir() && !kind.is_file() && !kind.is_symlink() {
+                continue;
+            }
             self.word(entry.file_name().as_bytes());
-            if entry.file_type().at("stat", &path)?.is_dir() {
+            if kind.is_dir() {
                 self.word(b"{");
                 self.tree(&path, &[])?;
                 self.word(b"}");
@@ -325,7 +330,7 @@ impl Seen {
         } else if meta.is_file() {
             self.all.push(Item::File(path.to_owned(), Stat::of(&meta), meta.mode() & 0o100 != 0));
         } else {
-            // A submodule is a directory here; sockets and the like are nothing Nix would read.
+            // A submodule is a directory here.
             self.word(b"other");
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -712,11 +713,8 @@ fn copy_without(from: &Path, to: &Path, without: &[&str]) -> Result<()> {
             continue;
         }
         let target = to.join(entry.file_name());
-        let kind = entry.file_type().map_err(|source| codchi_fs::FsError {
-            op: "examine",
-            path: entry.path(),
-            source,
-        })?;
+        let examined = |source| codchi_fs::FsError { op: "examine", path: entry.path(), source };
+        let kind = entry.file_type().map_err(examined)?;
         if kind.is_dir() {
             copy_tree(&entry.path(), &target)?;
         } else if kind.is_symlink() {
@@ -725,6 +723,10 @@ fn copy_without(from: &Path, to: &Path, without: &[&str]) -> Result<()> {
             }
         } else if kind.is_file() {
             codchi_fs::write(&target, codchi_fs::read(entry.path())?)?;
+            // All that Nix sees of a mode.
+            if entry.metadata().map_err(examined)?.mode() & 0o100 != 0 {
+                codchi_fs::set_mode(&target, 0o755)?;
+            }
         }
     }
     Ok(())
@@ -757,4 +759,39 @@ pub fn facts(app: &App, name: &MachineName, nix: &str, host: &Attachment) -> Vec
         ("settings", format!("{:?}", app.settings.store)),
         ("sources", codchi_embed::SOURCES_HASH.into()),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_copy_that_is_built_has_the_fingerprint_of_the_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, copy) = (dir.path().join("folder"), dir.path().join("copy"));
+        codchi_fs::create_dir_all(folder.join("empty/folder")).unwrap();
+        codchi_fs::create_dir_all(folder.join(".git")).unwrap();
+        for file in ["flake.nix", "host.toml", "empty/host.toml", "program", ".git/config"] {
+            codchi_fs::write(folder.join(file), file).unwrap();
+        }
+        codchi_fs::set_mode(folder.join("program"), 0o700).unwrap();
+        codchi_fs::symlink_atomic("nowhere", folder.join("link")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(folder.join("socket")).unwrap();
+        copy_without(&folder, &copy, &UNREAD).unwrap();
+        assert!(!copy.join("host.toml").exists() && !copy.join(".git").exists());
+        let fingerprint = |machine: &Path| {
+            let cache = dir.path().join("cache/fingerprint.json");
+            let inputs = codchi_nix::fingerprint::Inputs {
+                machine,
+                unread: &UNREAD,
+                facts: Vec::new(),
+                cache: &cache,
+            };
+            codchi_nix::fingerprint::compute(&inputs).unwrap()
+        };
+        let copied = fingerprint(&copy);
+        assert_eq!(fingerprint(&folder), copied);
+        codchi_fs::write(folder.join("flake.nix"), "changed meanwhile").unwrap();
+        assert_ne!(fingerprint(&folder), copied);
+    }
 }

@@ -803,13 +803,24 @@ pub fn recover(app: &App, lock: &codchi_fs::Lock, name: &MachineName) -> Result<
 
 /// What a rebuild of a machine would read, in a word; none where that cannot be told.
 pub fn fingerprint(app: &App, name: &MachineName, nix: &str) -> Option<String> {
+    fingerprint_of(app, name, &app.dirs.machine(name), &app.attachment(name).ok()?, nix)
+}
+
+/// The same of a machine that has that folder and attachment.
+pub fn fingerprint_of(
+    app: &App,
+    name: &MachineName,
+    folder: &Path,
+    attachment: &Attachment,
+    nix: &str,
+) -> Option<String> {
     let cache = fingerprint_cache(app, name);
     codchi_fs::create_private_dir(cache.parent()?).ok()?;
     let inputs = codchi_nix::fingerprint::Inputs {
-        machine: &app.dirs.machine(name),
+        machine: folder,
         // What of its attachment decides an evaluation is among the facts.
         unread: &make::UNREAD,
-        facts: make::facts(app, name, nix, &app.attachment(name).ok()?),
+        facts: make::facts(app, name, nix, attachment),
         cache: &cache,
     };
     codchi_nix::fingerprint::compute(&inputs).ok()
@@ -820,7 +831,7 @@ pub fn fingerprint(app: &App, name: &MachineName, nix: &str) -> Option<String> {
 pub struct Built {
     /// 1.
     pub version: u32,
-    /// [`fingerprint`] then.
+    /// [`fingerprint_of`] it.
     pub fingerprint: String,
     /// The generation that came of it.
     pub generation: u64,
@@ -834,24 +845,27 @@ pub fn built(app: &App, name: &MachineName) -> Option<Built> {
     serde_json::from_str(&text).ok()
 }
 
-/// Remembers what the machine was built from.
-pub fn remember_fingerprint(app: &App, name: &MachineName, tools: &make::Tools) -> Result<()> {
-    // An input replaced for one call is not in the folder: a rebuild without it has something to do.
-    if tools.nix.options().extra.iter().any(|flag| flag == "--override-input") {
-        codchi_fs::remove_if_exists(fingerprint_file(app, name))?;
-        return Ok(());
-    }
+/// Remembers what the machine was built from: its fingerprint when that was read, since a person may have changed it meanwhile. Without
+/// one, the next rebuild has something to do.
+pub fn remember_fingerprint(
+    app: &App,
+    name: &MachineName,
+    tools: &make::Tools,
+    fingerprint: Option<String>,
+) -> Result<()> {
+    let file = fingerprint_file(app, name);
+    // An input replaced for one call is not in the folder: a rebuild without it has something to do, too.
+    let replaced = tools.nix.options().extra.iter().any(|flag| flag == "--override-input");
+    let Some(fingerprint) = fingerprint.filter(|_| !replaced) else {
+        return Ok(codchi_fs::remove_if_exists(file)?);
+    };
     let nix = tools.nix.version().to_string();
     let generation = app.generations(name).current_number()?.unwrap_or(0);
-    if let Some(fingerprint) = fingerprint(app, name, &nix) {
-        let file = fingerprint_file(app, name);
-        if let Some(dir) = file.parent() {
-            codchi_fs::create_private_dir(dir)?;
-        }
-        let built = Built { version: 1, fingerprint, generation, nix };
-        codchi_fs::write_atomic(file, serde_json::to_string(&built).unwrap_or_default(), 0o600)?;
+    if let Some(dir) = file.parent() {
+        codchi_fs::create_private_dir(dir)?;
     }
-    Ok(())
+    let built = Built { version: 1, fingerprint, generation, nix };
+    Ok(codchi_fs::write_atomic(file, serde_json::to_string(&built).unwrap_or_default(), 0o600)?)
 }
 
 fn fingerprint_cache(app: &App, name: &MachineName) -> PathBuf {

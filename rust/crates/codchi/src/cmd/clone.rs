@@ -28,7 +28,7 @@ pub fn run(app: &App, args: &cli::Clone) -> Result<u8> {
     if let Some(pin) = args.init.pin.chosen() {
         source = source.pinned(&pin)?;
     }
-    let Some((url, reference)) = source.repository() else {
+    let Some(repository) = source.repository() else {
         return Err(Failure::usage(format!("`{given}` is no git repository"))
             .hint(format!("`codchi init {} {given}` makes the machine without a clone", args.init.name)));
     };
@@ -40,15 +40,15 @@ pub fn run(app: &App, args: &cli::Clone) -> Result<u8> {
     let own = source.input_name();
     let folder = args.dir.as_deref().unwrap_or(own.as_str());
     let clone = Clone {
-        url: &url,
-        reference: reference.as_deref(),
-        commit: None,
+        url: &repository.url,
+        reference: repository.reference.as_deref(),
+        commit: repository.commit.as_deref(),
         folder,
         depth: args.depth,
         single_branch: args.single_branch,
         submodules: args.recurse_submodules,
     };
-    app.printer.say(&format!("cloning `{url}` into `{name}`"));
+    app.printer.say(&format!("cloning `{}` into `{name}`", repository.url));
     let auth = Auth::find(app, &args.init.nix.auth_from, std::slice::from_ref(&source.url))?;
     let at = checkout::clone(app, &name, &clone, auth.as_ref())
         .map_err(|f| f.hint(format!("the machine is there, without the clone: `codchi shell {name}`")))?;

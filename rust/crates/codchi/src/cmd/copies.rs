@@ -54,7 +54,7 @@ pub fn rename(app: &App, args: &cli::Rename) -> Result<()> {
         return Ok(());
     }
     let tools = tools(app)?;
-    let up_to_date = rebuild::is_up_to_date(app, &from);
+    let fingerprint = rebuild::handed_on(app, &from, &to, &app.attachment(&from)?, &tools);
     let lock = app.lock(&from, "rename")?;
     let _claim = app.claim(&to, "rename")?;
     let second = app.lock(&to, "rename")?;
@@ -71,8 +71,8 @@ pub fn rename(app: &App, args: &cli::Rename) -> Result<()> {
         codchi_fs::remove_if_exists(app.dirs.lock(gone))?;
     }
     drop((lock, second));
-    if up_to_date && app.exists(&to) {
-        worker::remember_fingerprint(app, &to, &tools)?;
+    if app.exists(&to) {
+        worker::remember_fingerprint(app, &to, &tools, fingerprint)?;
     }
     done.map_err(|failure| match app.exists(&to) {
         true => failure.hint(format!("the machine is called `{to}` now: `codchi start {to}`")),
@@ -119,7 +119,7 @@ pub fn duplicate(app: &App, args: &cli::Duplicate) -> Result<()> {
     let _claim = app.claim(&to, "duplicate")?;
     let lock = app.lock(&to, "duplicate")?;
     refuse_taken(app, &to)?;
-    let up_to_date = rebuild::is_up_to_date(app, &from);
+    let fingerprint = rebuild::handed_on(app, &from, &to, &attachment, &tools);
     copy_tree(&app.dirs.machine(&from), &folder)?;
     // What the configuration of this computer says is of the other one only.
     let attachment = Attachment { created: now(), ids, declared: false, ..attachment };
@@ -136,9 +136,7 @@ pub fn duplicate(app: &App, args: &cli::Duplicate) -> Result<()> {
     }
     done?;
     drop((first, lock, staging));
-    if up_to_date {
-        worker::remember_fingerprint(app, &to, &tools)?;
-    }
+    worker::remember_fingerprint(app, &to, &tools, fingerprint)?;
     app.printer.say(&format!("`{to}` is a copy of `{from}`, with a machine id of its own"));
     if !args.start && !app.globals.json {
         app.printer.hint(&format!("`codchi start {to}` starts it"));

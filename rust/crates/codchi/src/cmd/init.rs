@@ -132,6 +132,21 @@ pub fn make(app: &App, args: &cli::Init) -> Result<()> {
         refresh_local: true,
     };
     let locked = tools.lock(app, &folder, &request)?;
+    let mut attachment = Attachment {
+        version: HOST_VERSION,
+        driver: driver.info().name.parse()?,
+        base: base.clone(),
+        suite,
+        declared: false,
+        created: now(),
+        ids: None,
+        granted: Vec::new(),
+        checkouts: Default::default(),
+        ports: Default::default(),
+        mounts: Default::default(),
+    };
+    let nix = tools.nix.version().to_string();
+    let fingerprint = crate::worker::fingerprint_of(app, &name, &folder, &attachment, &nix);
     tools.only_local(&base);
     let on = driver.info().name;
     let known = Known::of(app, &tools, &folder, &flake, &locked.text, on, None)?;
@@ -167,19 +182,8 @@ pub fn make(app: &App, args: &cli::Init) -> Result<()> {
     let script = manifest.init_script.clone().filter(|_| !args.no_init_script);
     complete(&mut plan, &toplevel, script.as_deref());
 
-    let attachment = Attachment {
-        version: HOST_VERSION,
-        driver: driver.info().name.parse()?,
-        base: base.clone(),
-        suite,
-        declared: false,
-        created: now(),
-        ids,
-        granted,
-        checkouts: Default::default(),
-        ports: Default::default(),
-        mounts: Default::default(),
-    };
+    attachment.ids = ids;
+    attachment.granted = granted;
     codchi_fs::write_atomic(folder.join("host.toml"), attachment.render(), 0o644)?;
     let record = record(&tools, &evaluation, &toplevel, &folder, &locked.text)?;
     let lock = app.lock(&name, "init")?;
@@ -197,7 +201,7 @@ pub fn make(app: &App, args: &cli::Init) -> Result<()> {
     done?;
     drop(lock);
     drop((staging, claim));
-    crate::worker::remember_fingerprint(app, &name, &tools)?;
+    crate::worker::remember_fingerprint(app, &name, &tools, fingerprint)?;
     let what = if args.no_start { "is made" } else { "is running" };
     app.printer.say(&format!("`{name}` {what}: {}", evaluation.base.label));
     Ok(())

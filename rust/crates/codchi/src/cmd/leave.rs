@@ -282,6 +282,21 @@ pub fn import(app: &App, args: &cli::Import) -> Result<()> {
     codchi_fs::rename(&head, &folder)?;
     let flake_text = codchi_fs::read_to_string(folder.join("flake.nix"))?;
     let lock_text = codchi_fs::read_to_string(folder.join("flake.lock"))?;
+    let mut attachment = Attachment {
+        version: HOST_VERSION,
+        driver: driver.info().name.parse()?,
+        base: export.base.clone(),
+        suite: export.suite.clone(),
+        declared: false,
+        created: now(),
+        ids: None,
+        granted: Vec::new(),
+        checkouts: Default::default(),
+        ports: Default::default(),
+        mounts: Default::default(),
+    };
+    let nix = tools.nix.version().to_string();
+    let fingerprint = worker::fingerprint_of(app, &name, &folder, &attachment, &nix);
     tools.only_local(&export.base);
     let flake = codchi_core::flake::Flake::parse(&flake_text)?;
     let on = driver.info().name;
@@ -298,19 +313,8 @@ pub fn import(app: &App, args: &cli::Import) -> Result<()> {
     let toplevel = tools.build(app, &evaluation, &staging.path().join("result"))?;
     let script = tools.manifest(&toplevel)?.init_script.filter(|_| export.init_script_pending);
     app.printer.done();
-    let attachment = Attachment {
-        version: HOST_VERSION,
-        driver: driver.info().name.parse()?,
-        base: export.base.clone(),
-        suite: export.suite.clone(),
-        declared: false,
-        created: now(),
-        ids,
-        granted,
-        checkouts: Default::default(),
-        ports: Default::default(),
-        mounts: Default::default(),
-    };
+    attachment.ids = ids;
+    attachment.granted = granted;
     codchi_fs::write_atomic(folder.join("host.toml"), attachment.render(), 0o644)?;
     let lock = app.lock(&name, "import")?;
     refuse_taken(app, &name)?;
@@ -331,7 +335,7 @@ pub fn import(app: &App, args: &cli::Import) -> Result<()> {
     }
     done?;
     drop((lock, staging, claim));
-    worker::remember_fingerprint(app, &name, &tools)?;
+    worker::remember_fingerprint(app, &name, &tools, fingerprint)?;
     app.printer.say(&format!("`{name}` is made of `{}`", app.shown(&args.file)));
     if !args.start && !app.globals.json {
         app.printer.hint(&format!("`codchi start {name}` starts it"));

@@ -1,6 +1,6 @@
 //! `codchi move`: the same machine, on another driver.
 
-use codchi_core::machine::HostEdit;
+use codchi_core::machine::{Host as Attachment, HostEdit};
 use codchi_core::name::MachineName;
 use codchi_core::plan::{Activation, Plan, Step};
 use codchi_core::report::Kind;
@@ -12,7 +12,7 @@ use crate::cmd::init::{choose_driver, choose_ids, finish_earlier, record, show_p
 use crate::cmd::{life, rebuild};
 use crate::failure::{Failure, Result};
 use crate::journal;
-use crate::make::{Scratch, Tools, copy_tree};
+use crate::make::{Scratch, Tools, copy_folder};
 use crate::needs::{self, Known};
 use crate::worker::{self, HostParts, MachineWorker, Moving};
 
@@ -36,7 +36,7 @@ pub fn run(app: &App, args: &cli::Move) -> Result<()> {
     // The machine folder as it is: what a rebuild would change besides is the next rebuild's.
     let staging = Scratch::below(&app.dirs.staging(), name.as_str())?;
     let folder = staging.path().join("machine");
-    copy_tree(&app.dirs.machine(&name), &folder)?;
+    copy_folder(app, &name, &folder)?;
     if let Some(current) = &current {
         codchi_fs::write_atomic(folder.join("flake.nix"), &current.record.flake_nix, 0o644)?;
         codchi_fs::write_atomic(folder.join("flake.lock"), &current.record.flake_lock, 0o644)?;
@@ -98,7 +98,8 @@ pub fn run(app: &App, args: &cli::Move) -> Result<()> {
     let toplevel = tools.build(app, &evaluation, &staging.path().join("result"))?;
     app.printer.done();
 
-    let up_to_date = rebuild::is_up_to_date(app, &name);
+    let there = Attachment { driver: to.parse()?, ..before.clone() };
+    let fingerprint = rebuild::handed_on(app, &name, &name, &there, &tools);
     let lock = app.lock(&name, "move")?;
     app.machine(name.as_str())?;
     if app.attachment(&name)? != before
@@ -121,9 +122,7 @@ pub fn run(app: &App, args: &cli::Move) -> Result<()> {
     let plan = Plan::new("move", &name, steps(toplevel.as_str(), running));
     journal::execute(app, &lock, &plan, &worker)?;
     drop(lock);
-    if up_to_date {
-        worker::remember_fingerprint(app, &name, &tools)?;
-    }
+    worker::remember_fingerprint(app, &name, &tools, fingerprint)?;
     app.printer.say(&format!("`{name}` runs on `{to}` now: generation {number}"));
     Ok(())
 }

@@ -186,6 +186,21 @@ pub fn is_up_to_date(app: &App, name: &MachineName) -> bool {
         && worker::fingerprint(app, name, &built.nix).is_some_and(|f| f == built.fingerprint)
 }
 
+/// The fingerprint that an up-to-date machine will have under a name and with an attachment, for
+/// [`worker::remember_fingerprint`]; none where it is not up to date.
+pub fn handed_on(
+    app: &App,
+    name: &MachineName,
+    to: &MachineName,
+    attachment: &Attachment,
+    tools: &Tools,
+) -> Option<String> {
+    let nix = tools.nix.version().to_string();
+    // Taken first, so that what is changed meanwhile is left to the next rebuild.
+    let fingerprint = worker::fingerprint_of(app, to, &app.dirs.machine(name), attachment, &nix);
+    fingerprint.filter(|_| is_up_to_date(app, name))
+}
+
 /// Refuses to change what a machine is made of where this computer's own configuration says it.
 pub fn refuse_declared(app: &App, name: &MachineName) -> Result<()> {
     if !app.attachment(name)?.declared {
@@ -213,6 +228,8 @@ struct Job {
     folder: PathBuf,
     flake: Flake,
     locked: Locked,
+    /// Of the folder and the inputs as they were read.
+    fingerprint: Option<String>,
     evaluation: Option<Evaluation>,
     /// What [`Job::settle`] finds out.
     granted: Vec<String>,
@@ -299,6 +316,8 @@ fn begin(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<O
     request.refresh_local = !how.restore;
     request.checkouts = checkouts;
     let locked = tools.lock(app, &folder, &request)?;
+    let nix = tools.nix.version().to_string();
+    let fingerprint = worker::fingerprint_of(app, name, &folder, &attachment, &nix);
     tools.only_local(&attachment.base);
     Ok(Some(Job {
         name: name.clone(),
@@ -310,6 +329,7 @@ fn begin(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<O
         folder,
         flake,
         locked,
+        fingerprint,
         evaluation: None,
         granted: Vec::new(),
         secrets: Bundle::new(),
@@ -505,14 +525,14 @@ impl Job {
                 let file = app.dirs.machine(name).join("flake.lock");
                 codchi_fs::write_atomic(file, &self.locked.text, 0o644)?;
             }
-            worker::remember_fingerprint(app, name, &self.tools)?;
+            worker::remember_fingerprint(app, name, &self.tools, self.fingerprint)?;
             app.printer.say(&format!("`{name}` is up to date: generation {}", same.number));
             tell_pending(app, name, port::is_pending(app, name)?);
             return Ok(Outcome::On(same.number));
         }
         let last = |number| self.last_steps(app, how, number).into_iter().collect();
         let number = self.change(how).carry_out(app, lock, &worker, &toplevel, last)?;
-        worker::remember_fingerprint(app, name, &self.tools)?;
+        worker::remember_fingerprint(app, name, &self.tools, self.fingerprint)?;
         Ok(Outcome::On(number))
     }
 }

@@ -13,7 +13,7 @@ use crate::cli::{self, NixFlags};
 use crate::cmd::rebuild::read_flake;
 use crate::cmd::{life, rebuild};
 use crate::failure::{Failure, Result};
-use crate::make::Tools;
+use crate::make::{Scratch, Tools, copy_folder};
 use crate::worker::HostParts;
 use crate::{needs, updates};
 
@@ -345,14 +345,14 @@ pub fn option(app: &App, args: &cli::OptionArgs) -> Result<()> {
     let attachment = app.attachment(&name)?;
     let mut tools = Tools::open(app, &NixFlags::default())?
         .ok_or_else(|| Failure::new(Kind::Host, "the store is gone"))?;
-    let flake = read_flake(app, &name, &app.dirs.machine(&name))?;
+    let staging = Scratch::below(&app.dirs.staging(), name.as_str())?;
+    let folder = staging.path().join("machine");
+    copy_folder(app, &name, &folder)?;
+    let flake = read_flake(app, &name, &folder)?;
     let granted = needs::may_import(app, &flake, &attachment);
     tools.import_from_derivation(!needs::is_foreign(&flake) || granted);
-    let installable = format!(
-        "{}#nixosConfigurations.{}",
-        codchi_core::source::path_reference(&app.dirs.machine(&name)),
-        attachment.driver
-    );
+    let installable =
+        format!("{}#nixosConfigurations.{}", codchi_core::source::path_reference(&folder), attachment.driver);
     let apply = format!(
         "c: let o = c.options.{path}; shown = v: builtins.unsafeDiscardStringContext (builtins.toJSON v); attempt = v: \
          let t = builtins.tryEval (shown v); in if t.success then t.value else null; in \
