@@ -809,7 +809,7 @@ fn checkout(h: &Host) -> Result<(), Failed> {
             "larger than such a file ever is",
         ),
     ] {
-        inside(&format!("{trick}; git add -A 2>/dev/null || true"))?;
+        inside(trick)?;
         let bad = codchi(h, &["rebuild", "cl"], &[])?.exits(1)?;
         require!(bad.err.contains(told), "{trick}: {}", bad.err);
         inside("rm -f flake.nix; git checkout -q HEAD flake.nix")?;
