@@ -50,7 +50,7 @@ in
         ) secrets
       );
     })
-    (lib.mkIf (cfg.enable && driver.kind == "container" && cfg.hostSecrets.certificates.enable) {
+    (lib.mkIf (cfg.enable && driver.attended && cfg.hostSecrets.certificates.enable) {
       # Where programs look by themselves, and the variables of those that look elsewhere.
       environment.etc =
         lib.genAttrs
