@@ -491,7 +491,13 @@ impl Server {
         if self.early {
             args.extend(["-f", "--rlimit-nofile=0", "-o"].map(String::from));
             let xattr = if share.read_only { "no_xattr" } else { "xattr" };
-            args.push(format!("source={at},sandbox=chroot,cache={cache},{xattr},no_posix_lock,no_flock"));
+            let mut options =
+                format!("source={at},sandbox=chroot,cache={cache},{xattr},no_posix_lock,no_flock");
+            // A name that the host took away and made again is the new one soon.
+            if share.read_only && share.still {
+                options.push_str(",timeout=20");
+            }
+            args.push(options);
         } else {
             args.extend(["--sandbox=chroot", "--rlimit-nofile=0"].map(String::from));
             args.extend([format!("--shared-dir={at}"), format!("--cache={cache}")]);

@@ -45,6 +45,8 @@ struct Channel {
     credit: usize,
     /// The other side has closed it.
     closed: bool,
+    /// Who is here takes no more, but may have said something last.
+    deaf: bool,
 }
 
 /// One side of the trunk.
@@ -93,7 +95,8 @@ impl Mux {
         let id = self.next;
         self.next = self.next.wrapping_add(2);
         self.put(id, OPEN, &[kind]);
-        self.channels.insert(id, Channel { fd, waiting: Vec::new(), credit: WINDOW, closed: false });
+        self.channels
+            .insert(id, Channel { fd, waiting: Vec::new(), credit: WINDOW, closed: false, deaf: false });
         Ok(())
     }
 
@@ -235,7 +238,8 @@ impl Mux {
                 let fd = fd.filter(|fd| rustix::io::ioctl_fionbio(fd, true).is_ok());
                 match fd {
                     Some(fd) if !self.channels.contains_key(&id) => {
-                        let new = Channel { fd, waiting: Vec::new(), credit: WINDOW, closed: false };
+                        let new =
+                            Channel { fd, waiting: Vec::new(), credit: WINDOW, closed: false, deaf: false };
                         self.channels.insert(id, new);
                     }
                     _ => self.put(id, CLOSE, &[]),
@@ -273,26 +277,21 @@ impl Mux {
     fn write_channel(&mut self, id: u32) {
         let Some(c) = self.channels.get_mut(&id) else { return };
         let mut done = 0;
-        let mut gone = false;
-        while done < c.waiting.len() {
+        while done < c.waiting.len() && !c.deaf {
             match rustix::io::write(&c.fd, &c.waiting[done..]) {
                 Ok(n) => done += n,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
-                Err(_) => {
-                    gone = true;
-                    break;
-                }
+                Err(_) => c.deaf = true,
             }
         }
-        c.waiting.drain(..done);
-        let finished = gone || (c.closed && c.waiting.is_empty());
-        let told = c.closed;
-        if finished {
+        if c.deaf {
+            c.waiting.clear();
+        } else {
+            c.waiting.drain(..done);
+        }
+        if c.closed && c.waiting.is_empty() {
             self.channels.remove(&id);
-            if !told {
-                self.put(id, CLOSE, &[]);
-            }
         } else if done > 0 {
             self.put(id, CREDIT, &(done as u32).to_le_bytes());
         }
@@ -383,6 +382,8 @@ mod tests {
         let mut word = [0; 5];
         far[1].read_exact(&mut word).unwrap();
         assert_eq!(&word, b"hello");
+        // What nobody read there does not cost the last word.
+        near[1].write_all(b"too late").unwrap();
         far[1].write_all(b"bye").unwrap();
         drop(far.remove(1));
         for _ in 0..20 {

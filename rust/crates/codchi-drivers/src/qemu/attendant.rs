@@ -20,6 +20,8 @@ use crate::agent::{self, CaptureLimits, ExecRequest};
 
 /// The port's name in the machine.
 const PORT: &str = "codchi.agent";
+/// What asks and tells the machine's systemd.
+const SYSTEMCTL: &str = "/run/current-system/sw/bin/systemctl";
 /// The network between QEMU and the machine; nobody else sees it.
 const NETWORK: &str = "net=192.168.231.0/24,host=192.168.231.2,dhcpstart=192.168.231.15,ipv6=off";
 /// How long a processor that works takes to begin a kernel at most.
@@ -46,6 +48,8 @@ pub struct Attendant {
     control: Option<Control>,
     /// Waits for the machine to be up.
     waiting: Option<Child>,
+    /// Asks it to power off.
+    stopping: Option<Child>,
     forwards: Vec<Forward>,
     emulated: bool,
     said: bool,
@@ -65,6 +69,7 @@ impl Attendant {
             child: None,
             control: None,
             waiting: None,
+            stopping: None,
             forwards: Vec::new(),
             emulated: false,
             said: false,
@@ -109,8 +114,9 @@ impl Attendant {
         Ok(found)
     }
 
-    /// A process that ends when the machine is up, or gives up waiting.
-    fn wait_until_up(&self) -> Result<Child> {
+    /// A process that asks the machine's systemd something as soon as somebody answers, and ends when it has an answer. It is
+    /// asked by the agent: there is nobody else.
+    fn ask(&self, words: &'static [&'static str]) -> Result<Child> {
         let agent = self.dir.join("agent");
         let child = process::fork(move || {
             let kill = Some(rustix::process::Signal::KILL);
@@ -118,10 +124,9 @@ impl Attendant {
                 return 1;
             }
             loop {
-                let words = ["/run/current-system/sw/bin/systemctl", "is-system-running", "--wait"];
-                let request = ExecRequest { user: Some("root".into()), ..ExecRequest::command(words) };
+                let command = [SYSTEMCTL].into_iter().chain(words.iter().copied());
+                let request = ExecRequest { user: Some("root".into()), ..ExecRequest::command(command) };
                 match agent::capture(&agent, request, b"", CaptureLimits::default()) {
-                    // It says `degraded` with another status.
                     Ok(_) => return 0,
                     Err(_) => std::thread::sleep(Duration::from_millis(200)),
                 }
@@ -209,6 +214,7 @@ impl Engine for Attendant {
         };
         let shares = [
             share("root", &launch.root, "/", false, true, true),
+            // The host adds to it, and takes away what nobody has, but changes nothing.
             share("store", &launch.store, "/nix/store", true, true, true),
             share("bin", &launch.bin, "/run/codchi/bin", true, false, true),
             share("host", &guest.host_dir(), "/run/codchi/host", true, false, false),
@@ -262,7 +268,7 @@ impl Engine for Attendant {
         self.child = Some(child);
         self.control = Some(control);
         self.forwards = forwards;
-        self.waiting = Some(self.wait_until_up()?);
+        self.waiting = Some(self.ask(&["is-system-running", "--wait"])?);
         self.said = false;
         Ok(pid)
     }
@@ -318,7 +324,7 @@ impl Engine for Attendant {
     }
 
     fn children(&self) -> Vec<i32> {
-        let own = self.child.iter().chain(&self.waiting).map(|c| c.pid);
+        let own = self.child.iter().chain(&self.waiting).chain(&self.stopping).map(|c| c.pid);
         own.chain(self.guest.iter().flat_map(Guest::children)).collect()
     }
 
@@ -332,21 +338,8 @@ impl Engine for Attendant {
             }
             return Ok(());
         }
-        // By the agent, which does not answer before the machine is up: then it is asked as soon as it is.
-        let agent = self.dir.join("agent");
-        let asked = process::fork(move || {
-            let words = ["/run/current-system/sw/bin/systemctl", "poweroff", "--no-block"];
-            let until = Instant::now() + Duration::from_secs(80);
-            while Instant::now() < until {
-                let request = ExecRequest { user: Some("root".into()), ..ExecRequest::command(words) };
-                if agent::capture(&agent, request, b"", CaptureLimits::default()).is_ok() {
-                    return 0;
-                }
-                std::thread::sleep(Duration::from_millis(200));
-            }
-            1
-        });
-        asked.map(drop).map_err(|e| failed("ask the machine to power off", e))
+        self.stopping = Some(self.ask(&["poweroff", "--no-block"])?);
+        Ok(())
     }
 
     fn part(&mut self) {
@@ -357,9 +350,9 @@ impl Engine for Attendant {
             let _ = child.signal(codchi_sys::signal::SIGKILL);
             let _ = child.wait();
         }
-        if let Some(waiting) = self.waiting.take() {
-            let _ = waiting.signal(codchi_sys::signal::SIGKILL);
-            let _ = waiting.wait();
+        for asking in [self.waiting.take(), self.stopping.take()].into_iter().flatten() {
+            let _ = asking.signal(codchi_sys::signal::SIGKILL);
+            let _ = asking.wait();
         }
         if let Some(guest) = &mut self.guest {
             guest.part();
