@@ -42,7 +42,11 @@ in
       wants = [ "network.target" ];
       unitConfig.DefaultDependencies = false;
       path = [ pkgs.iproute2 ];
-      script = "exec ip -batch ${network}";
+      script = ''
+        # What is forwarded goes to the loopback, where development servers often listen; only QEMU is at the other end.
+        echo 1 >/proc/sys/net/ipv4/conf/eth0/route_localnet
+        exec ip -batch ${network}
+      '';
       serviceConfig = {
         Type = "oneshot";
         RemainAfterExit = true;

@@ -99,9 +99,10 @@ fn protocol(port: &Forward) -> &'static str {
     }
 }
 
-/// A rule of QEMU's user network: what arrives in the program's own network at a port of the machine goes to that.
+/// A rule of QEMU's user network: what arrives in the program's own network at a port of the machine goes to that, at the
+/// machine's loopback.
 pub fn rule(port: &Forward) -> String {
-    format!("{}::{}-:{}", protocol(port), port.guest, port.guest)
+    format!("{}::{}-127.0.0.1:{}", protocol(port), port.guest, port.guest)
 }
 
 /// Ports that lead into the machine, each once.
