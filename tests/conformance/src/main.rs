@@ -15,6 +15,7 @@ mod engine;
 mod faults;
 mod host;
 mod incus;
+mod qemu;
 mod secrets;
 mod session;
 mod sources;
@@ -91,14 +92,17 @@ fn all() -> Vec<cases::Case> {
     all
 }
 
-/// The same, and before the last, which deletes the machine, those of the engine under test.
+/// The same, and before the last, which deletes the machine, those of the driver under test.
 fn cases(host: &host::Host) -> Vec<cases::Case> {
     let mut all = all();
+    let last = all.pop();
     if host.has_engine() {
-        let last = all.pop();
         all.extend(incus::ALL);
-        all.extend(last);
     }
+    if host.driver == "qemu" {
+        all.extend(qemu::ALL);
+    }
+    all.extend(last);
     all
 }
 

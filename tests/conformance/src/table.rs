@@ -59,8 +59,7 @@ const ON_VIRTUAL_MACHINES: &[&str] = &[
     "the_network_reaches_out_but_not_the_host",
     "stop_and_start_keep_files",
     "a_rebuild_without_changes_does_nothing",
-    "rebuild_applies_the_change",
-    "rollback_returns_to_the_first_generation",
+    "qemu_a_machine_is_rebuilt_and_rolled_back",
     "logs_show_console_and_units",
     "delete_leaves_nothing",
 ];

@@ -214,6 +214,10 @@ impl Guest {
         let command = Command::of(program)?;
         let namespaces = Namespaces::USER.and(Namespaces::NET).and(Namespaces::IPC).and(Namespaces::UTS);
         let child = process::clone(namespaces, None, || {
+            let kill = Some(rustix::process::Signal::KILL);
+            if rustix::process::set_parent_process_death_signal(kill).is_err() {
+                return 1;
+            }
             if rustix::io::read(&go, &mut [0]) != Ok(1) {
                 return 1;
             }

@@ -51,8 +51,8 @@ pub struct Attendant {
     /// Asks it to power off.
     stopping: Option<Child>,
     forwards: Vec<Forward>,
-    emulated: bool,
-    said: bool,
+    /// What a start had to say, until it is said.
+    news: Option<Vec<String>>,
 }
 
 fn failed(what: &str, e: impl std::fmt::Display) -> Error {
@@ -71,8 +71,7 @@ impl Attendant {
             waiting: None,
             stopping: None,
             forwards: Vec::new(),
-            emulated: false,
-            said: false,
+            news: None,
         })
     }
 
@@ -201,8 +200,6 @@ impl Engine for Attendant {
     fn start(&mut self, launch: &Launch) -> Result<i32> {
         let settings = Settings::read(&launch.engine)?;
         let processor = self.processor(&settings, launch)?;
-        self.emulated = processor == Processor::Emulated;
-        let dir = self.dir.clone();
         let guest = self.guest()?;
         let share = |tag, source: &Path, target, read_only, idmap, still| Share {
             tag,
@@ -261,15 +258,15 @@ impl Engine for Attendant {
         let program = Program { path: qemu()?, args, fds };
         let mut said = Vec::new();
         let child = guest.start(launch, &program, served, port.into(), &mut |m| said.push(m))?;
-        for m in said {
-            let _ = codchi_fs::write(dir.join("network.warning"), m);
-        }
         let pid = child.pid;
         self.child = Some(child);
         self.control = Some(control);
         self.forwards = forwards;
         self.waiting = Some(self.ask(&["is-system-running", "--wait"])?);
-        self.said = false;
+        if processor == Processor::Emulated {
+            said.push("KVM does not work here, so that the machine's processor is emulated, and slow".into());
+        }
+        self.news = Some(said);
         Ok(pid)
     }
 
@@ -289,10 +286,8 @@ impl Engine for Attendant {
             control.hear();
         }
         let mut seen = Seen::default();
-        if !std::mem::replace(&mut self.said, true) {
-            if self.emulated {
-                warn("KVM does not work here, so that the machine's processor is emulated, and slow".into());
-            }
+        if let Some(news) = self.news.take() {
+            news.into_iter().for_each(&mut *warn);
             seen.has = Some(self.guest()?.has(launch));
         }
         if let Some(waiting) = &self.waiting
