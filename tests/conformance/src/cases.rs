@@ -2371,7 +2371,10 @@ fn delete(h: &Host) -> Result<(), Failed> {
     // An engine's are its own.
     if !h.has_engine() {
         h.codchi(&["exec", "conf", "--", "true"])?.ok()?;
-        require!(!control_groups()?.is_empty(), "no control group `{name}` while it runs");
+        require!(
+            !control_groups()?.is_empty(),
+            "no control group `{name}` while it runs"
+        );
     }
     h.codchi(&["delete", "--yes", "conf"])?.ok()?;
     h.codchi(&["status", "conf"])?.exits(5)?;

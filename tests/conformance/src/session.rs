@@ -225,7 +225,19 @@ fn agent(h: &Host) -> Result<(), Failed> {
     // The first that calls with an agent has it at once.
     same(
         "the agent of the first call",
-        with(h, &vars, &["exec", "ses", "--", "sh", "-c", "echo $SSH_AUTH_SOCK; ssh-add -l | wc -l"])?.text(),
+        with(
+            h,
+            &vars,
+            &[
+                "exec",
+                "ses",
+                "--",
+                "sh",
+                "-c",
+                "echo $SSH_AUTH_SOCK; ssh-add -l | wc -l",
+            ],
+        )?
+        .text(),
         "/run/codchi/host/ssh-agent\n1".into(),
     )?;
     // A program that holds on to the path.
@@ -321,9 +333,17 @@ fn x11(h: &Host) -> Result<(), Failed> {
         &format!("exec Xvfb {screen} -auth ~/cookies -screen 0 320x200x24 -nolisten tcp"),
     )?;
     eventually("the X server answers", || {
-        Ok(on_host(h, &format!("XAUTHORITY=~/cookies DISPLAY={screen} xdpyinfo"))?.status == 0)
+        Ok(on_host(
+            h,
+            &format!("XAUTHORITY=~/cookies DISPLAY={screen} xdpyinfo"),
+        )?
+        .status
+            == 0)
     })?;
-    let stranger = on_host(h, &format!("XAUTHORITY=/dev/null DISPLAY={screen} xdpyinfo"))?;
+    let stranger = on_host(
+        h,
+        &format!("XAUTHORITY=/dev/null DISPLAY={screen} xdpyinfo"),
+    )?;
     require!(stranger.status != 0, "the X server lets everyone in");
     let vars: [(&str, &Path); 2] = [("DISPLAY", Path::new(screen)), ("XAUTHORITY", &cookies)];
     with(
@@ -349,11 +369,12 @@ fn x11(h: &Host) -> Result<(), Failed> {
         "systemd-run --user --quiet --unit=eyes --setenv=DISPLAY=:0 xev -name from-the-machine",
     )?;
     eventually("its window is there", || {
-        Ok(
-            on_host(h, &format!("XAUTHORITY=~/cookies DISPLAY={screen} xwininfo -root -tree"))?
-                .text()
-                .contains("from-the-machine"),
-        )
+        Ok(on_host(
+            h,
+            &format!("XAUTHORITY=~/cookies DISPLAY={screen} xwininfo -root -tree"),
+        )?
+        .text()
+        .contains("from-the-machine"))
     })?;
     h.sh("ses", "systemctl --user stop eyes")?;
     Ok(())
