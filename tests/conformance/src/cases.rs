@@ -2368,8 +2368,8 @@ fn delete(h: &Host) -> Result<(), Failed> {
         find.args(["/sys/fs/cgroup", "-ignore_readdir_race", "-type", "d"]);
         Ok::<_, Failed>(run(find.args(["-name", &name]), b"")?.text())
     };
-    // An engine's are its own.
-    if !h.has_engine() {
+    // An engine's are its own, and a virtual machine needs none.
+    if h.driver == "native" {
         h.codchi(&["exec", "conf", "--", "true"])?.ok()?;
         require!(
             !control_groups()?.is_empty(),

@@ -1,4 +1,4 @@
-//! What is shown of virtual machines in a way that costs them no further boot.
+//! What is shown of virtual machines with as few boots as can be.
 
 use libtest_mimic::Failed;
 
@@ -6,10 +6,13 @@ use crate::cases::Case;
 use crate::host::Host;
 
 /// The cases. They use the machine `conf` and leave it running.
-pub const ALL: &[Case] = &[(
-    "qemu_a_machine_is_rebuilt_and_rolled_back",
-    rebuilt_and_rolled_back,
-)];
+pub const ALL: &[Case] = &[
+    (
+        "qemu_a_machine_is_rebuilt_and_rolled_back",
+        rebuilt_and_rolled_back,
+    ),
+    ("qemu_a_machine_is_off_and_on_with_its_files", off_and_on),
+];
 
 fn expect<T: PartialEq + std::fmt::Debug>(what: &str, got: T, wanted: T) -> Result<(), Failed> {
     if got == wanted {
@@ -37,4 +40,16 @@ fn rebuilt_and_rolled_back(h: &Host) -> Result<(), Failed> {
         h.sh("conf", "cat /proc/sys/kernel/random/boot_id")?,
         boot,
     )
+}
+
+fn off_and_on(h: &Host) -> Result<(), Failed> {
+    h.sh("conf", "echo kept > ~/kept && sudo chown 1234:99 ~/kept")?;
+    h.codchi(&["stop", "conf"])?.ok()?;
+    let status = h.status("conf")?;
+    expect("state", status["state"].as_str(), Some("stopped"))?;
+    expect("leader", status["leader"].as_u64(), None)?;
+    h.codchi(&["stop", "conf"])?.ok()?;
+    // exec starts a stopped machine.
+    let file = h.sh("conf", "cat ~/kept; stat -c %u:%g ~/kept")?;
+    expect("file", file, "kept\n1234:99".into())
 }

@@ -57,9 +57,9 @@ const ON_VIRTUAL_MACHINES: &[&str] = &[
     "the_daemon_builds_for_the_machine",
     "ports_lead_into_the_machine",
     "the_network_reaches_out_but_not_the_host",
-    "stop_and_start_keep_files",
     "a_rebuild_without_changes_does_nothing",
     "qemu_a_machine_is_rebuilt_and_rolled_back",
+    "qemu_a_machine_is_off_and_on_with_its_files",
     "logs_show_console_and_units",
     "delete_leaves_nothing",
 ];
