@@ -32,7 +32,7 @@ in
 
   config = lib.mkIf (cfg.enable && cfg.driver.name == driver.name) {
     codchi.vm.kernel = lib.mkDefault (
-      if pkgs ? base then debian else pkgs.linuxPackages.kernel
+      if pkgs ? base.raw then debian else pkgs.linuxPackages.kernel
     );
 
     systemd.services.codchi-network = {
@@ -54,7 +54,7 @@ in
     };
 
     warnings = lib.optional (cfg.resources.disk != null) ''
-        codchi.resources.disk is set, but the ${driver.name} driver keeps machines in ordinary folders and cannot limit them
-      '';
+      codchi.resources.disk is set, but the ${driver.name} driver keeps machines in ordinary folders and cannot limit them
+    '';
   };
 }
