@@ -48,4 +48,12 @@ else if !(builtins.elem record.kind kinds) then
 else if unknown != [ ] then
   throw "${label} has no use for ${builtins.concatStringsSep ", " unknown}"
 else
-  defaults // record
+  defaults
+  // record
+  // {
+    # Whether Codchi runs its machines, each with an agent in it.
+    attended = builtins.elem record.kind [
+      "container"
+      "vm"
+    ];
+  }

@@ -11,7 +11,7 @@ in
     ./user.nix
   ];
 
-  config = lib.mkIf (cfg.enable && driver.kind == "container") {
+  config = lib.mkIf (cfg.enable && driver.attended) {
     systemd.services.codchi-agent = {
       description = "Codchi agent";
       documentation = [ "https://github.com/codchi/codchi" ];
@@ -22,7 +22,8 @@ in
       serviceConfig = {
         # A machine that is up can be entered.
         Type = "notify";
-        ExecStart = "/run/codchi/bin/codchi-agent";
+        ExecStart =
+          "/run/codchi/bin/codchi-agent" + lib.optionalString (driver.kind == "vm") " --port codchi.agent";
         Restart = "always";
         RestartSec = "200ms";
         # Commands get cgroups of their own below the unit's, and outlive a restarted agent.

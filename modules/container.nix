@@ -1,5 +1,5 @@
-# What a container needs so that systemd gets to `running` in a user namespace, with everything about the host left
-# to the runtime.
+# What a machine needs so that systemd gets to `running` with everything about the host left to the runtime: in a user namespace,
+# or in a virtual machine, which gets its kernel from its driver and has no hardware that anything in it would look after.
 {
   config,
   lib,
@@ -21,7 +21,7 @@ in
     ./enable.nix
   ];
 
-  config = lib.mkIf (cfg.enable && driver.kind == "container") (
+  config = lib.mkIf (cfg.enable && driver.attended) (
     lib.mkMerge [
       {
         boot.isContainer = true;
@@ -50,7 +50,9 @@ in
         environment.defaultPackages = prefer [ ];
       }
       # The runtime has mounted these, and a machine may not remount them.
-      (whereDeclared [ "boot" "specialFileSystems" ] (lib.mkForce { }))
+      (lib.mkIf (driver.kind == "container") (
+        whereDeclared [ "boot" "specialFileSystems" ] (lib.mkForce { })
+      ))
       (whereDeclared [ "services" "logrotate" "enable" ] (prefer false))
       (whereDeclared [ "programs" "command-not-found" "enable" ] (prefer false))
       (whereDeclared [ "systemd" "oomd" "enable" ] (prefer false))

@@ -16,7 +16,7 @@ in
     ./kvm.nix
   ];
 
-  config = lib.mkIf (cfg.enable && driver.kind == "container") (
+  config = lib.mkIf (cfg.enable && driver.attended) (
     lib.mkMerge [
       (lib.mkIf (!shared) {
         nix.enable = prefer false;

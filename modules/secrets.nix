@@ -217,7 +217,7 @@ in
         fi
       '';
     })
-    (lib.mkIf (cfg.enable && driver.kind == "container" && (cfg.secrets != { } || fromHost != { })) {
+    (lib.mkIf (cfg.enable && driver.attended && (cfg.secrets != { } || fromHost != { })) {
       environment.etc."codchi/secrets.json".text = declared;
       # For log-ins by other ways than the host's, which lays the variables over the environment itself.
       environment.extraInit = ''

@@ -2379,8 +2379,9 @@ fn init_command(h: &Host) -> Result<(), Failed> {
 }
 
 fn delete(h: &Host) -> Result<(), Failed> {
-    // There are more of this name, of suites that run beside this one. An engine's are its own.
-    let own = if h.has_engine() {
+    // There are more of this name, of suites that run beside this one. An engine's are its own, and a
+    // virtual machine needs none.
+    let own = if h.driver != "native" {
         None
     } else {
         let root = std::fs::metadata(h.home.join(".local/share/codchi/machines/conf/root"))?;

@@ -89,6 +89,7 @@ impl Host {
         let (kind, driver) = match kind {
             "root" => (Kind::Root, "native"),
             "rootless" => (Kind::Rootless, "native"),
+            "qemu" => (Kind::Root, "qemu"),
             other => match engine {
                 Some(engine) => (Kind::Root, engine.name),
                 None => return Err(format!("unknown kind `{other}`").into()),

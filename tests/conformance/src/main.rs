@@ -2,8 +2,8 @@
 //!
 //! `CODCHI_SUITE` chooses the cases: `conformance` (the default), `templates` (every template is booted and used), `faults`
 //! (killed at every step), `sources` (repositories on servers of its own) or `systemd` (on a host that systemd started).
-//! `CODCHI_CONFORMANCE=KIND-SUITE` chooses how Codchi is run (`root`, `rootless`, or `incus`: as root, with machines on a
-//! daemon of the suite's own) and which release the built-in base takes; `CODCHI_PROGRAM` is the program under test. With `--table`
+//! `CODCHI_CONFORMANCE=KIND-SUITE` chooses how Codchi is run (`root`, `rootless`, `incus`: as root, with machines on a
+//! daemon of the suite's own, or `qemu`: as root, with virtual machines) and which release the built-in base takes; `CODCHI_PROGRAM` is the program under test. With `--table`
 //! nothing is run: the table of what each driver does is printed. The cases share one home, one store and one machine and run in
 //! order. What a case changes, it puts back, or a later case says that it builds on it.
 #![allow(clippy::print_stderr, clippy::print_stdout)]
@@ -15,6 +15,7 @@ mod engine;
 mod faults;
 mod host;
 mod incus;
+mod qemu;
 mod secrets;
 mod session;
 mod sources;
@@ -91,14 +92,17 @@ fn all() -> Vec<cases::Case> {
     all
 }
 
-/// The same, and before the last, which deletes the machine, those of the engine under test.
+/// The same, and before the last, which deletes the machine, those of the driver under test.
 fn cases(host: &host::Host) -> Vec<cases::Case> {
     let mut all = all();
+    let last = all.pop();
     if host.has_engine() {
-        let last = all.pop();
         all.extend(incus::ALL);
-        all.extend(last);
     }
+    if host.driver == "qemu" {
+        all.extend(qemu::ALL);
+    }
+    all.extend(last);
     all
 }
 

@@ -25,6 +25,9 @@ fn main() -> ExitCode {
     let result = match (args.next(), args.next()) {
         (None, _) => server::serve().map(|never| match never {}),
         (Some(flag), Some(mark)) if flag == environment::FLAG => environment::dump(&mark),
+        (Some(flag), Some(name)) if flag == server::PORT => {
+            server::serve_port(&name).map(|never| match never {})
+        }
         (Some(flag), None) if flag == secrets::FLAG => secrets::settle(),
         (Some(flag), Some(operation)) if flag == channels::GIT => {
             channels::git_credential(operation.as_bytes())

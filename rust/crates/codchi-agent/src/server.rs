@@ -1,13 +1,15 @@
 //! The listener: accepts connections of the host and forks a session for each.
 
 use std::convert::Infallible;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use codchi_core::protocol::{AGENT_CHANNEL as AGENT, STORE_CHANNEL as STORE};
 use codchi_fs::Context as _;
+use codchi_sys::mux::{Mux, Side};
 use codchi_sys::spawn;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, Mode};
@@ -20,8 +22,12 @@ use crate::session;
 
 /// Where the listener's socket is, for host and machine alike.
 const DIRECTORY: &str = "/run/codchi/agent";
+/// The argument with which it serves a port.
+pub const PORT: &str = "--port";
 /// Where login environments are kept; for root alone.
 const CACHE: &str = "/run/codchi-agent";
+/// Where the socket of the host's store is.
+const STORE_DIRECTORY: &str = "/nix/var/nix/daemon-socket";
 /// Connections served at once.
 const MAX_SESSIONS: usize = 512;
 
@@ -42,8 +48,8 @@ pub fn serve() -> Result<Infallible, Error> {
     serve_in(DIRECTORY.as_ref(), CACHE.as_ref())
 }
 
-/// Serves on `dir/socket` until killed.
-pub fn serve_in(dir: &Path, cache: &Path) -> Result<Infallible, Error> {
+/// Prepares what both ways of serving need.
+fn prepare(cache: &Path) -> Result<Settings, Error> {
     spawn::close_on_exec_from(3).map_err(Error::system("close what was inherited"))?;
     let settings = Settings {
         default_user: std::env::var("CODCHI_USER").ok().filter(|u| !u.is_empty()),
@@ -52,6 +58,108 @@ pub fn serve_in(dir: &Path, cache: &Path) -> Result<Infallible, Error> {
         cgroups: Cgroups::of_this_process(),
     };
     codchi_fs::create_private_dir(cache)?;
+    Ok(settings)
+}
+
+/// Serves the port of a virtual machine that has this name, until killed; and leads the machine's store clients to the host.
+pub fn serve_port(name: &OsStr) -> Result<Infallible, Error> {
+    let settings = prepare(CACHE.as_ref())?;
+    let port = open_port(name)?;
+    let mut mux = Some(Mux::new(port, Side::Machine).map_err(Error::system("use the port"))?);
+    let mut store = store_listener()?;
+    tell_ready();
+    let mut sessions: Vec<spawn::Child> = Vec::new();
+    loop {
+        let Some(trunk) = &mut mux else { return Err(Error::Closed) };
+        let mut list = Vec::with_capacity(sessions.len() + 8);
+        let watched = trunk.watch(&mut list);
+        let first = list.len();
+        list.extend(store.iter().map(|s| PollFd::new(s, PollFlags::IN)));
+        list.extend(sessions.iter().map(|s| PollFd::new(&s.pidfd, PollFlags::IN)));
+        match poll(&mut list, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            r => r.map_err(Error::system("wait for the host"))?,
+        };
+        let mut seen: Vec<PollFlags> = list.iter().map(PollFd::revents).collect();
+        drop(list);
+        let others = seen.split_off(first);
+        let mut new = Vec::new();
+        let mut answer = |kind| {
+            let (ours, theirs) = UnixStream::pair().ok()?;
+            (kind == AGENT).then(|| new.push(OwnedFd::from(ours))).map(|()| theirs.into())
+        };
+        trunk
+            .turn(&watched, &seen, &mut answer)
+            .map_err(|e| Error::System { what: "use the port", source: e })?;
+        let called = store.is_some() && !others.is_empty() && !others[0].is_empty();
+        if called
+            && let Some(listener) = &store
+            && let Ok((client, _)) = listener.accept()
+        {
+            let _ = trunk.open(STORE, client.into());
+        }
+        let mut each = others.iter().skip(usize::from(store.is_some()));
+        sessions.retain(|s| {
+            let ended = each.next().is_some_and(|e| !e.is_empty());
+            if ended {
+                let _ = waitid(WaitId::PidFd(s.pidfd.as_fd()), WaitIdOptions::EXITED);
+            }
+            !ended
+        });
+        if sessions.is_empty() {
+            settings.cgroups.sweep();
+        }
+        while let Some(conn) = new.pop() {
+            if sessions.len() >= MAX_SESSIONS {
+                Connection::new(conn).refuse(&Error::Busy(MAX_SESSIONS));
+                continue;
+            }
+            let mut conn = Some(conn);
+            let started = spawn::fork(None, || {
+                // A copy of the port's other end, or of another session's, would keep it open.
+                mux = None;
+                store = None;
+                sessions.clear();
+                new.clear();
+                conn.take().map_or(1, |conn| session::run(conn, &settings))
+            });
+            match started {
+                Ok(child) => sessions.push(child),
+                Err(e) => {
+                    let _ = writeln!(std::io::stderr(), "codchi-agent: cannot fork: {e}");
+                }
+            }
+        }
+    }
+}
+
+/// The character device of a port, found by its name: nothing makes links for names here.
+fn open_port(name: &OsStr) -> Result<OwnedFd, Error> {
+    let ports = Path::new("/sys/class/virtio-ports");
+    for port in codchi_fs::read_dir(ports)? {
+        let told = codchi_fs::read_to_string(port.path().join("name")).unwrap_or_default();
+        if OsStr::new(told.trim()) == name {
+            let device = Path::new("/dev").join(port.file_name());
+            let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+            return Ok(rustix::fs::open(&device, flags, Mode::empty()).at("open", &device)?);
+        }
+    }
+    Err(Error::Closed)
+}
+
+/// Where Nix in the machine finds its daemon; none where the machine has no part in the store.
+fn store_listener() -> Result<Option<UnixListener>, Error> {
+    let dir = Path::new(STORE_DIRECTORY);
+    if !dir.is_dir() {
+        return Ok(None);
+    }
+    codchi_fs::remove_if_exists(dir.join("socket"))?;
+    listen(dir).map(Some)
+}
+
+/// Serves on `dir/socket` until killed.
+pub fn serve_in(dir: &Path, cache: &Path) -> Result<Infallible, Error> {
+    let settings = prepare(cache)?;
     let mut listener = Some(listen(dir)?);
     tell_ready();
     let mut sessions: Vec<spawn::Child> = Vec::new();

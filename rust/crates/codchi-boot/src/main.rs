@@ -6,8 +6,11 @@
 //! `--from DIR` is for engines that mount what comes from the host before they mount anything else: it lies in `DIR` and
 //! is put where a machine has it, and the host is waited for, which connects the network meanwhile. `codchi-boot --hold` becomes
 //! nothing: a machine whose files are worked on from outside is up, and does nothing.
+//!
+//! As `/init` of a virtual machine's first memory it first makes the machine's file system ([`guest`]).
 #![allow(clippy::print_stderr)]
 
+mod guest;
 mod host;
 
 use std::fmt::Write;
@@ -30,7 +33,12 @@ const DIRECTORIES: [(&str, u32); 8] = [
 ];
 
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1).peekable();
+    let mut args = std::env::args_os().peekable();
+    if args.next().is_some_and(|own| own == "/init") {
+        let init = guest::enter();
+        make_directories();
+        return become_init(Command::new(init));
+    }
     if args.next_if(|a| a == "--hold").is_some() {
         loop {
             std::thread::park();
@@ -45,11 +53,17 @@ fn main() -> ExitCode {
     if let Some(from) = from {
         host::attach(Path::new(&from));
     }
+    let mut command = Command::new(init);
+    command.args(args);
+    become_init(command)
+}
+
+fn become_init(mut init: Command) -> ExitCode {
     if let Err(e) = keep_machine_id(Path::new("/etc/machine-id")) {
         eprintln!("codchi-boot: {e}");
     }
-    let e = Command::new(&init).args(args).exec();
-    eprintln!("codchi-boot: cannot start `{}`: {e}", init.display());
+    let e = init.exec();
+    eprintln!("codchi-boot: cannot start `{}`: {e}", init.get_program().display());
     ExitCode::from(if e.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 })
 }
 

@@ -25,6 +25,11 @@ pub const WINDOW: usize = 256 << 10;
 /// Bytes before the payload.
 pub const HEADER: usize = 5;
 
+/// Where a machine is reached by a port: the channels that the host opens, each a connection to the agent.
+pub const AGENT_CHANNEL: u8 = 1;
+/// The channels that the machine opens, each a connection to the host's store.
+pub const STORE_CHANNEL: u8 = 2;
+
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

@@ -2,6 +2,7 @@
 
 pub(crate) mod events;
 pub(crate) mod files;
+pub(crate) mod ids;
 mod measure;
 pub(crate) mod network;
 mod root;

@@ -482,6 +482,7 @@ impl Incus {
             git_hosts: Vec::new(),
             devices: Vec::new(),
             revision: revision(),
+            patience: None,
             console_log: host.dirs.console_log(machine.name),
         })
     }

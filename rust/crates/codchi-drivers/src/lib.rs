@@ -9,6 +9,7 @@ mod container;
 mod error;
 mod incus;
 mod native;
+mod qemu;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -41,7 +42,7 @@ pub use native::probe_here;
 pub type Result<T, E = DriverError> = std::result::Result<T, E>;
 
 /// The drivers, one line each.
-static DRIVERS: [&'static dyn Driver; 2] = [&native::Native, &incus::INCUS];
+static DRIVERS: [&'static dyn Driver; 3] = [&native::Native, &incus::INCUS, &qemu::Qemu];
 
 /// All drivers.
 pub fn all() -> impl Iterator<Item = &'static dyn Driver> {

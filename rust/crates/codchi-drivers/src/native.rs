@@ -1,7 +1,5 @@
 //! The native driver: Codchi's own small runtime, no daemon, no engine.
 
-mod ids;
-
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,7 +18,9 @@ use codchi_secrets::Bundle;
 use crate::agent::{self, AgentError};
 use crate::capability;
 use crate::container::files::{self, Held};
-use crate::container::{self, agent_dir, failed, given, prepare, request, revision, switch, wait_for_agent};
+use crate::container::{
+    self, agent_dir, failed, given, ids, prepare, request, revision, switch, wait_for_agent,
+};
 use crate::{
     Begun, Delivered, Driver, DriverError, Exec, Export, Flavour, Given, Host, Info, Machine, Result,
     Running, Switched,
@@ -341,6 +341,7 @@ fn launch(host: &Host, machine: &Machine) -> Result<Launch> {
         git_hosts: codchi_core::consent::git_hosts(granted),
         devices,
         revision: revision(),
+        patience: None,
         console_log: host.dirs.console_log(machine.name),
     })
 }

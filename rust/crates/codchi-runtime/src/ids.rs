@@ -39,6 +39,15 @@ pub fn map_text(extents: &[Extent]) -> String {
     extents.iter().map(|e| format!("{} {} {}\n", e.inside, e.outside, e.count)).collect()
 }
 
+/// The extents of a map as the kernel shows it.
+pub fn parse_map(text: &str) -> Vec<Extent> {
+    let line = |l: &str| {
+        let mut w = l.split_whitespace().map_while(|w| w.parse().ok());
+        Some(Extent { inside: w.next()?, outside: w.next()?, count: w.next()? })
+    };
+    text.lines().filter_map(line).collect()
+}
+
 /// The ranges `(first, count)` that a file such as `/etc/subuid` gives to a user, by name or by number.
 pub fn ranges_of(file: &str, name: &str, uid: u32) -> Vec<(u32, u32)> {
     let mut all = Vec::new();

@@ -3,7 +3,8 @@
 //! A machine runs in a user and mount namespace that is the child of an outer one, in which all its mounts are made:
 //! what the outer namespace mounted, the machine can neither unmount nor change ([`outer`]). A supervisor
 //! ([`mod@supervise`]) is the parent of its PID 1; [`start`] starts and stops supervisors, [`mod@state`] tells what they do.
-//! Where an engine is the parent of PID 1, [`mod@attend`] does what a supervisor does besides.
+//! Where an engine is the parent of PID 1, [`mod@attend`] does what a supervisor does besides; a machine with a kernel of its own has
+//! [`guest`].
 
 pub mod attached;
 pub mod attend;
@@ -15,6 +16,7 @@ pub mod error;
 mod filter;
 pub mod folders;
 pub mod guard;
+pub mod guest;
 mod host;
 pub mod ids;
 mod inside;

@@ -323,6 +323,9 @@ pub struct Launch {
     /// Tells this from what was written before: a supervisor repeats it when it has done what this says.
     #[serde(default)]
     pub revision: u64,
+    /// Seconds that it may take to be ready; none: as a container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patience: Option<u32>,
     /// Where the console is written.
     pub console_log: PathBuf,
 }

@@ -58,7 +58,7 @@ pub enum Event {
     },
 }
 
-/// How long a machine may take to be ready.
+/// How long a machine may take to be ready, where its settings say nothing else.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long a supervisor may take to do what it is told anew, and how often it is looked at meanwhile.
@@ -174,10 +174,11 @@ fn launch_and_wait(
     secrets: &Bundle,
     on_event: &mut dyn FnMut(&Event),
 ) -> Result<()> {
-    let until = Instant::now() + PATIENCE;
+    let patience = launch.patience.map_or(PATIENCE, |s| Duration::from_secs(s.into()));
+    let until = Instant::now() + patience;
     let failed = |why: String| Error::Start { name: launch.name.clone(), why, console: vec![] };
     let slow =
-        || Error::Timeout { name: launch.name.clone(), what: "become ready", seconds: PATIENCE.as_secs() };
+        || Error::Timeout { name: launch.name.clone(), what: "become ready", seconds: patience.as_secs() };
     let mut spawned = spawn(dir, &launch.name, program)?;
     let mut stream = loop {
         let mut fds = vec![PollFd::new(listener, PollFlags::IN)];
@@ -318,7 +319,9 @@ fn by_service_manager(dir: &Path, name: &str, program: &[OsString]) -> Result<Sp
 pub fn join(dir: &Path) -> Result<bool> {
     let Some(s) = state::living(dir)? else { return Ok(false) };
     let Ok(process) = process::pidfd_open(s.pid) else { return Ok(false) };
-    let until = Instant::now() + PATIENCE;
+    let patience = Launch::read(dir).ok().and_then(|l| l.patience);
+    let patience = patience.map_or(PATIENCE, |s| Duration::from_secs(s.into()));
+    let until = Instant::now() + patience;
     loop {
         match state::living(dir)? {
             None => return Ok(false),
@@ -326,7 +329,7 @@ pub fn join(dir: &Path) -> Result<bool> {
             Some(now) if Instant::now() > until => {
                 let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 let what = if now.state == state::State::Stopping { "stop" } else { "become ready" };
-                return Err(Error::Timeout { name, what, seconds: PATIENCE.as_secs() });
+                return Err(Error::Timeout { name, what, seconds: patience.as_secs() });
             }
             // It tells in its file, and ends; only the end wakes us.
             Some(_) => wait(&mut [PollFd::new(&process, PollFlags::IN)], Instant::now() + JOIN_STEP)?,

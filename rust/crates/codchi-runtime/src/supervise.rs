@@ -117,7 +117,7 @@ pub(crate) fn lock(dir: &Path, name: &str) -> Result<codchi_fs::Lock> {
     }
 }
 
-fn who(name: &str) -> String {
+pub(crate) fn who(name: &str) -> String {
     format!("codchi supervise {name} (process {})", std::process::id())
 }
 
@@ -757,8 +757,8 @@ fn lay_out(dir: &Path, owner: Owner) -> Result<OwnedFd> {
 }
 
 /// The machine's console: read always, written to a log of bounded size.
-struct Console {
-    from: Option<OwnedFd>,
+pub(crate) struct Console {
+    pub(crate) from: Option<OwnedFd>,
     other_end: Option<OwnedFd>,
     path: PathBuf,
     file: std::fs::File,
@@ -767,7 +767,7 @@ struct Console {
 }
 
 impl Console {
-    fn open(path: &Path) -> Result<Console> {
+    pub(crate) fn open(path: &Path) -> Result<Console> {
         if let Some(p) = path.parent() {
             codchi_fs::create_private_dir(p)?;
         }
@@ -782,7 +782,7 @@ impl Console {
     }
 
     /// Takes what is there, without waiting. Losing a line when the disk is full beats blocking PID 1.
-    fn read(&mut self) {
+    pub(crate) fn read(&mut self) {
         let Some(from) = &self.from else { return };
         let mut fds = [PollFd::new(from, PollFlags::IN)];
         let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -820,7 +820,7 @@ impl Console {
         }
     }
 
-    fn drain(&mut self) {
+    pub(crate) fn drain(&mut self) {
         let mut before = None;
         while self.from.is_some() && before != Some(self.size + self.last.len() as u64) {
             before = Some(self.size + self.last.len() as u64);
@@ -828,7 +828,7 @@ impl Console {
         }
     }
 
-    fn tail(&self) -> Vec<String> {
+    pub(crate) fn tail(&self) -> Vec<String> {
         let bytes: Vec<u8> = self.last.iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);
         let clean = |l: &str| l.chars().filter(|c| !c.is_control()).collect::<String>();

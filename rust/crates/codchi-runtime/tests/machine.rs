@@ -172,6 +172,7 @@ impl Machine {
             git_hosts: vec![],
             devices: vec![],
             revision: 1,
+            patience: None,
             console_log: home.path().join("console.log"),
         };
         Machine { name: name.into(), dir: at("run"), launch, _home: home }

@@ -7,6 +7,7 @@
 pub mod identity;
 pub mod memory;
 pub mod mount;
+pub mod mux;
 pub mod process;
 pub mod seccomp;
 pub mod signal;

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use codchi_core::protocol::{Exit, FrameType};
+use codchi_core::protocol::{self, Credit, Exit, FrameType, WINDOW};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
@@ -60,6 +60,9 @@ pub fn capture(
         match channel.next_frame()? {
             Some(frame) if greeted => {
                 channel::started(&frame)?;
+                if channel.streams {
+                    return in_frames(channel, stdin, limits, deadline);
+                }
                 break channel.take_streams(false, false)?.into_iter();
             }
             Some(frame) => {
@@ -153,6 +156,62 @@ pub fn capture(
             if status.is_none() {
                 return Err(AgentError::Lost);
             }
+        }
+    }
+}
+
+/// The same of a command that runs, where its data travels in frames.
+fn in_frames(
+    mut channel: Channel,
+    mut input: &[u8],
+    limits: CaptureLimits,
+    deadline: Instant,
+) -> Result<Captured, AgentError> {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let (mut credit, mut done) = (WINDOW, false);
+    loop {
+        while let Some(frame) = channel.next_frame()? {
+            let into = match frame.kind {
+                FrameType::Stdout => &mut stdout,
+                FrameType::Stderr => &mut stderr,
+                FrameType::Stdin => {
+                    done = true;
+                    continue;
+                }
+                FrameType::Credit => {
+                    credit = credit.saturating_add(Credit::parse(&frame.payload)?.bytes as usize).min(WINDOW);
+                    continue;
+                }
+                FrameType::Exit => {
+                    return Ok(Captured { status: frame.json::<Exit>("exit")?.status(), stdout, stderr });
+                }
+                FrameType::Failure => return Err(channel::failure(&frame)),
+                kind => return Err(AgentError::Protocol(format!("{kind:?} while a command runs"))),
+            };
+            into.extend_from_slice(&frame.payload);
+            if into.len() > limits.bytes {
+                return Err(AgentError::Limit("says more than is read"));
+            }
+            if !frame.payload.is_empty() {
+                let taken = Credit { stream: frame.kind, bytes: frame.payload.len() as u32 };
+                channel.queue(|out| taken.put(out));
+            }
+        }
+        if !done && credit > 0 && channel.unsent() < CHUNK {
+            let (now, rest) = input.split_at(input.len().min(credit).min(CHUNK));
+            channel.queue(|out| protocol::put(out, FrameType::Stdin, now));
+            (input, credit) = (rest, credit - now.len());
+            // An empty one was the end.
+            done = now.is_empty();
+        }
+        channel.flush()?;
+        let more = !done && credit > 0 && channel.unsent() == 0;
+        let sending = if more || channel.unsent() > 0 { PollFlags::OUT } else { PollFlags::empty() };
+        if !channel::ready(rustix::fd::AsFd::as_fd(&channel), PollFlags::IN | sending, deadline) {
+            return Err(AgentError::Limit("did not end in time"));
+        }
+        if !channel.fill()? {
+            return Err(AgentError::Lost);
         }
     }
 }

@@ -22,6 +22,8 @@ use super::error::AgentError;
 
 /// Name of the socket in the machine's agent folder.
 const SOCKET: &str = "socket";
+/// The same for a machine that is reached by a byte stream, in which data travels in frames.
+const STREAM: &str = codchi_runtime::guest::SOCKET;
 /// Largest message an agent may send, in bytes.
 const MAX_ANSWER: usize = protocol::MAX_PAYLOAD;
 /// How long an agent may take to greet, beyond what computing a login environment takes.
@@ -49,7 +51,11 @@ impl Channel {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = rustix::fs::open(agent_dir, flags | OFlags::DIRECTORY, Mode::empty())
             .map_err(|e| none(e.to_string()))?;
-        let file = rustix::fs::openat(&dir, SOCKET, flags, Mode::empty()).map_err(|e| none(e.to_string()))?;
+        let open = |name| rustix::fs::openat(&dir, name, flags, Mode::empty());
+        let (file, streams) = match (open(SOCKET), open(STREAM)) {
+            (Err(Errno::NOENT), Ok(file)) => (file, true),
+            (file, _) => (file.map_err(|e| none(e.to_string()))?, false),
+        };
         let stat = rustix::fs::fstat(&file).map_err(|e| none(e.to_string()))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
             return Err(none("it is not a socket".into()));
@@ -76,7 +82,7 @@ impl Channel {
             fd,
             decoder: Decoder::new(MAX_ANSWER),
             received: Vec::new(),
-            streams: false,
+            streams,
             out: Vec::new(),
             sent: 0,
         })

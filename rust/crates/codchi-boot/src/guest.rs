@@ -1,0 +1,160 @@
+//! What a virtual machine does before its init: everything comes from its host by shared folders, and what it needs to see them
+//! lies in the memory that its kernel starts with.
+
+use std::ffi::CStr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::system::RebootCommand;
+
+/// What the host says: a word and its value on each line.
+const TOLD: &str = "/guest";
+/// Kernel modules, loaded by their order.
+const MODULES: &str = "/modules";
+/// Secrets, which only memory ever holds.
+const CREDENTIALS: &str = "/credentials";
+/// Where the machine's file system is put together.
+const ROOT: &str = "/root";
+/// How long devices may take to be there.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Folders that are memory, below the machine's /run.
+const MEMORY: [(&str, &CStr); 2] =
+    [("run", c"mode=0755"), ("nix/var/nix/daemon-socket", c"mode=0755,size=64k")];
+
+/// Makes the machine's file system this one, and answers its init.
+pub fn enter() -> PathBuf {
+    for (kind, at) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
+        folder(Path::new(at));
+        said(&format!("mount `{at}`"), mount(kind, at, kind, MountFlags::empty(), None::<&CStr>));
+    }
+    load_modules();
+    let told = codchi_fs::read_to_string(TOLD).unwrap_or_default();
+    let mut init = PathBuf::from("/init");
+    let root = Path::new(ROOT);
+    for line in told.lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        match words[..] {
+            // Whether this processor works is known now.
+            ["try"] => {
+                eprintln!("codchi: it works");
+                rustix::fs::sync();
+                let _ = rustix::system::reboot(RebootCommand::PowerOff);
+            }
+            ["name", name] => said("set the host name", rustix::system::sethostname(name.as_bytes())),
+            ["init", path] => init = path.into(),
+            ["share", tag, at, how] => {
+                let place = root.join(at.trim_start_matches('/'));
+                share(tag, &place, how == "ro");
+                if at == "/" {
+                    lay_out(root);
+                }
+            }
+            _ => {}
+        }
+    }
+    credentials(&root.join("run/codchi/credentials"));
+    for name in ["dev", "proc", "sys"] {
+        let (from, to) = (Path::new("/").join(name), root.join(name));
+        folder(&to);
+        said(&format!("move `/{name}`"), mount_move(&from, &to));
+    }
+    let switch = || -> Result<(), Errno> {
+        rustix::process::chdir(root)?;
+        mount_move(".", "/")?;
+        rustix::process::chroot(".")?;
+        rustix::process::chdir("/")
+    };
+    said("enter the machine's file system", switch());
+    init
+}
+
+fn said(what: &str, done: Result<(), Errno>) {
+    if let Err(e) = done {
+        eprintln!("codchi-boot: cannot {what}: {e}");
+    }
+}
+
+fn folder(path: &Path) {
+    if let Err(e) = codchi_fs::create_dir_all(path) {
+        eprintln!("codchi-boot: {e}");
+    }
+}
+
+fn load_modules() {
+    let mut modules: Vec<PathBuf> =
+        codchi_fs::read_dir(MODULES).unwrap_or_default().iter().map(std::fs::DirEntry::path).collect();
+    modules.sort();
+    for module in modules {
+        // MODULE_INIT_COMPRESSED_FILE of finit_module(2).
+        let flags = if module.extension().is_some_and(|e| e == "ko") { 0 } else { 4 };
+        let load = || {
+            let file = rustix::fs::open(&module, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+            rustix::system::finit_module(&file, c"", flags)
+        };
+        match load() {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => eprintln!("codchi-boot: cannot load `{}`: {e}", module.display()),
+        }
+    }
+}
+
+/// Mounts a folder of the host. Its device may not be there yet.
+fn share(tag: &str, at: &Path, read_only: bool) {
+    folder(at);
+    let mut flags = MountFlags::NODEV;
+    if read_only {
+        flags |= MountFlags::RDONLY | MountFlags::NOSUID;
+    }
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match mount(tag, at, "virtiofs", flags, None::<&CStr>) {
+            Ok(()) => return,
+            Err(Errno::INVAL | Errno::NODEV) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(e) => {
+                eprintln!("codchi-boot: cannot mount `{}` of the host: {e}", at.display());
+                return;
+            }
+        }
+    }
+}
+
+fn lay_out(root: &Path) {
+    for (at, options) in MEMORY {
+        let at = root.join(at);
+        folder(&at);
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        said(&format!("mount memory at `{}`", at.display()), mount("tmpfs", &at, "tmpfs", flags, options));
+    }
+}
+
+/// Moves the secrets to where the machine has them: memory that is never swapped out.
+fn credentials(to: &Path) {
+    folder(to);
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    said("mount memory for secrets", mount("ramfs", to, "ramfs", flags, c"mode=0700"));
+    for file in codchi_fs::read_dir(CREDENTIALS).unwrap_or_default() {
+        let (from, to) = (file.path(), to.join(file.file_name()));
+        let copy = || -> Result<(), codchi_fs::FsError> {
+            codchi_fs::write(&to, codchi_fs::read(&from)?)?;
+            codchi_fs::remove_file(&from)
+        };
+        match copy() {
+            Ok(()) => {
+                let _ = rustix::fs::chmod(&to, Mode::from_raw_mode(0o400));
+                let _ = rustix::fs::chownat(
+                    CWD,
+                    &to,
+                    Some(Uid::ROOT),
+                    Some(Gid::ROOT),
+                    rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+                );
+            }
+            Err(e) => eprintln!("codchi-boot: {e}"),
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! The process that starts QEMU and looks after it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use codchi_core::port::Forward;
+use codchi_runtime::attend::{Engine, Has, Said, Seen, Warn};
+use codchi_runtime::guest::{self, FIRST_FD, Guest, Program, Share};
+use codchi_runtime::spec::Launch;
+use codchi_runtime::{Error, Result};
+use codchi_secrets::Bundle;
+use codchi_sys::process::{self, Child};
+
+use super::control::{self, Control, End};
+use super::kernel::Settings;
+use super::probe;
+use crate::agent::{self, CaptureLimits, ExecRequest};
+
+/// The port's name in the machine.
+const PORT: &str = "codchi.agent";
+/// What asks and tells the machine's systemd.
+const SYSTEMCTL: &str = "/run/current-system/sw/bin/systemctl";
+/// The network between QEMU and the machine; nobody else sees it.
+const NETWORK: &str = "net=192.168.231.0/24,host=192.168.231.2,dhcpstart=192.168.231.15,ipv6=off";
+/// How long a processor that works takes to begin a kernel at most.
+const TRIAL: Duration = Duration::from_secs(4);
+/// What the machine's first program says when it works.
+const WORKS: &str = "codchi: it works";
+/// Where what was found out about the processor is kept, in the machine's runtime directory.
+const FOUND: &str = "acceleration";
+
+/// How the machine's processor comes about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Processor {
+    /// By the host's.
+    Kvm,
+    /// By a program.
+    Emulated,
+}
+
+/// The engine, for one machine.
+pub struct Attendant {
+    dir: PathBuf,
+    guest: Option<Guest>,
+    child: Option<Child>,
+    control: Option<Control>,
+    /// Waits for the machine to be up.
+    waiting: Option<Child>,
+    /// Asks it to power off.
+    stopping: Option<Child>,
+    forwards: Vec<Forward>,
+    /// What a start had to say, until it is said.
+    news: Option<Vec<String>>,
+}
+
+fn failed(what: &str, e: impl std::fmt::Display) -> Error {
+    Error::Told(format!("cannot {what}: {e}"))
+}
+
+impl Attendant {
+    /// For the machine whose runtime directory is `dir`.
+    pub fn new(launch: &Launch, dir: &Path) -> Result<Attendant> {
+        Settings::read(&launch.engine)?;
+        Ok(Attendant {
+            dir: dir.into(),
+            guest: None,
+            child: None,
+            control: None,
+            waiting: None,
+            stopping: None,
+            forwards: Vec::new(),
+            news: None,
+        })
+    }
+
+    fn guest(&mut self) -> Result<&mut Guest> {
+        self.guest.as_mut().ok_or_else(|| Error::Told("nothing is prepared for the machine".into()))
+    }
+
+    /// Finds out which processor works: that one is there says little.
+    fn processor(&mut self, settings: &Settings, launch: &Launch) -> Result<Processor> {
+        let usable =
+            |p: &str| rustix::fs::access(p, rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK);
+        if usable("/dev/kvm").is_err() {
+            return Ok(Processor::Emulated);
+        }
+        let file = self.dir.join(FOUND);
+        let image = settings.image()?;
+        let key = |found: Processor| format!("{found:?} {}\n", image.display());
+        let known = codchi_fs::read_if_exists(&file)?.unwrap_or_default();
+        for found in [Processor::Kvm, Processor::Emulated] {
+            if known == key(found) {
+                return Ok(found);
+            }
+        }
+        let guest = self.guest()?;
+        let memory = guest.memory(&launch.bin.join("codchi-boot"), &[], "try\n")?;
+        let mut args = machine(Processor::Kvm, settings);
+        args.extend(kernel(&image, 0));
+        let program = Program { path: qemu()?, args, fds: vec![memory] };
+        let child = guest.start_alone(&program)?;
+        let until = Instant::now() + TRIAL;
+        while Instant::now() < until && child.try_wait().map_err(|e| failed("wait for QEMU", e))?.is_none() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = child.signal(codchi_sys::signal::SIGKILL);
+        let _ = child.wait();
+        let works = guest.console().iter().any(|line| line.contains(WORKS));
+        let found = if works { Processor::Kvm } else { Processor::Emulated };
+        codchi_fs::write(&file, key(found))?;
+        Ok(found)
+    }
+
+    /// A process that asks the machine's systemd something as soon as somebody answers, and ends when it has an answer. It is
+    /// asked by the agent: there is nobody else.
+    fn ask(&self, words: &'static [&'static str]) -> Result<Child> {
+        let agent = self.dir.join("agent");
+        let child = process::fork(move || {
+            let kill = Some(rustix::process::Signal::KILL);
+            if rustix::process::set_parent_process_death_signal(kill).is_err() {
+                return 1;
+            }
+            loop {
+                let command = [SYSTEMCTL].into_iter().chain(words.iter().copied());
+                let request = ExecRequest { user: Some("root".into()), ..ExecRequest::command(command) };
+                match agent::capture(&agent, request, b"", CaptureLimits::default()) {
+                    Ok(_) => return 0,
+                    Err(_) => std::thread::sleep(Duration::from_millis(200)),
+                }
+            }
+        });
+        child.map_err(|e| failed("start a process", e))
+    }
+}
+
+fn qemu() -> Result<PathBuf> {
+    probe::program().ok_or_else(|| Error::Host { what: "QEMU is not installed".into(), hints: vec![] })
+}
+
+fn words<'a>(list: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    list.into_iter().map(String::from).collect()
+}
+
+/// The machine itself.
+fn machine(processor: Processor, settings: &Settings) -> Vec<String> {
+    let memory = settings.memory >> 20;
+    let accel = match processor {
+        Processor::Kvm => "kvm",
+        Processor::Emulated => "tcg,thread=multi",
+    };
+    let cpu = match processor {
+        Processor::Kvm => "host",
+        Processor::Emulated => "max",
+    };
+    let mut args = words([
+        "-M",
+        // Not `microvm`: Debian's kernel finds no clock there without KVM.
+        "q35,usb=off,sata=off,smbus=off,vmport=off,memory-backend=mem",
+        "-accel",
+        accel,
+        "-cpu",
+        cpu,
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+        "-serial",
+        "stdio",
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+    ]);
+    args.extend(["-m".into(), format!("{memory}M"), "-smp".into(), settings.cpus.to_string()]);
+    args.extend(["-object".into(), format!("memory-backend-memfd,id=mem,size={memory}M,share=on")]);
+    args
+}
+
+/// Its kernel; `memory` is the place of the first memory among the descriptors.
+fn kernel(image: &Path, memory: usize) -> Vec<String> {
+    let mut args = vec!["-kernel".into(), image.display().to_string()];
+    args.extend(["-initrd".into(), guest::descriptor(memory)]);
+    let line = "console=ttyS0 panic=-1 quiet loglevel=4 systemd.show_status=false";
+    args.extend(["-append".into(), line.into()]);
+    args
+}
+
+impl Engine for Attendant {
+    fn open(&mut self, launch: &Launch, secrets: Bundle) -> Result<()> {
+        self.guest = Some(Guest::open(&self.dir, launch, secrets)?);
+        Ok(())
+    }
+
+    fn leader(&mut self) -> Result<Option<i32>> {
+        // It ends with whoever looks after it.
+        Ok(self.child.as_ref().map(|c| c.pid))
+    }
+
+    fn start(&mut self, launch: &Launch) -> Result<i32> {
+        let settings = Settings::read(&launch.engine)?;
+        let processor = self.processor(&settings, launch)?;
+        let guest = self.guest()?;
+        let share = |tag, source: &Path, target, read_only, idmap, still| Share {
+            tag,
+            source: source.into(),
+            target,
+            read_only,
+            idmap,
+            still,
+        };
+        let shares = [
+            share("root", &launch.root, "/", false, true, true),
+            // The host adds to it, and takes away what nobody has, but changes nothing.
+            share("store", &launch.store, "/nix/store", true, true, true),
+            share("bin", &launch.bin, "/run/codchi/bin", true, false, true),
+            share("host", &guest.host_dir(), "/run/codchi/host", true, false, false),
+        ];
+        let mut told = format!("name {}\ninit {}/init\n", launch.name, launch.toplevel.display());
+        let mut args = machine(processor, &settings);
+        let mut fds: Vec<OwnedFd> = Vec::new();
+        let mut served = Vec::new();
+        for share in shares {
+            let how = if share.read_only { "ro" } else { "rw" };
+            told.push_str(&format!("share {} {} {how}\n", share.tag, share.target));
+            let (socket, ours) = guest::connected(share.tag)?;
+            let (tag, number) = (share.tag, FIRST_FD + fds.len() as i32);
+            args.extend(["-chardev".into(), format!("socket,id={tag},fd={number}")]);
+            args.extend([
+                "-device".into(),
+                format!("vhost-user-fs-pci,chardev={tag},tag={tag},queue-size=512"),
+            ]);
+            fds.push(ours);
+            served.push((share, socket));
+        }
+        let (port, theirs) = UnixStream::pair().map_err(|e| failed("make a port", e))?;
+        args.extend(words(["-device", "virtio-serial-pci"]));
+        args.extend(["-chardev".into(), format!("socket,id=agent,fd={}", FIRST_FD + fds.len() as i32)]);
+        args.extend(["-device".into(), format!("virtserialport,chardev=agent,name={PORT}")]);
+        fds.push(theirs.into());
+        let (control, theirs) = Control::new().map_err(|e| failed("make a port", e))?;
+        args.extend(["-chardev".into(), format!("socket,id=control,fd={}", FIRST_FD + fds.len() as i32)]);
+        args.extend(words(["-mon", "chardev=control,mode=control"]));
+        fds.push(theirs);
+        let wanted: Vec<_> = launch
+            .ports
+            .iter()
+            .map(|f| codchi_core::port::PortState { forward: *f, problem: None })
+            .collect();
+        let forwards = control::led(&wanted);
+        let rules: String = forwards.iter().map(|f| format!(",hostfwd={}", control::rule(f))).collect();
+        args.extend(["-netdev".into(), format!("user,id=net,{NETWORK}{rules}")]);
+        args.extend(words(["-device", "virtio-net-pci,netdev=net,romfile="]));
+        args.extend(words(["-device", "virtio-rng-pci"]));
+        let memory = guest.memory(&launch.bin.join("codchi-boot"), &settings.files()?, &told)?;
+        args.extend(kernel(&settings.image()?, fds.len()));
+        fds.push(memory);
+        let program = Program { path: qemu()?, args, fds };
+        let mut said = Vec::new();
+        let child = guest.start(launch, &program, served, port.into(), &mut |m| said.push(m))?;
+        let pid = child.pid;
+        self.child = Some(child);
+        self.control = Some(control);
+        self.forwards = forwards;
+        self.waiting = Some(self.ask(&["is-system-running", "--wait"])?);
+        if processor == Processor::Emulated {
+            said.push("KVM does not work here, so that the machine's processor is emulated, and slow".into());
+        }
+        self.news = Some(said);
+        Ok(pid)
+    }
+
+    fn find(&mut self, _: i32, launch: &Launch, _: &mut Warn<'_>) -> Result<Has> {
+        Ok(self.guest()?.has(launch))
+    }
+
+    fn events(&self) -> Vec<BorrowedFd<'_>> {
+        let mut all = self.guest.as_ref().map(Guest::events).unwrap_or_default();
+        all.extend(self.control.as_ref().map(AsFd::as_fd));
+        all.extend(self.waiting.as_ref().map(AsFd::as_fd));
+        all
+    }
+
+    fn look(&mut self, leader: i32, launch: &Launch, warn: &mut Warn<'_>) -> Result<Seen> {
+        if let Some(control) = &mut self.control {
+            control.hear();
+        }
+        let mut seen = Seen::default();
+        if let Some(news) = self.news.take() {
+            news.into_iter().for_each(&mut *warn);
+            seen.has = Some(self.guest()?.has(launch));
+        }
+        if let Some(waiting) = &self.waiting
+            && waiting.try_wait().map_err(|e| failed("wait for the machine", e))?.is_some()
+        {
+            self.waiting = None;
+            seen.said = Said { ready: true, ..Said::default() };
+        }
+        if self.guest()?.look(leader, launch, warn)? {
+            seen.has = Some(self.guest()?.has(launch));
+        }
+        Ok(seen)
+    }
+
+    fn change(&mut self, leader: i32, old: &Launch, new: &Launch, warn: &mut Warn<'_>) -> Result<Has> {
+        let changed = self.guest()?.change(leader, &old.ports, new, warn);
+        let has = self.guest()?.has(new);
+        if changed && let Some(control) = &mut self.control {
+            let wanted = control::led(&has.ports);
+            for port in self.forwards.iter().filter(|p| !wanted.contains(p)) {
+                control.forward(port, false);
+            }
+            for port in wanted.iter().filter(|p| !self.forwards.contains(p)) {
+                control.forward(port, true);
+            }
+            self.forwards = wanted;
+        }
+        Ok(has)
+    }
+
+    fn children(&self) -> Vec<i32> {
+        let own = self.child.iter().chain(&self.waiting).chain(&self.stopping).map(|c| c.pid);
+        own.chain(self.guest.iter().flat_map(Guest::children)).collect()
+    }
+
+    fn stop(&mut self, force: bool) -> Result<()> {
+        if force {
+            if let Some(control) = &mut self.control {
+                control.quit();
+            }
+            if let Some(child) = &self.child {
+                child.signal(codchi_sys::signal::SIGKILL).map_err(|e| failed("end QEMU", e))?;
+            }
+            return Ok(());
+        }
+        self.stopping = Some(self.ask(&["poweroff", "--no-block"])?);
+        Ok(())
+    }
+
+    fn part(&mut self) {
+        if let Some(control) = &mut self.control {
+            control.hear();
+        }
+        if let Some(child) = self.child.take() {
+            let _ = child.signal(codchi_sys::signal::SIGKILL);
+            let _ = child.wait();
+        }
+        for asking in [self.waiting.take(), self.stopping.take()].into_iter().flatten() {
+            let _ = asking.signal(codchi_sys::signal::SIGKILL);
+            let _ = asking.wait();
+        }
+        if let Some(guest) = &mut self.guest {
+            guest.part();
+        }
+    }
+
+    fn next(&mut self, _: i32, asked: bool) -> Result<Option<i32>> {
+        let end = self.control.take().and_then(|c| c.end);
+        if asked || end != Some(End::Reset) {
+            return Ok(None);
+        }
+        let launch = Launch::read(&self.dir)?;
+        self.start(&launch).map(Some)
+    }
+
+    fn console(&mut self) -> Vec<String> {
+        self.guest.as_mut().map(Guest::console).unwrap_or_default()
+    }
+
+    fn save_console(&mut self, _: &Path) {
+        // It is written as it comes.
+    }
+
+    fn close(&mut self) {
+        self.part();
+        if let Some(guest) = &mut self.guest {
+            guest.close();
+        }
+    }
+}

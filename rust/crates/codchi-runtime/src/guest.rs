@@ -1,0 +1,632 @@
+//! The host's side of a machine with a kernel of its own, run by a program of the host.
+//!
+//! The program is root of the machine's own ids and networks, and nobody on this host. Files reach the machine by virtiofs: a
+//! process for each shared folder, as nobody as the program itself. Whatever goes on between host and machine besides goes over
+//! one port ([`codchi_sys::mux`]), which a process beside it leads to the agent's socket and to the store's.
+
+use std::ffi::CString;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use codchi_core::folder::FolderState;
+use codchi_core::port::Forward;
+use codchi_core::protocol::{AGENT_CHANNEL, STORE_CHANNEL};
+use codchi_fs::Context;
+use codchi_secrets::Bundle;
+use codchi_sys::mux::{Mux, Side};
+use codchi_sys::process::{self, Child, Namespaces};
+use codchi_sys::{identity, signal};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{FileType, MemfdFlags, Mode, OFlags};
+
+use crate::attend::Has;
+use crate::error::{Doing, Error, Result};
+use crate::ids::{self, Extent};
+use crate::mounts::{self, Owner};
+use crate::network::{self, Network, find_program};
+use crate::outer::{OWN_DIR, attach};
+use crate::spec::{Launch, Mount, MountKind};
+use crate::supervise::{Console, stop_program, who};
+use crate::{outer, resolver};
+
+/// The number by which a program knows the first of its descriptors.
+pub const FIRST_FD: i32 = 3;
+/// The socket by which this host reaches the agent: a stream that carries no descriptors.
+pub const SOCKET: &str = "stream";
+
+/// A folder of the host that the machine sees.
+#[derive(Clone, Debug)]
+pub struct Share {
+    /// Its name for the machine's kernel.
+    pub tag: &'static str,
+    /// The folder.
+    pub source: PathBuf,
+    /// Where it is in the machine.
+    pub target: &'static str,
+    /// Whether the machine may not write.
+    pub read_only: bool,
+    /// Show the host's owners as the machine's.
+    pub idmap: bool,
+    /// Nothing but the machine changes it while it runs.
+    pub still: bool,
+}
+
+/// A program to start, with descriptors it knows from [`FIRST_FD`] on.
+pub struct Program {
+    /// Its file.
+    pub path: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Descriptors.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// The host's side of one machine.
+pub struct Guest {
+    dir: PathBuf,
+    owner: Owner,
+    ids: (Vec<Extent>, Vec<Extent>),
+    idmap: Option<OwnedFd>,
+    secrets: Bundle,
+    resolver: OwnedFd,
+    console: Console,
+    network: Option<Network>,
+    servers: Vec<Child>,
+    _range: Vec<codchi_fs::Lock>,
+}
+
+impl Guest {
+    /// Prepares what lasts for as long as the machine is looked after.
+    ///
+    /// # Errors
+    /// That the host lacks something.
+    pub fn open(dir: &Path, launch: &Launch, secrets: Bundle) -> Result<Guest> {
+        if !crate::cgroup::is_private(&launch.root)? {
+            return Err(Error::Host {
+                what: format!("`{}` can be reached by other users of this host", launch.root.display()),
+                hints: vec![],
+            });
+        }
+        let privileged = outer::is_privileged();
+        let base = launch.uid_base.unwrap_or(0);
+        let range = match (privileged, launch.uid_base) {
+            (true, Some(base)) => ids::lock_range(base, launch.uid_count, &who(&launch.name))?,
+            (true, None) => return Err(Error::Settings("a machine of root needs `uidBase`".into())),
+            (false, _) => Vec::new(),
+        };
+        let owner = if privileged { Owner { uid: base, gid: base } } else { Owner { uid: 0, gid: 0 } };
+        let idmap = privileged.then(|| mounts::mapping_namespace(base, launch.uid_count)).transpose()?;
+        let own = [Extent { inside: 0, outside: base, count: launch.uid_count }];
+        let ids = match privileged {
+            true => (own.to_vec(), own.to_vec()),
+            false => {
+                let map = |file| -> Result<Vec<Extent>> {
+                    Ok(ids::child_of(&ids::parse_map(&codchi_fs::read_to_string(file)?), None))
+                };
+                (map("/proc/self/uid_map")?, map("/proc/self/gid_map")?)
+            }
+        };
+        mounts::prepare_root(&launch.root, Owner { uid: 0, gid: 0 })?;
+        for name in ["agent", "daemon", "host"] {
+            let d = dir.join(name);
+            codchi_fs::create_dir_all(&d)?;
+            rustix::fs::chmod(&d, Mode::from_raw_mode(0o755)).at("change the mode of", &d)?;
+        }
+        Ok(Guest {
+            dir: dir.into(),
+            owner,
+            ids,
+            idmap,
+            secrets,
+            resolver: resolver::watch()?,
+            console: Console::open(&launch.console_log)?,
+            network: None,
+            servers: Vec::new(),
+            _range: range,
+        })
+    }
+
+    /// The folder in which the host leaves what the machine sees of it.
+    pub fn host_dir(&self) -> PathBuf {
+        self.dir.join("host")
+    }
+
+    /// The memory that the machine's kernel starts with, as a file: its first program, its kernel modules, what that program is
+    /// told, and the machine's secrets.
+    ///
+    /// # Errors
+    /// A module or the program cannot be read.
+    pub fn memory(&self, init: &Path, modules: &[PathBuf], told: &str) -> Result<OwnedFd> {
+        let mut archive = Archive::default();
+        for folder in ["dev", "proc", "sys", "root", "modules", "credentials"] {
+            archive.put(folder, 0o040_755, (0, 0), &[]);
+        }
+        archive.put("dev/console", 0o020_600, (5, 1), &[]);
+        archive.put("init", 0o100_755, (0, 0), &codchi_fs::read(init)?);
+        archive.put("guest", 0o100_600, (0, 0), told.as_bytes());
+        for (n, module) in modules.iter().enumerate() {
+            let name = module.file_name().unwrap_or_default().to_string_lossy();
+            archive.put(&format!("modules/{n:02}-{name}"), 0o100_600, (0, 0), &codchi_fs::read(module)?);
+        }
+        let flags = MemfdFlags::CLOEXEC;
+        let file = rustix::fs::memfd_create("memory", flags).doing("make memory for the machine")?;
+        let mut file = std::fs::File::from(file);
+        let mut write = |bytes: &[u8]| file.write_all(bytes).doing("fill the machine's memory");
+        write(&archive.0)?;
+        for (name, value) in self.secrets.iter() {
+            let mut one = Archive::default();
+            one.put(&format!("credentials/{name}"), 0o100_400, (0, 0), value);
+            let written = write(&one.0);
+            codchi_sys::memory::wipe(&mut one.0);
+            written?;
+        }
+        let mut end = Archive::default();
+        end.put("TRAILER!!!", 0, (0, 0), &[]);
+        write(&end.0)?;
+        Ok(file.into())
+    }
+
+    /// Starts a machine's program, with shared folders, their sockets' other ends, and the host's end of its port. Its output is the
+    /// machine's console.
+    ///
+    /// # Errors
+    /// Something of it cannot be started.
+    pub fn start(
+        &mut self,
+        launch: &Launch,
+        program: &Program,
+        shares: Vec<(Share, UnixListener)>,
+        port: OwnedFd,
+        warn: &mut dyn FnMut(String),
+    ) -> Result<Child> {
+        codchi_fs::remove_if_exists(self.dir.join("agent").join(SOCKET))?;
+        let (go_r, go_w) = outer::pipe()?;
+        let leader = self.enter(program, go_r)?;
+        let done = self.surround(&leader, launch, shares, port, warn);
+        match done.and_then(|()| rustix::io::write(&go_w, b"x").doing("start the machine")) {
+            Ok(_) => Ok(leader),
+            Err(e) => {
+                let _ = leader.signal(signal::SIGKILL);
+                let _ = leader.wait();
+                self.part();
+                Err(e)
+            }
+        }
+    }
+
+    /// Starts a program as one of a machine, with nothing around it.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_alone(&mut self, program: &Program) -> Result<Child> {
+        let (go_r, go_w) = outer::pipe()?;
+        let child = self.enter(program, go_r)?;
+        rustix::io::write(&go_w, b"x").doing("start a program")?;
+        Ok(child)
+    }
+
+    /// A process in namespaces of its own that becomes the program when it is told to.
+    fn enter(&mut self, program: &Program, go: OwnedFd) -> Result<Child> {
+        let (console_r, console_w) = outer::pipe()?;
+        let command = Command::of(program)?;
+        let namespaces = Namespaces::USER.and(Namespaces::NET).and(Namespaces::IPC).and(Namespaces::UTS);
+        let child = process::clone(namespaces, None, || {
+            let kill = Some(rustix::process::Signal::KILL);
+            if rustix::process::set_parent_process_death_signal(kill).is_err() {
+                return 1;
+            }
+            if rustix::io::read(&go, &mut [0]) != Ok(1) {
+                return 1;
+            }
+            let run = || -> Result<std::convert::Infallible> {
+                process::loopback_up().doing("start the network")?;
+                command.become_it(console_w.as_fd())
+            };
+            match run() {
+                Ok(never) => match never {},
+                Err(e) => {
+                    let _ = rustix::io::write(&console_w, format!("{e}\n").as_bytes());
+                    127
+                }
+            }
+        })
+        .doing("start the machine")?;
+        mounts::write_maps(child.pid, &self.ids.0, Some(&self.ids.1))?;
+        self.console.from = Some(console_r);
+        Ok(child)
+    }
+
+    fn surround(
+        &mut self,
+        leader: &Child,
+        launch: &Launch,
+        shares: Vec<(Share, UnixListener)>,
+        port: OwnedFd,
+        warn: &mut dyn FnMut(String),
+    ) -> Result<()> {
+        let namespace = format!("/proc/{}/ns/user", leader.pid);
+        let namespace = rustix::fs::open(&namespace, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .at("open", namespace)?;
+        let server = Server::find()?;
+        let log = self.dir.join("shares.log");
+        for (share, socket) in shares {
+            let at = self.show(&share)?;
+            let program = server.program(&share, &at, socket.into());
+            let child = run_beside(&namespace, &program, &log)?;
+            self.servers.push(child);
+        }
+        self.connect(leader.pid, launch, warn);
+        let child = serve_port(&self.dir, port)?;
+        self.servers.push(child);
+        Ok(())
+    }
+
+    /// Mounts a folder where the process that shares it finds it.
+    fn show(&self, share: &Share) -> Result<PathBuf> {
+        let at = Path::new(OWN_DIR).join("shares").join(share.tag);
+        codchi_fs::create_dir_all(&at)?;
+        let _ = rustix::mount::unmount(&at, rustix::mount::UnmountFlags::DETACH);
+        let option = if share.read_only { "ro" } else { "rw" };
+        let mount = Mount {
+            kind: MountKind::Bind,
+            source: Some(share.source.clone()),
+            target: share.target.into(),
+            options: vec![option.into(), "nodev".into()],
+            idmap: share.idmap,
+            outer: false,
+            optional: false,
+            closure: false,
+        };
+        let tree = mounts::bound(&mount, &share.source, self.idmap.as_ref().map(AsFd::as_fd))?;
+        attach(&tree, &mounts::open_dir(&at)?).doing(format!("show `{}`", share.source.display()))?;
+        Ok(at)
+    }
+
+    /// Connects the machine's program; without a network it is still there.
+    fn connect(&mut self, leader: i32, launch: &Launch, warn: &mut dyn FnMut(String)) {
+        if let Some(mut old) = self.network.take() {
+            let _ = stop_program(&mut old);
+        }
+        let network =
+            network::connect(leader, self.owner, &self.dir, &launch.ports, warn).unwrap_or_else(|e| {
+                warn(e.to_string());
+                Network::loopback(&launch.ports)
+            });
+        network.ports.iter().filter_map(|p| crate::ports::warning(&launch.name, p)).for_each(&mut *warn);
+        if let Err(e) = resolver::write(&self.dir, network.way) {
+            warn(e.to_string());
+        }
+        self.network = Some(network);
+    }
+
+    /// Connects the machine to other ports. Whether it did.
+    pub fn change(
+        &mut self,
+        leader: i32,
+        old: &[Forward],
+        new: &Launch,
+        warn: &mut dyn FnMut(String),
+    ) -> bool {
+        let told: &[_] = self.network.as_ref().map_or(&[], |n| &n.ports);
+        let changes = crate::ports::to_change(&self.dir, old, &new.ports, told);
+        if changes {
+            self.connect(leader, new, warn);
+        }
+        changes
+    }
+
+    /// What wakes whoever looks after the machine.
+    pub fn events(&self) -> Vec<BorrowedFd<'_>> {
+        let mut all = vec![self.resolver.as_fd()];
+        all.extend(self.console.from.as_ref().map(AsFd::as_fd));
+        all.extend(self.network.as_ref().and_then(|n| n.program.as_ref()).map(AsFd::as_fd));
+        all
+    }
+
+    /// Takes what the console says, follows the host's resolver, restarts the network program. Whether the network is another one.
+    ///
+    /// # Errors
+    /// The program cannot be looked at.
+    pub fn look(&mut self, leader: i32, launch: &Launch, warn: &mut dyn FnMut(String)) -> Result<bool> {
+        self.console.read();
+        let changed = resolver::changed(&self.resolver);
+        let Some(network) = &self.network else { return Ok(false) };
+        let ended = match &network.program {
+            Some(p) => p.try_wait().doing("wait for the network program")?,
+            None => None,
+        };
+        if let Some(end) = ended {
+            warn(format!("the network program ended ({end:?}) and is started again"));
+            self.connect(leader, launch, warn);
+            return Ok(true);
+        }
+        if changed && let Err(e) = resolver::write(&self.dir, network.way) {
+            warn(e.to_string());
+        }
+        Ok(false)
+    }
+
+    /// What the machine has of its host.
+    pub fn has(&self, launch: &Launch) -> Has {
+        let problem = Some("this driver does not show folders of the host yet".to_owned());
+        let folders = launch.folders.iter();
+        let folders = folders.map(|f| FolderState { folder: f.clone(), problem: problem.clone() }).collect();
+        let network = self.network.as_ref();
+        Has {
+            network: network.map(|n| n.way),
+            ports: network.map(|n| n.ports.clone()).unwrap_or_default(),
+            folders,
+        }
+    }
+
+    /// Processes beside the machine.
+    pub fn children(&self) -> Vec<i32> {
+        let network = self.network.iter().filter_map(|n| n.program.as_ref()).map(|p| p.pid);
+        self.servers.iter().map(|s| s.pid).chain(network).collect()
+    }
+
+    /// The last lines of the console.
+    pub fn console(&mut self) -> Vec<String> {
+        self.console.drain();
+        self.console.tail()
+    }
+
+    /// The machine has ended.
+    pub fn part(&mut self) {
+        self.console.drain();
+        if let Some(mut network) = self.network.take() {
+            let _ = stop_program(&mut network);
+        }
+        network::forget();
+        for server in self.servers.drain(..) {
+            let _ = server.signal(signal::SIGKILL);
+            let _ = server.wait();
+        }
+        let _ = codchi_fs::remove_if_exists(self.dir.join("agent").join(SOCKET));
+    }
+
+    /// Nobody looks after the machine any more.
+    pub fn close(&mut self) {
+        self.part();
+        let _ = codchi_fs::remove_if_exists(self.dir.join("daemon/socket"));
+    }
+}
+
+/// A program's line as execve(2) takes it.
+struct Command<'a> {
+    argv: Vec<CString>,
+    fds: &'a [OwnedFd],
+}
+
+impl Command<'_> {
+    fn of(program: &Program) -> Result<Command<'_>> {
+        let text = |bytes: &[u8]| CString::new(bytes).map_err(io::Error::other).doing("name a program");
+        let mut argv = vec![text(program.path.as_os_str().as_bytes())?];
+        for a in &program.args {
+            argv.push(text(a.as_bytes())?);
+        }
+        Ok(Command { argv, fds: &program.fds })
+    }
+
+    /// Becomes the program, as root of the user namespace that this process is in. It ends with whoever started it.
+    fn become_it(&self, output: BorrowedFd<'_>) -> Result<std::convert::Infallible> {
+        let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .doing("open /dev/null")?;
+        process::stdio(null.as_fd(), 0).doing("redirect")?;
+        process::stdio(output, 1).doing("redirect")?;
+        process::stdio(output, 2).doing("redirect")?;
+        identity::set_groups(&[]).doing("drop groups")?;
+        identity::set_gid(0).doing("become root of the machine")?;
+        identity::set_uid(0).doing("become root of the machine")?;
+        let kill = Some(rustix::process::Signal::KILL);
+        rustix::process::set_parent_process_death_signal(kill).doing("tie to the supervisor")?;
+        process::close_from(3).doing("close descriptors")?;
+        // First out of the way of the numbers they get.
+        let high = self.fds.iter().map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 100));
+        let high = high.collect::<Result<Vec<_>, _>>().doing("pass a descriptor")?;
+        for (fd, number) in high.iter().zip(FIRST_FD..) {
+            process::give_descriptor(fd.as_fd(), number).doing("pass a descriptor")?;
+        }
+        signal::reset();
+        let name = || String::from_utf8_lossy(self.argv[0].as_bytes()).into_owned();
+        let environment = [c"PATH=/usr/bin:/bin".to_owned(), c"LC_ALL=C.UTF-8".to_owned()];
+        match codchi_sys::spawn::execve(&self.argv[0], &self.argv, &environment) {
+            Ok(never) => match never {},
+            Err(e) => Err(e).doing(format!("run `{}`", name())),
+        }
+    }
+}
+
+/// Starts a program in the machine's user namespace, but in the host's networks.
+fn run_beside(namespace: &OwnedFd, program: &Program, log: &Path) -> Result<Child> {
+    let command = Command::of(program)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
+    let log = rustix::fs::open(log, flags, Mode::from_raw_mode(0o600)).at("open", log)?;
+    process::fork(|| {
+        let joined = process::setns(namespace.as_fd(), Namespaces::USER).doing("join the machine's ids");
+        match joined.and_then(|()| command.become_it(log.as_fd())) {
+            Ok(never) => match never {},
+            Err(e) => {
+                let _ = rustix::io::write(&log, format!("{e}\n").as_bytes());
+                127
+            }
+        }
+    })
+    .doing("start a process")
+}
+
+/// The program that shares folders: there are two, of one name.
+struct Server {
+    path: PathBuf,
+    /// That of QEMU's own sources, before version 8.
+    early: bool,
+}
+
+/// Where distributions keep it.
+const SERVERS: [&str; 4] = [
+    "/usr/libexec/virtiofsd",
+    "/usr/lib/virtiofsd",
+    "/usr/lib/qemu/virtiofsd",
+    "/usr/local/libexec/virtiofsd",
+];
+
+impl Server {
+    fn find() -> Result<Server> {
+        let path = server_path().ok_or_else(|| Error::Host {
+            what: "virtiofsd is not installed, which shares files with virtual machines".into(),
+            hints: vec![
+                "Debian 13: `sudo apt install virtiofsd`; Debian 12 has it in `qemu-system-common`".into(),
+            ],
+        })?;
+        let help =
+            std::process::Command::new(&path).arg("--help").stdin(std::process::Stdio::null()).output();
+        let help = help.map(|o| [o.stdout, o.stderr].concat()).unwrap_or_default();
+        let early = !String::from_utf8_lossy(&help).contains("--shared-dir");
+        Ok(Server { path, early })
+    }
+
+    fn program(&self, share: &Share, at: &Path, socket: OwnedFd) -> Program {
+        let at = at.display();
+        let cache = if share.still { "always" } else { "auto" };
+        let mut args = vec![format!("--fd={FIRST_FD}")];
+        if self.early {
+            args.extend(["-f", "--rlimit-nofile=0", "-o"].map(String::from));
+            let xattr = if share.read_only { "no_xattr" } else { "xattr" };
+            let mut options =
+                format!("source={at},sandbox=chroot,cache={cache},{xattr},no_posix_lock,no_flock");
+            // A name that the host took away and made again is the new one soon.
+            if share.read_only && share.still {
+                options.push_str(",timeout=20");
+            }
+            args.push(options);
+        } else {
+            args.extend(["--sandbox=chroot", "--rlimit-nofile=0"].map(String::from));
+            args.extend([format!("--shared-dir={at}"), format!("--cache={cache}")]);
+            if !share.read_only {
+                args.push("--xattr".into());
+            }
+        }
+        Program { path: self.path.clone(), args, fds: vec![socket] }
+    }
+}
+
+/// The program that shares folders with virtual machines, where the host has it.
+pub fn server_path() -> Option<PathBuf> {
+    find_program("virtiofsd").or_else(|| SERVERS.iter().map(PathBuf::from).find(|p| p.is_file()))
+}
+
+/// A program of the host by its name.
+pub fn program_path(name: &str) -> Option<PathBuf> {
+    find_program(name)
+}
+
+/// Leads the machine's port to the agent's socket in the runtime directory `dir`, and to the store's.
+fn serve_port(dir: &Path, port: OwnedFd) -> Result<Child> {
+    let listener = crate::start::through_descriptor(&dir.join("agent"), SOCKET, UnixListener::bind)?;
+    let store = dir.join("daemon");
+    let child = process::fork(move || {
+        let kill = Some(rustix::process::Signal::KILL);
+        if rustix::process::set_parent_process_death_signal(kill).is_err() {
+            return 1;
+        }
+        match pump(port, &listener, &store) {
+            Ok(()) => 0,
+            Err(_) => 1,
+        }
+    });
+    child.doing("start a process")
+}
+
+fn pump(port: OwnedFd, listener: &UnixListener, store: &Path) -> Result<()> {
+    let mut mux = Mux::new(port, Side::Host).doing("use the port")?;
+    let mut answer = |kind| {
+        let called = kind == STORE_CHANNEL;
+        let socket =
+            called.then(|| crate::start::through_descriptor(store, "socket", UnixStream::connect).ok());
+        socket.flatten().map(OwnedFd::from)
+    };
+    loop {
+        let mut list = Vec::new();
+        let watched = mux.watch(&mut list);
+        list.push(PollFd::new(listener, if mux.is_met() { PollFlags::IN } else { PollFlags::empty() }));
+        match poll(&mut list, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            r => r.doing("wait")?,
+        };
+        let seen: Vec<PollFlags> = list.iter().map(PollFd::revents).collect();
+        drop(list);
+        if mux.turn(&watched, &seen, &mut answer).is_err() {
+            return Ok(());
+        }
+        if seen.last().is_some_and(|s| s.contains(PollFlags::IN))
+            && let Ok((client, _)) = listener.accept()
+        {
+            mux.open(AGENT_CHANNEL, client.into()).doing("use a connection")?;
+        }
+    }
+}
+
+/// A cpio archive in the form that Linux takes for its first memory (newc).
+#[derive(Default)]
+struct Archive(Vec<u8>);
+
+impl Archive {
+    fn put(&mut self, name: &str, mode: u32, device: (u32, u32), data: &[u8]) {
+        let head = |out: &mut Vec<u8>, v: u32| out.extend_from_slice(format!("{v:08x}").as_bytes());
+        let pad = |out: &mut Vec<u8>| out.resize(out.len().next_multiple_of(4), 0);
+        // Nothing is written twice here, so that no copy of a secret is left behind in memory that grew.
+        self.0.reserve(110 + name.len() + data.len() + 8);
+        self.0.extend_from_slice(b"070701");
+        let links = u32::from(FileType::from_raw_mode(mode).is_dir()) + 1;
+        let length = data.len() as u32;
+        let ino = if mode == 0 { 0 } else { 1 };
+        for v in [ino, mode, 0, 0, links, 0, length, 0, 0, device.0, device.1, name.len() as u32 + 1, 0] {
+            head(&mut self.0, v);
+        }
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.push(0);
+        pad(&mut self.0);
+        self.0.extend_from_slice(data);
+        pad(&mut self.0);
+    }
+}
+
+/// A socket that a program beside the machine listens on, and its other end, connected.
+///
+/// # Errors
+/// No socket can be made.
+pub fn connected(tag: &str) -> Result<(UnixListener, OwnedFd)> {
+    let dir = Path::new(OWN_DIR).join("sockets");
+    codchi_fs::create_private_dir(&dir)?;
+    let path = dir.join(tag);
+    codchi_fs::remove_if_exists(&path)?;
+    let listener = UnixListener::bind(&path).at("listen on", &path)?;
+    let other = UnixStream::connect(&path).at("connect to", &path)?;
+    codchi_fs::remove_if_exists(&path)?;
+    Ok((listener, other.into()))
+}
+
+/// The name by which a process opens one of its descriptors.
+pub fn descriptor(n: usize) -> String {
+    format!("/proc/self/fd/{}", FIRST_FD + n as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_is_what_cpio_reads() {
+        let mut a = Archive::default();
+        a.put("guest", 0o100_600, (0, 0), b"name x\n");
+        a.put("dev/console", 0o020_600, (5, 1), &[]);
+        a.put("TRAILER!!!", 0, (0, 0), &[]);
+        assert_eq!(a.0.len() % 4, 0);
+        let text = String::from_utf8_lossy(&a.0);
+        assert_eq!(text.matches("070701").count(), 3);
+        assert!(text.contains("guest\0") && text.contains("name x\n"));
+    }
+}
