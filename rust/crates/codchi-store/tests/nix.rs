@@ -95,7 +95,7 @@ fn machine(b: &Bench, url: &str) -> StorePath {
         "mod/flake.nix",
         r#"{
           inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-24.05";
-          inputs.other.url = "path:DIR/other";
+          inputs.other.url = "github:someone/other";
           outputs = { self, nixpkgs, other }: { nixosModules.default = { }; names = [ nixpkgs.lib.name other.name ]; text = builtins.readFile ./text; };
         }"#,
     );
@@ -106,6 +106,7 @@ fn machine(b: &Bench, url: &str) -> StorePath {
         &format!(
             r#"{{
           inputs.mod.url = "{url}";
+          inputs.mod.inputs.other.url = "path:DIR/other";
           inputs.nixpkgs.follows = "mod/nixpkgs";
           outputs = {{ mod, nixpkgs, ... }}: {{ all = mod.names ++ [ nixpkgs.lib.name mod.text ]; }};
         }}"#
@@ -167,6 +168,35 @@ fn a_lock_on_the_base_needs_neither_flags_nor_network() {
     let b = Bench::new();
     let url = format!("path:{}", b.path("mod").display());
     lock_stands_by_itself(&b, &url);
+}
+
+#[test]
+fn a_source_takes_nothing_of_this_computer() {
+    let b = Bench::new();
+    let base = machine(&b, &format!("path:{}", b.path("mod").display()));
+    let request = LockRequest { base: Some(base), ..LockRequest::default() };
+    b.put("other/key", "unshared");
+    let lock = || b.offline().lock(&b.path("machine"), &request, &Silent);
+    let refused = || matches!(lock(), Err(NixError::HostPath { input, .. }) if input == "s");
+    let modules = r#"outputs = inputs: { nixosModules.default = { }; names = [ ]; text = ""; };"#;
+    b.put(
+        "mod/flake.nix",
+        &format!(r#"{{ inputs.s = {{ url = "path:DIR/other"; flake = false; }}; {modules} }}"#),
+    );
+    assert!(refused());
+    // Nor by what it says of an input of an input, nor by a lock that it comes with.
+    b.put("mod/flake.nix", &format!(r#"{{ inputs.a.inputs.s.url = "git+file://DIR/other"; {modules} }}"#));
+    assert!(refused());
+    b.put("mod/flake.nix", &format!(r#"{{ inputs.s.url = "github:o/r"; {modules} }}"#));
+    b.put(
+        "mod/flake.lock",
+        r#"{ "nodes": { "root": { "inputs": { "s": "s" } }, "s": { "flake": false,
+             "original": { "type": "github", "owner": "o", "repo": "r" },
+             "locked": { "type": "path", "path": "DIR/other" } } }, "root": "root", "version": 7 }"#,
+    );
+    assert!(refused());
+    let got = b.nix.prefetch(&format!("path:{}", b.path("mod").display()), &Silent).unwrap();
+    assert!(b.nix.examine(&got.path, got.dir(), &[], &Silent).is_err());
 }
 
 #[test]
