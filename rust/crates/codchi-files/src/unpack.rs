@@ -54,6 +54,8 @@ impl Most {
 
 /// The most an extended header may hold: attributes have at most 64 KiB each.
 const HEADER: u64 = 16 << 20;
+/// The longest path that programs are held to. See PATH_MAX in limits.h(0p).
+const PATH: usize = 4096;
 /// The most parts a file with holes may have.
 const PARTS: u64 = 1 << 20;
 
@@ -429,6 +431,7 @@ impl Unpack<'_> {
             }
             let dir = open_dir(above, part, path)?;
             self.branch.push(dir).at("open", path)?;
+            self.count(path, 0)?;
             // No entry told of it just now: it keeps what it has.
             self.open.push((path[..end].to_vec(), None));
         }
@@ -459,6 +462,9 @@ impl Unpack<'_> {
                 *root = Some(meta);
             }
             return Ok(());
+        }
+        if !self.wish.faithful && path.len() > PATH {
+            return Err(refused(b"one", "has a longer path than any program can use"));
         }
         if entry.header.kind != b'1' {
             self.count(told, entry.sparse.as_ref().map_or(reader.left, |(size, _)| *size))?;

@@ -126,7 +126,7 @@ impl Diagnose for NixError {
             ],
             NixError::Source { refusal, host, .. } => refusal.hints(host.as_deref()),
             NixError::HostPath { input, .. } => vec![format!(
-                "where you want that: `inputs.SOURCE.inputs.{input}.url` in the machine's flake.nix says so"
+                "where you want that, say so in the machine's flake.nix: `inputs.SOURCE.inputs.{input}.url`"
             )],
             NixError::Parse { .. } => vec!["nothing was changed; mend that line and try again".into()],
             NixError::NoModule(_) => {

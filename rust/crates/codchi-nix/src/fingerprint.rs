@@ -31,8 +31,8 @@ pub struct Inputs<'a> {
     pub unread: &'a [&'a str],
     /// Versions and settings, each with its name.
     pub facts: Vec<(&'a str, String)>,
-    /// Where what was found is remembered; may be lost at any time.
-    pub cache: &'a Path,
+    /// Where what was found is remembered; may be lost at any time. Of a machine that is not there yet nothing is.
+    pub cache: Option<&'a Path>,
 }
 
 /// What the file system says of a file. Its change time moves with whatever is done to it.
@@ -99,7 +99,7 @@ const SHARE: usize = 2000;
 /// The fingerprint, in hexadecimal.
 pub fn compute(inputs: &Inputs<'_>) -> Result<String> {
     let looked = now();
-    let last: Last = remembered(inputs.cache);
+    let last: Last = inputs.cache.map(remembered).unwrap_or_default();
     let mut seen = Seen::default();
     for (name, value) in &inputs.facts {
         seen.word(name.as_bytes());
@@ -122,17 +122,20 @@ pub fn compute(inputs: &Inputs<'_>) -> Result<String> {
     if settled && state == last.state {
         return Ok(last.fingerprint);
     }
-    let hashes_file = inputs.cache.with_extension("hashes.json");
-    let known: Hashes = remembered(&hashes_file);
     let mut new = BTreeMap::new();
+    let Some(cache) = inputs.cache else {
+        return seen.contents(&Hashes::default(), &mut new);
+    };
+    let hashes_file = cache.with_extension("hashes.json");
+    let known: Hashes = remembered(&hashes_file);
     let fingerprint = seen.contents(&known, &mut new)?;
-    if let Some(parent) = inputs.cache.parent() {
+    if let Some(parent) = cache.parent() {
         codchi_fs::create_private_dir(parent)?;
     }
     if new != known.files || !settled {
         remember(&hashes_file, &Hashes { looked, files: new })?;
     }
-    remember(inputs.cache, &Last { looked, state, fingerprint: fingerprint.clone(), trees })?;
+    remember(cache, &Last { looked, state, fingerprint: fingerprint.clone(), trees })?;
     Ok(fingerprint)
 }
 
@@ -431,7 +434,7 @@ mod tests {
                 machine: &machine,
                 unread: &["host.toml"],
                 facts: vec![("codchi", fact.into())],
-                cache: &cache,
+                cache: Some(&cache),
             })
             .unwrap()
         }

@@ -95,6 +95,7 @@ impl Nix {
         })();
         codchi_fs::remove_dir_all(&scratch)?;
         let mut lock = made?;
+        self.refuse_taken(&flake, &lock)?;
         for o in &overrides {
             let node = node_of(&lock, &o.path).and_then(|n| lock["nodes"].get(&n)).cloned();
             let Some(reference) =
@@ -175,7 +176,8 @@ impl Nix {
             } else {
                 let Some(reference) = reference else { continue };
                 let local = top && is_local(reference);
-                if !local && !written.is_flake {
+                // What is relative lies in the source that says so, which Nix knows.
+                if !local && !written.is_flake || is_relative(reference) {
                     continue;
                 }
                 let got = self.prefetch(&self.text_of(reference)?, progress)?;
@@ -187,30 +189,81 @@ impl Nix {
                 }
                 (got.path.clone(), got.dir().to_owned())
             };
-            let (flake, lock) = self.source(&source.0, &source.1, name)?;
+            let (flake, lock) = self.source(&source.0, &source.1, name, &inner, request.base.is_some())?;
             self.collect(&flake, &lock, &path, &inner, request, found, progress)?;
         }
         Ok(())
     }
 
-    /// Reads a source that is another's, and refuses one that wants something of this computer.
-    fn source(&self, path: &StorePath, dir: &str, name: &str) -> Result<(Flake, Value)> {
+    /// Reads a source that is another's, and refuses one that wants something of this computer. What flakes above put in the place of its
+    /// inputs is theirs to say, and so is every nixpkgs where it is `based`.
+    fn source(
+        &self,
+        path: &StorePath,
+        dir: &str,
+        name: &str,
+        overlay: &BTreeMap<String, Input>,
+        based: bool,
+    ) -> Result<(Flake, Value)> {
         let source = self.launch().host_path(path);
         let flake = flake::read(&source, dir, name)?;
-        refuse_host_paths(name, &flake.inputs)?;
+        refuse_written(name, &flake.inputs, overlay, based)?;
         let file = Path::new(dir).join("flake.lock");
         let lock = codchi_fs::read_beneath(&source, &file, flake::MOST)?
             .map(|t| parse(&Path::new(name).join(&file), &t))
             .transpose()?
             .unwrap_or_else(empty);
+        refuse_locked(name, &lock, overlay, based)?;
+        Ok((flake, lock))
+    }
+
+    /// Refuses a lock that Nix made with something of this computer in it which the machine flake does not name, and what it copied.
+    fn refuse_taken(&self, flake: &Flake, lock: &Value) -> Result<()> {
+        // What a person replaces for one call is their word.
+        if self.options().extra.iter().any(|flag| flag == "--override-input") {
+            return Ok(());
+        }
+        let mut own = BTreeSet::new();
+        places(&flake.inputs, &mut own);
         for (input, node) in lock["nodes"].as_object().into_iter().flatten() {
-            for attributes in [&node["original"], &node["locked"]] {
-                if let Some(reference) = host_path(attributes) {
-                    return Err(NixError::HostPath { flake: name.into(), input: input.clone(), reference });
-                }
+            let taken = [&node["original"], &node["locked"]].into_iter().find_map(host_place);
+            let Some(reference) = taken.filter(|place| !own.contains(place)) else { continue };
+            let hash = node["locked"]["narHash"].as_str().unwrap_or_default();
+            if let Some(copy) = StorePath::of_content(hash, "source") {
+                let mut c = self.command(&["store", "delete"]);
+                c.arg(copy.as_path());
+                // Where something holds it, it was there before.
+                let _ = self.run(c, "removing a copy");
+            }
+            return Err(NixError::HostPath { flake: "a source".into(), input: input.clone(), reference });
+        }
+        Ok(())
+    }
+
+    /// Refuses a machine folder that is another's and, when it is evaluated with the lock that it comes with, would have Nix take
+    /// something of this computer.
+    pub fn examine_machine(&self, dir: &Path) -> Result<()> {
+        let flake = flake::read(dir, "", "the machine flake")?;
+        let file = Path::new("flake.lock");
+        let text = codchi_fs::read_beneath(dir, file, flake::MOST)?;
+        let lock = text.map(|t| parse(file, &t)).transpose()?.unwrap_or_else(empty);
+        let refused = |input: &str, reference| {
+            Err(NixError::HostPath { flake: "the machine flake".into(), input: input.into(), reference })
+        };
+        for (name, input) in &flake.inputs {
+            let Some(place) = input.reference.as_ref().and_then(place_of) else { continue };
+            let node = lock["nodes"]["root"]["inputs"][name].as_str().unwrap_or_default();
+            // Nix keeps a lock that was made for what is written, and fetches anything else.
+            if self.is_stale(input.reference.as_ref(), &lock["nodes"][node]["original"]) {
+                return refused(name, place);
             }
         }
-        Ok((flake, lock))
+        for (name, node) in lock["nodes"].as_object().into_iter().flatten() {
+            if let Some(place) = host_place(&node["locked"]) {
+                return refused(name, place);
+            }
+        }
+        Ok(())
     }
 
     /// Refuses a source that, when it is evaluated, would have Nix take something of this computer, whether itself or by one of its
@@ -222,11 +275,11 @@ impl Nix {
         replaced: &[&str],
         progress: &dyn Progress,
     ) -> Result<()> {
-        let (mut flake, lock) = self.source(path, dir, path.name())?;
-        flake.inputs.retain(|name, _| !replaced.contains(&name.as_str()));
+        let replacement = Input { follows: Some(Vec::new()), ..Input::default() };
+        let overlay = replaced.iter().map(|name| ((*name).to_owned(), replacement.clone())).collect();
+        let (flake, lock) = self.source(path, dir, "the source", &overlay, false)?;
         let top = ["source".to_owned()];
-        let request = LockRequest::default();
-        self.collect(&flake, &lock, &top, &BTreeMap::new(), &request, &mut Vec::new(), progress)
+        self.collect(&flake, &lock, &top, &overlay, &LockRequest::default(), &mut Vec::new(), progress)
     }
 
     /// Where the store has the flake that an input of a machine flake is locked to, and the folder in it; fetched where it is not
@@ -370,39 +423,115 @@ pub fn is_local(reference: &Reference) -> bool {
 }
 
 /// Refuses inputs that a source takes from this computer, or has inputs of its inputs take.
-fn refuse_host_paths(source: &str, inputs: &BTreeMap<String, Input>) -> Result<()> {
+fn refuse_written(
+    source: &str,
+    inputs: &BTreeMap<String, Input>,
+    overlay: &BTreeMap<String, Input>,
+    based: bool,
+) -> Result<()> {
+    let none = BTreeMap::new();
     for (name, input) in inputs {
-        let reference = match &input.reference {
-            Some(Reference::Url(url)) => leads_to_host(url).then(|| url.clone()),
-            Some(Reference::Attrs(attributes)) => host_path(&Value::Object(attributes.clone())),
-            None => None,
-        };
-        if let Some(reference) = reference {
-            return Err(NixError::HostPath { flake: source.into(), input: name.clone(), reference });
+        let above = overlay.get(name);
+        if !is_replaced(above) && !(based && is_nixpkgs(name, input.reference.as_ref())) {
+            if let Some(reference) = input.reference.as_ref().and_then(place_of) {
+                return Err(NixError::HostPath { flake: source.into(), input: name.clone(), reference });
+            }
         }
-        refuse_host_paths(source, &input.inputs)?;
+        refuse_written(source, &input.inputs, above.map_or(&none, |i| &i.inputs), based)?;
     }
     Ok(())
 }
 
-/// Whether a reference names something of this computer outside the store. What is relative stays within the source.
-fn leads_to_host(url: &str) -> bool {
-    let stored = |path: &str| path.starts_with("/nix/store/") && !path.split('/').any(|part| part == "..");
-    let (scheme, rest) = url.split_once(':').unwrap_or(("", url));
-    // `tarball+file://` and their like, too.
-    let of_file = scheme.split('+').any(|part| part == "file");
-    let path = rest.strip_prefix("//").filter(|_| of_file || scheme == "path").unwrap_or(rest);
-    (of_file || scheme == "path" || scheme.is_empty())
-        && (of_file || path.starts_with(['/', '~']))
-        && !stored(path)
+/// Refuses a lock that a source comes with and that names something of this computer.
+fn refuse_locked(source: &str, lock: &Value, overlay: &BTreeMap<String, Input>, based: bool) -> Result<()> {
+    let none = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    let mut open = vec![("root", overlay)];
+    while let Some((node, overlay)) = open.pop() {
+        for (name, to) in lock["nodes"][node]["inputs"].as_object().into_iter().flatten() {
+            let above = overlay.get(name);
+            let Some(to) = to.as_str().filter(|_| !is_replaced(above)) else { continue };
+            let node = &lock["nodes"][to];
+            if based && (is_nixpkgs(name, None) || original_is_nixpkgs(&node["original"])) {
+                continue;
+            }
+            if let Some(reference) = [&node["original"], &node["locked"]].into_iter().find_map(host_place) {
+                return Err(NixError::HostPath { flake: source.into(), input: name.clone(), reference });
+            }
+            let below = above.map_or(&none, |i| &i.inputs);
+            // With nothing said of what is below, once is enough.
+            if !below.is_empty() || seen.insert(to) {
+                open.push((to, below));
+            }
+        }
+    }
+    Ok(())
 }
 
-/// What of this computer the attributes of a reference name.
-fn host_path(attributes: &Value) -> Option<String> {
-    let text = |key: &str| attributes[key].as_str();
-    match text("type") {
-        Some("path") => text("path").filter(|p| leads_to_host(p)).map(str::to_owned),
-        _ => text("url").filter(|u| leads_to_host(u)).map(str::to_owned),
+fn is_replaced(above: Option<&Input>) -> bool {
+    above.is_some_and(|i| i.reference.is_some() || i.follows.is_some())
+}
+
+/// All that inputs name of this computer.
+fn places(inputs: &BTreeMap<String, Input>, all: &mut BTreeSet<String>) {
+    for input in inputs.values() {
+        all.extend(input.reference.as_ref().and_then(place_of));
+        places(&input.inputs, all);
+    }
+}
+
+/// What a reference names of this computer, outside the store.
+fn place_of(reference: &Reference) -> Option<String> {
+    match reference {
+        Reference::Url(url) => place(url),
+        Reference::Attrs(attributes) => host_place(&Value::Object(attributes.clone())),
+    }
+}
+
+/// What of this computer the attributes of a reference name, outside the store.
+fn host_place(attributes: &Value) -> Option<String> {
+    match attributes["type"].as_str() {
+        Some("path") => attributes["path"].as_str().and_then(outside),
+        _ => attributes["url"].as_str().and_then(place),
+    }
+}
+
+/// What an address names of this computer, outside the store. What is relative stays within the source that says so.
+fn place(url: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once(':').unwrap_or(("", url));
+    let scheme = scheme.to_ascii_lowercase();
+    // `tarball+file://` and their like, too.
+    let of_file = scheme.split('+').any(|part| part == "file");
+    if !of_file && scheme != "path" && !scheme.is_empty() {
+        return None;
+    }
+    let path = codchi_core::source::decode(rest.split(['?', '#']).next().unwrap_or_default());
+    let path = path.strip_prefix("//").filter(|_| !scheme.is_empty()).unwrap_or(&path);
+    // A host may stand before it, which can only be this one.
+    if of_file && !path.starts_with('/') {
+        return Some(path.to_owned());
+    }
+    outside(path)
+}
+
+/// A path that leads out of a source, and not to the store.
+fn outside(path: &str) -> Option<String> {
+    let stored = path.starts_with("/nix/store/") && !path.split('/').any(|part| part == "..");
+    (path.starts_with(['/', '~']) && !stored).then(|| path.to_owned())
+}
+
+/// Whether a reference names a folder beside the flake that says so.
+fn is_relative(reference: &Reference) -> bool {
+    match reference {
+        Reference::Url(url) => {
+            let path = url.strip_prefix("path:").unwrap_or(url);
+            let of_path = path.len() < url.len() || path.is_empty() || path.starts_with(['.', '?']);
+            of_path && !codchi_core::source::decode(path).starts_with('/')
+        }
+        Reference::Attrs(a) => {
+            a.get("type").is_some_and(|t| t == "path")
+                && a.get("path").and_then(Value::as_str).is_some_and(|p| !p.starts_with('/'))
+        }
     }
 }
 
@@ -716,26 +845,35 @@ mod tests {
 
     #[test]
     fn only_the_machine_flake_may_name_what_is_on_this_computer() {
+        let none = BTreeMap::new();
         for url in [
             "path:/home/me/.ssh",
             "path:///home/me/.ssh",
+            "path:%2Fhome%2Fme%2F.ssh",
+            "path:/nix/store/%2e%2e/%2e%2e/home/me",
+            "PATH:/home/me",
             "/home/me/.ssh",
             "~/.ssh",
             "path:/nix/store/../../home/me",
             "file:///home/me/.ssh/id",
+            "FILE:///home/me/.ssh/id",
+            "file://localhost/home/me/.ssh/id",
             "git+file:///home/me/r?dir=x",
             "git+file:/home/me/r",
             "tarball+file:///home/me/a.tar",
             "file+file:///etc/shadow",
             "hg+file:///home/me/r",
         ] {
-            assert!(leads_to_host(url), "{url}");
+            assert!(place(url).is_some(), "{url}");
             let written =
                 format!("{{ inputs.x = {{ url = \"{url}\"; flake = false; }}; outputs = _: {{ }}; }}");
             let flake = flake::parse(&written).unwrap();
-            assert!(refuse_host_paths("f", &flake.inputs).is_err(), "{url}");
+            assert!(refuse_written("f", &flake.inputs, &none, false).is_err(), "{url}");
+            // Where a flake above says what is there instead, that counts.
+            assert!(refuse_written("f", &flake.inputs, &flake.inputs, false).is_ok(), "{url}");
             let deep = format!("{{ inputs.a.inputs.x.url = \"{url}\"; outputs = _: {{ }}; }}");
-            assert!(refuse_host_paths("f", &flake::parse(&deep).unwrap().inputs).is_err(), "{url}");
+            let deep = flake::parse(&deep).unwrap();
+            assert!(refuse_written("f", &deep.inputs, &none, false).is_err(), "{url}");
         }
         for url in [
             "path:/nix/store/00000000000000000000000000000000-source",
@@ -749,17 +887,27 @@ mod tests {
             "nixpkgs",
             "flake:nixpkgs/nixos",
         ] {
-            assert!(!leads_to_host(url), "{url}");
+            assert_eq!(place(url), None, "{url}");
         }
+        let nodes = |attributes: Value| {
+            let inputs = |name: &str| json!({ name: name });
+            json!({ "nodes": { "root": { "inputs": inputs("a") }, "a": { "inputs": inputs("b") }, "b": { "locked": attributes } } })
+        };
         for attributes in [
             json!({ "type": "path", "path": "/home/me" }),
             json!({ "type": "git", "url": "file:///home/me" }),
             json!({ "type": "git", "url": "/home/me" }),
             json!({ "type": "tarball", "url": "file:///home/me/a.tar" }),
         ] {
-            assert!(host_path(&attributes).is_some(), "{attributes}");
+            assert!(host_place(&attributes).is_some(), "{attributes}");
+            assert!(refuse_locked("f", &nodes(attributes), &none, false).is_err());
         }
-        assert_eq!(host_path(&json!({ "type": "github", "owner": "o", "repo": "r" })), None);
+        let fine = json!({ "type": "github", "owner": "o", "repo": "r" });
+        assert_eq!(host_place(&fine), None);
+        assert!(refuse_locked("f", &nodes(fine), &none, false).is_ok());
+        let relative = |url: &str| is_relative(&Reference::Url(url.into()));
+        assert!(["path:./sub", "path:../x", ".", "./x", "?dir=x", "path:sub", ""].into_iter().all(relative));
+        assert!(!["path:/x", "path:%2Fx", "github:o/r", "nixpkgs", "/x"].into_iter().any(relative));
     }
 
     #[test]

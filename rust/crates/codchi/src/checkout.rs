@@ -191,6 +191,18 @@ pub struct Clone<'a> {
     pub submodules: bool,
 }
 
+/// Lets git use what this call may.
+fn with_passwords(app: &App, auth: Option<&Auth>, git: &mut Command) {
+    git.envs(codchi_store::certificates_of_git());
+    let unasked = if app.can_ask() { Vec::new() } else { codchi_nix::nix::unasked() };
+    for (variable, value) in auth.iter().flat_map(|a| a.environment()).chain(unasked) {
+        match value {
+            Some(value) => git.env(variable, value),
+            None => git.env_remove(variable),
+        };
+    }
+}
+
 /// Clones a repository with the person's own git and passwords, hands the clone to the machine, and answers where it is there.
 pub fn clone(app: &App, name: &MachineName, wanted: &Clone, auth: Option<&Auth>) -> Result<String> {
     require_git(app, name)?;
@@ -210,19 +222,23 @@ pub fn clone(app: &App, name: &MachineName, wanted: &Clone, auth: Option<&Auth>)
     if let Some(reference) = wanted.reference {
         git.args(["--branch", reference]);
     }
-    git.envs(codchi_store::certificates_of_git());
-    let unasked = if app.can_ask() { Vec::new() } else { codchi_nix::nix::unasked() };
-    for (variable, value) in auth.iter().flat_map(|a| a.environment()).chain(unasked) {
-        match value {
-            Some(value) => git.env(variable, value),
-            None => git.env_remove(variable),
-        };
-    }
+    with_passwords(app, auth, &mut git);
     let shown = text::printable_line(wanted.url);
     match git.arg("--").arg(wanted.url).arg(&here).status() {
         Ok(status) if status.success() => {}
         Ok(_) => return Err(Failure::failed(format!("`{shown}` cannot be cloned"))),
         Err(e) => return Err(Failure::new(Kind::Host, format!("cannot run git: {e}")).hint("install git")),
+    }
+    if let Some(commit) = wanted.commit.filter(|_| wanted.depth.is_some() || wanted.single_branch) {
+        let mut git = Command::new("git");
+        with_passwords(app, auth, &mut git);
+        git.arg("-C").arg(&here).args(["fetch", "--quiet"]);
+        if let Some(depth) = wanted.depth {
+            git.args(["--depth", &depth.to_string()]);
+        }
+        if !git.args(["origin", commit]).status().is_ok_and(|s| s.success()) {
+            return Err(Failure::failed(format!("`{shown}` has no commit `{commit}`")));
+        }
     }
     let mut tar = Command::new("tar");
     let (mut tar, out) =
@@ -231,6 +247,8 @@ pub fn clone(app: &App, name: &MachineName, wanted: &Clone, auth: Option<&Auth>)
     let commit = wanted.commit.unwrap_or_default();
     let mut receives = inside(app, name, &["sh", "-c", RECEIVE, "sh", wanted.folder, commit, submodules]);
     let done = path_of(receives.stdin(out));
+    // It holds what tar writes to.
+    drop(receives);
     let sent = wait(&mut tar)?;
     let (status, folder) = done?;
     if status.success() && sent.success() && folder.starts_with('/') && !folder.contains('\n') {

@@ -785,7 +785,7 @@ mod tests {
                 machine,
                 unread: &UNREAD,
                 facts: Vec::new(),
-                cache: &cache,
+                cache: Some(&cache),
             };
             codchi_nix::fingerprint::compute(&inputs).unwrap()
         };

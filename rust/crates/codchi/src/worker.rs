@@ -604,7 +604,11 @@ impl Worker for MachineWorker<'_> {
                     nix.add_root(&roots.join(path.base_name()), path)?;
                 }
                 // What was kept for it has its roots now.
-                Ok(codchi_fs::remove_dir_all(next_roots(app, &self.name))?)
+                let next = next_roots(app, &self.name);
+                for path in &paths {
+                    codchi_fs::remove_if_exists(next.join(path.base_name()))?;
+                }
+                Ok(())
             }
             Step::InstallConfig { from, to } => {
                 if to.exists() {
@@ -815,13 +819,17 @@ pub fn fingerprint_of(
     nix: &str,
 ) -> Option<String> {
     let cache = fingerprint_cache(app, name);
-    codchi_fs::create_private_dir(cache.parent()?).ok()?;
+    // One whose making may still fail leaves nothing.
+    let cache = app.exists(name).then_some(cache.as_path());
+    if let Some(folder) = cache.and_then(Path::parent) {
+        codchi_fs::create_private_dir(folder).ok()?;
+    }
     let inputs = codchi_nix::fingerprint::Inputs {
         machine: folder,
         // What of its attachment decides an evaluation is among the facts.
         unread: &make::UNREAD,
         facts: make::facts(app, name, nix, attachment),
-        cache: &cache,
+        cache,
     };
     codchi_nix::fingerprint::compute(&inputs).ok()
 }

@@ -280,8 +280,10 @@ pub fn import(app: &App, args: &cli::Import) -> Result<()> {
     codchi_fs::remove_dir_all(head.join("inputs"))?;
     codchi_fs::remove_if_exists(head.join(FILE))?;
     codchi_fs::rename(&head, &folder)?;
-    let flake_text = codchi_fs::read_to_string(folder.join("flake.nix"))?;
-    let lock_text = codchi_fs::read_to_string(folder.join("flake.lock"))?;
+    // Another's, as its modules are.
+    tools.nix.examine_machine(&folder)?;
+    let text = |file: &str| codchi_fs::read_beneath(&folder, file, 16 << 20).map(Option::unwrap_or_default);
+    let (flake_text, lock_text) = (text("flake.nix")?, text("flake.lock")?);
     let mut attachment = Attachment {
         version: HOST_VERSION,
         driver: driver.info().name.parse()?,
