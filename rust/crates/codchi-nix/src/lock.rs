@@ -432,10 +432,9 @@ fn refuse_written(
     let none = BTreeMap::new();
     for (name, input) in inputs {
         let above = overlay.get(name);
-        if !is_replaced(above) && !(based && is_nixpkgs(name, input.reference.as_ref())) {
-            if let Some(reference) = input.reference.as_ref().and_then(place_of) {
-                return Err(NixError::HostPath { flake: source.into(), input: name.clone(), reference });
-            }
+        let is_replaced = is_replaced(above) || based && is_nixpkgs(name, input.reference.as_ref());
+        if let Some(reference) = input.reference.as_ref().filter(|_| !is_replaced).and_then(place_of) {
+            return Err(NixError::HostPath { flake: source.into(), input: name.clone(), reference });
         }
         refuse_written(source, &input.inputs, above.map_or(&none, |i| &i.inputs), based)?;
     }
