@@ -544,15 +544,15 @@ fn pump(port: OwnedFd, listener: &UnixListener, store: &Path) -> Result<()> {
     let mut mux = Mux::new(port, Side::Host).doing("use the port")?;
     let mut answer = |kind| {
         let called = kind == STORE_CHANNEL;
-        let socket =
-            called.then(|| crate::start::through_descriptor(store, "socket", UnixStream::connect).ok());
-        socket.flatten().map(OwnedFd::from)
+        called.then(|| crate::start::through_descriptor(store, "socket", connect_at_once).ok()).flatten()
     };
+    let mut pause = None;
     loop {
         let mut list = Vec::new();
         let watched = mux.watch(&mut list);
-        list.push(PollFd::new(listener, if mux.is_met() { PollFlags::IN } else { PollFlags::empty() }));
-        match poll(&mut list, None) {
+        let calls = mux.is_met() && pause.is_none();
+        list.push(PollFd::new(listener, if calls { PollFlags::IN } else { PollFlags::empty() }));
+        match poll(&mut list, pause.take().as_ref()) {
             Err(rustix::io::Errno::INTR) => continue,
             r => r.doing("wait")?,
         };
@@ -561,12 +561,23 @@ fn pump(port: OwnedFd, listener: &UnixListener, store: &Path) -> Result<()> {
         if mux.turn(&watched, &seen, &mut answer).is_err() {
             return Ok(());
         }
-        if seen.last().is_some_and(|s| s.contains(PollFlags::IN))
-            && let Ok((client, _)) = listener.accept()
-        {
-            mux.open(AGENT_CHANNEL, client.into()).doing("use a connection")?;
+        if seen.last().is_some_and(|s| s.contains(PollFlags::IN)) {
+            match listener.accept() {
+                Ok((client, _)) => mux.open(AGENT_CHANNEL, client.into()).doing("use a connection")?,
+                // It still calls: no descriptor is free, say.
+                Err(_) => pause = Some(rustix::time::Timespec { tv_sec: 0, tv_nsec: 100_000_000 }),
+            }
         }
     }
+}
+
+/// Connects to a socket that has room for one more: nobody else is to wait for that.
+fn connect_at_once(path: String) -> io::Result<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
 }
 
 /// A cpio archive in the form that Linux takes for its first memory (newc).
