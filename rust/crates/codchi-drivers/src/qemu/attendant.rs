@@ -43,6 +43,7 @@ enum Processor {
 /// The engine, for one machine.
 pub struct Attendant {
     dir: PathBuf,
+    root: PathBuf,
     guest: Option<Guest>,
     child: Option<Child>,
     control: Option<Control>,
@@ -65,6 +66,7 @@ impl Attendant {
         Settings::read(&launch.engine)?;
         Ok(Attendant {
             dir: dir.into(),
+            root: launch.root.clone(),
             guest: None,
             child: None,
             control: None,
@@ -190,6 +192,11 @@ impl Engine for Attendant {
     fn open(&mut self, launch: &Launch, secrets: Bundle) -> Result<()> {
         self.guest = Some(Guest::open(&self.dir, launch, secrets)?);
         Ok(())
+    }
+
+    fn root(&self) -> Option<PathBuf> {
+        // What QEMU sees is this host.
+        Some(self.root.clone())
     }
 
     fn leader(&mut self) -> Result<Option<i32>> {
