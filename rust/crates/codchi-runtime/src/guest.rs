@@ -21,6 +21,7 @@ use codchi_sys::process::{self, Child, Namespaces};
 use codchi_sys::{identity, signal};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FileType, MemfdFlags, Mode, OFlags};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::attend::Has;
 use crate::error::{Doing, Error, Result};
@@ -34,6 +35,8 @@ use crate::{outer, resolver};
 
 /// The number by which a program knows the first of its descriptors.
 pub const FIRST_FD: i32 = 3;
+/// The one right of the root that a program is: its network leads low ports, too, to the machine.
+const KEPT: &str = "CAP_NET_BIND_SERVICE";
 /// The socket by which this host reaches the agent: a stream that carries no descriptors.
 pub const SOCKET: &str = "stream";
 
@@ -212,6 +215,7 @@ impl Guest {
     fn enter(&mut self, program: &Program, go: OwnedFd) -> Result<Child> {
         let (console_r, console_w) = outer::pipe()?;
         let command = Command::of(program)?;
+        let kept = crate::caps::numbers(&[KEPT.into()])?;
         let namespaces = Namespaces::USER.and(Namespaces::NET).and(Namespaces::IPC).and(Namespaces::UTS);
         let child = process::clone(namespaces, None, || {
             let kill = Some(rustix::process::Signal::KILL);
@@ -223,6 +227,9 @@ impl Guest {
             }
             let run = || -> Result<std::convert::Infallible> {
                 process::loopback_up().doing("start the network")?;
+                for capability in (0..64).filter(|c| !kept.contains(c)) {
+                    identity::drop_bounding(capability).doing("drop capabilities")?;
+                }
                 command.become_it(console_w.as_fd())
             };
             match run() {
@@ -413,6 +420,8 @@ impl Command<'_> {
 
     /// Becomes the program, as root of the user namespace that this process is in. It ends with whoever started it.
     fn become_it(&self, output: BorrowedFd<'_>) -> Result<std::convert::Infallible> {
+        // Until then it is a copy of the supervisor, secrets and all, which no program of the machine's root may look into.
+        identity::set_dumpable(false).doing("close this process to others")?;
         let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .doing("open /dev/null")?;
         process::stdio(null.as_fd(), 0).doing("redirect")?;
@@ -440,14 +449,22 @@ impl Command<'_> {
     }
 }
 
-/// Starts a program in the machine's user namespace, but in the host's networks.
+/// Starts a program in the machine's user namespace, with no network.
 fn run_beside(namespace: &OwnedFd, program: &Program, log: &Path) -> Result<Child> {
     let command = Command::of(program)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
     let log = rustix::fs::open(log, flags, Mode::from_raw_mode(0o600)).at("open", log)?;
     process::fork(|| {
-        let joined = process::setns(namespace.as_fd(), Namespaces::USER).doing("join the machine's ids");
-        match joined.and_then(|()| command.become_it(log.as_fd())) {
+        let run = || -> Result<std::convert::Infallible> {
+            identity::set_dumpable(false).doing("close this process to others")?;
+            process::setns(namespace.as_fd(), Namespaces::USER).doing("join the machine's ids")?;
+            process::unshare(Namespaces::NET).doing("leave the host's network")?;
+            // A descriptor for each file that the machine's kernel remembers.
+            let files = getrlimit(Resource::Nofile);
+            let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
+            command.become_it(log.as_fd())
+        };
+        match run() {
             Ok(never) => match never {},
             Err(e) => {
                 let _ = rustix::io::write(&log, format!("{e}\n").as_bytes());
