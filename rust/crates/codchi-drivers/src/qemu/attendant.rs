@@ -54,6 +54,11 @@ pub struct Attendant {
     forwards: Vec<Forward>,
     /// What a start had to say, until it is said.
     news: Option<Vec<String>>,
+    name: String,
+    /// Whether the machine was up in this life.
+    ready: bool,
+    /// How QEMU ended.
+    ended: Option<process::End>,
 }
 
 fn failed(what: &str, e: impl std::fmt::Display) -> Error {
@@ -74,11 +79,22 @@ impl Attendant {
             stopping: None,
             forwards: Vec::new(),
             news: None,
+            name: launch.name.clone(),
+            ready: false,
+            ended: None,
         })
     }
 
     fn guest(&mut self) -> Result<&mut Guest> {
         self.guest.as_mut().ok_or_else(|| Error::Told("nothing is prepared for the machine".into()))
+    }
+
+    /// That the machine ended as nobody wanted, with its console where that tells why.
+    fn failure(&mut self, why: String) -> Error {
+        match self.ready {
+            true => Error::Told(format!("the machine `{}` ended: {why}", self.name)),
+            false => Error::Start { name: self.name.clone(), why, console: self.console() },
+        }
     }
 
     /// Finds out which processor works: that one is there says little.
@@ -267,6 +283,7 @@ impl Engine for Attendant {
         let child = guest.start(launch, &program, served, port.into(), &mut |m| said.push(m))?;
         let pid = child.pid;
         self.child = Some(child);
+        (self.ready, self.ended) = (false, None);
         self.control = Some(control);
         self.forwards = forwards;
         self.waiting = Some(self.ask(&["is-system-running", "--wait"])?);
@@ -301,6 +318,7 @@ impl Engine for Attendant {
             && waiting.try_wait().map_err(|e| failed("wait for the machine", e))?.is_some()
         {
             self.waiting = None;
+            self.ready = true;
             seen.said = Said { ready: true, ..Said::default() };
         }
         if self.guest()?.look(leader, launch, warn)? {
@@ -350,7 +368,7 @@ impl Engine for Attendant {
         }
         if let Some(child) = self.child.take() {
             let _ = child.signal(codchi_sys::signal::SIGKILL);
-            let _ = child.wait();
+            self.ended = child.wait().ok();
         }
         for asking in [self.waiting.take(), self.stopping.take()].into_iter().flatten() {
             let _ = asking.signal(codchi_sys::signal::SIGKILL);
@@ -363,8 +381,20 @@ impl Engine for Attendant {
 
     fn next(&mut self, _: i32, asked: bool) -> Result<Option<i32>> {
         let end = self.control.take().and_then(|c| c.end);
-        if asked || end != Some(End::Reset) {
-            return Ok(None);
+        match end {
+            _ if asked => return Ok(None),
+            Some(End::Off) => return Ok(None),
+            Some(End::Reset) if self.ready => {}
+            // Nothing says that it gets further the next time.
+            Some(End::Reset) => return Err(self.failure("it restarted itself before it was ready".into())),
+            None => {
+                let how = match self.ended {
+                    Some(process::End::Code(code)) => format!("with status {code}"),
+                    Some(process::End::Signal(signal)) => format!("by signal {signal}"),
+                    None => "nobody knows how".into(),
+                };
+                return Err(self.failure(format!("QEMU ended by itself ({how})")));
+            }
         }
         let launch = Launch::read(&self.dir)?;
         self.start(&launch).map(Some)
