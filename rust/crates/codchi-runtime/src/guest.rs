@@ -77,7 +77,8 @@ pub struct Guest {
     resolver: OwnedFd,
     console: Console,
     network: Option<Network>,
-    servers: Vec<Child>,
+    /// What the machine cannot be without, and what it is.
+    servers: Vec<(String, Child)>,
     _range: Vec<codchi_fs::Lock>,
 }
 
@@ -263,11 +264,11 @@ impl Guest {
             let at = self.show(&share)?;
             let program = server.program(&share, &at, socket.into());
             let child = run_beside(&namespace, &program, &log)?;
-            self.servers.push(child);
+            self.servers.push((format!("virtiofsd for `{}`", share.target), child));
         }
         self.connect(leader.pid, launch, warn);
         let child = serve_port(&self.dir, port)?;
-        self.servers.push(child);
+        self.servers.push(("the process that serves its port".into(), child));
         Ok(())
     }
 
@@ -329,6 +330,7 @@ impl Guest {
     pub fn events(&self) -> Vec<BorrowedFd<'_>> {
         let mut all = vec![self.resolver.as_fd()];
         all.extend(self.console.from.as_ref().map(AsFd::as_fd));
+        all.extend(self.servers.iter().map(|(_, s)| s.as_fd()));
         all.extend(self.network.as_ref().and_then(|n| n.program.as_ref()).map(AsFd::as_fd));
         all
     }
@@ -356,6 +358,20 @@ impl Guest {
         Ok(false)
     }
 
+    /// Something beside the machine that has ended, which it does not go on without; told once.
+    ///
+    /// # Errors
+    /// A process cannot be looked at.
+    pub fn lost(&mut self) -> Result<Option<String>> {
+        for at in 0..self.servers.len() {
+            if let Some(end) = self.servers[at].1.try_wait().doing("wait for what is beside the machine")? {
+                let (what, _) = self.servers.remove(at);
+                return Ok(Some(format!("{what} ended ({end:?})")));
+            }
+        }
+        Ok(None)
+    }
+
     /// What the machine has of its host.
     pub fn has(&self, launch: &Launch) -> Has {
         let problem = Some("this driver does not show folders of the host yet".to_owned());
@@ -372,7 +388,7 @@ impl Guest {
     /// Processes beside the machine.
     pub fn children(&self) -> Vec<i32> {
         let network = self.network.iter().filter_map(|n| n.program.as_ref()).map(|p| p.pid);
-        self.servers.iter().map(|s| s.pid).chain(network).collect()
+        self.servers.iter().map(|(_, s)| s.pid).chain(network).collect()
     }
 
     /// The last lines of the console.
@@ -388,7 +404,7 @@ impl Guest {
             let _ = stop_program(&mut network);
         }
         network::forget();
-        for server in self.servers.drain(..) {
+        for (_, server) in self.servers.drain(..) {
             let _ = server.signal(signal::SIGKILL);
             let _ = server.wait();
         }

@@ -12,6 +12,7 @@ use codchi_runtime::spec::Launch;
 use codchi_runtime::{Error, Result};
 use codchi_secrets::Bundle;
 use codchi_sys::process::{self, Child};
+use rustix::event::{PollFd, PollFlags, poll};
 
 use super::control::{self, Control, End};
 use super::kernel::Settings;
@@ -26,6 +27,8 @@ const SYSTEMCTL: &str = "/run/current-system/sw/bin/systemctl";
 const NETWORK: &str = "net=192.168.231.0/24,host=192.168.231.2,dhcpstart=192.168.231.15,ipv6=off";
 /// How long a processor that works takes to begin a kernel at most.
 const TRIAL: Duration = Duration::from_secs(4);
+/// How long what ends with QEMU may be gone before it.
+const MOMENT: Duration = Duration::from_secs(3);
 /// What the machine's first program says when it works.
 const WORKS: &str = "codchi: it works";
 /// What QEMU says when the host's processor cannot do what KVM says it can, and waits for a person.
@@ -97,6 +100,26 @@ impl Attendant {
             true => Error::Told(format!("the machine `{}` ended: {why}", self.name)),
             false => Error::Start { name: self.name.clone(), why, console: self.console() },
         }
+    }
+
+    /// Whether QEMU has ended, or says it does, within a moment.
+    fn ends(&mut self) -> bool {
+        let until = Instant::now() + MOMENT;
+        while let Some(child) = &self.child
+            && Instant::now() < until
+        {
+            let at_once = rustix::time::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+            if poll(&mut [PollFd::new(child, PollFlags::IN)], Some(&at_once)) == Ok(1) {
+                return true;
+            }
+            if let Some(control) = &mut self.control {
+                control.hear();
+                if control.end.is_some() {
+                    return true;
+                }
+            }
+        }
+        self.child.is_none()
     }
 
     /// Finds out which processor works: that one is there says little.
@@ -330,6 +353,12 @@ impl Engine for Attendant {
             self.waiting = None;
             self.ready = true;
             seen.said = Said { ready: true, ..Said::default() };
+        }
+        // All of it ends with QEMU.
+        if let Some(lost) = self.guest()?.lost()?
+            && !self.ends()
+        {
+            return Err(self.failure(lost));
         }
         if self.guest()?.look(leader, launch, warn)? {
             seen.has = Some(self.guest()?.has(launch));
