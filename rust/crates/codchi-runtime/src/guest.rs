@@ -363,8 +363,8 @@ impl Guest {
     /// # Errors
     /// A process cannot be looked at.
     pub fn lost(&mut self) -> Result<Option<String>> {
-        for at in 0..self.servers.len() {
-            if let Some(end) = self.servers[at].1.try_wait().doing("wait for what is beside the machine")? {
+        for (at, (_, server)) in self.servers.iter().enumerate() {
+            if let Some(end) = server.try_wait().doing("wait for what is beside the machine")? {
                 let (what, _) = self.servers.remove(at);
                 return Ok(Some(format!("{what} ended ({end:?})")));
             }

@@ -420,12 +420,13 @@ impl Engine for Attendant {
 
     fn next(&mut self, _: i32, asked: bool) -> Result<Option<i32>> {
         let end = self.control.take().and_then(|c| c.end);
+        if asked || end == Some(End::Off) {
+            return Ok(None);
+        }
         match end {
-            _ if asked => return Ok(None),
-            Some(End::Off) => return Ok(None),
-            Some(End::Reset) if self.ready => {}
+            Some(_) if self.ready => {}
             // Nothing says that it gets further the next time.
-            Some(End::Reset) => return Err(self.failure("it restarted itself before it was ready".into())),
+            Some(_) => return Err(self.failure("it restarted itself before it was ready".into())),
             None => {
                 let how = match self.ended {
                     Some(process::End::Code(code)) => format!("with status {code}"),
@@ -452,5 +453,55 @@ impl Engine for Attendant {
         if let Some(guest) = &mut self.guest {
             guest.close();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What follows an end: as QEMU tells it, and as the kernel tells of QEMU.
+    fn after(told: Option<End>, ended: process::End, ready: bool, asked: bool) -> String {
+        let (mut control, _theirs) = Control::new().unwrap();
+        control.end = told;
+        let mut a = Attendant {
+            dir: "/nonexistent".into(),
+            root: "/nonexistent/root".into(),
+            guest: None,
+            child: None,
+            control: Some(control),
+            waiting: None,
+            stopping: None,
+            forwards: Vec::new(),
+            news: None,
+            name: "m".into(),
+            ready,
+            ended: Some(ended),
+        };
+        match a.next(1, asked) {
+            Ok(_) => "off".into(),
+            Err(e) => e.to_string(),
+        }
+    }
+
+    #[test]
+    fn an_end_that_nobody_asked_for_is_told() {
+        use process::End::{Code, Signal};
+        assert_eq!(after(Some(End::Off), Code(0), true, false), "off");
+        assert_eq!(after(None, Signal(9), true, true), "off");
+        assert_eq!(
+            after(Some(End::Reset), Code(0), false, false),
+            "the machine `m` did not start: it restarted itself before it was ready"
+        );
+        assert_eq!(
+            after(None, Code(1), false, false),
+            "the machine `m` did not start: QEMU ended by itself (with status 1)"
+        );
+        assert_eq!(
+            after(None, Signal(9), true, false),
+            "the machine `m` ended: QEMU ended by itself (by signal 9)"
+        );
+        // It is started anew, which this one cannot be.
+        assert!(after(Some(End::Reset), Code(0), true, false).contains("/nonexistent/"));
     }
 }
