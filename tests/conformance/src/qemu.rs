@@ -2,7 +2,7 @@
 
 use libtest_mimic::Failed;
 
-use crate::cases::Case;
+use crate::cases::{Case, build};
 use crate::host::Host;
 
 /// The cases. They use the machine `conf` and leave it running.
@@ -44,12 +44,19 @@ fn rebuilt_and_rolled_back(h: &Host) -> Result<(), Failed> {
 
 fn off_and_on(h: &Host) -> Result<(), Failed> {
     h.sh("conf", "echo kept > ~/kept && sudo chown 1234:99 ~/kept")?;
+    h.sh(
+        "conf",
+        &format!("nix-build -o ~/result -E {}", build("linked")),
+    )?;
     h.codchi(&["stop", "conf"])?.ok()?;
+    h.codchi(&["gc"])?.ok()?;
     let status = h.status("conf")?;
     expect("state", status["state"].as_str(), Some("stopped"))?;
     expect("leader", status["leader"].as_u64(), None)?;
     h.codchi(&["stop", "conf"])?.ok()?;
     // exec starts a stopped machine.
     let file = h.sh("conf", "cat ~/kept; stat -c %u:%g ~/kept")?;
-    expect("file", file, "kept\n1234:99".into())
+    expect("file", file, "kept\n1234:99".into())?;
+    let held = h.sh("conf", "cat ~/result; rm ~/result")?;
+    expect("what a result link holds", held, "sandboxed".into())
 }

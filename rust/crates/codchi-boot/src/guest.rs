@@ -40,8 +40,7 @@ pub fn enter() -> PathBuf {
             // Whether this processor works is known now.
             ["try"] => {
                 eprintln!("codchi: it works");
-                rustix::fs::sync();
-                let _ = rustix::system::reboot(RebootCommand::PowerOff);
+                power_off();
             }
             ["name", name] => said("set the host name", rustix::system::sethostname(name.as_bytes())),
             ["init", path] => init = path.into(),
@@ -69,6 +68,12 @@ pub fn enter() -> PathBuf {
     };
     said("enter the machine's file system", switch());
     init
+}
+
+/// Ends the machine.
+pub fn power_off() {
+    rustix::fs::sync();
+    said("power off", rustix::system::reboot(RebootCommand::PowerOff));
 }
 
 fn said(what: &str, done: Result<(), Errno>) {

@@ -37,7 +37,10 @@ fn main() -> ExitCode {
     if args.next().is_some_and(|own| own == "/init") {
         let init = guest::enter();
         make_directories();
-        return become_init(Command::new(init));
+        let failed = become_init(Command::new(init));
+        // The kernel would panic, and begin anew.
+        guest::power_off();
+        return failed;
     }
     if args.next_if(|a| a == "--hold").is_some() {
         loop {

@@ -232,9 +232,10 @@ impl Qemu {
     }
 }
 
-/// Refuses what is only done with a machine that is off: what it has not written yet is in its own memory.
+/// Refuses what is only done with a machine that is off: what it has not written yet is in its own memory. One that somebody looks
+/// after is about to start.
 fn off(host: &Host, machine: &MachineName, what: &'static str) -> Result<()> {
-    match state::status(&host.dirs.machine_runtime(machine))?.leader {
+    match state::status(&host.dirs.machine_runtime(machine))?.supervisor {
         Some(_) => Err(DriverError::Host {
             what: format!("cannot {what}"),
             hints: vec![format!("`codchi stop {machine}` first")],

@@ -33,6 +33,10 @@ pub type Warn<'a> = dyn FnMut(String) + 'a;
 pub trait Engine {
     /// Prepares what is beside the machine for as long as it is looked after, in the namespace of the process that does that.
     fn open(&mut self, launch: &Launch, secrets: Bundle) -> Result<()>;
+    /// Where this host has the machine's root file system, where that is not what its PID 1 sees.
+    fn root(&self) -> Option<PathBuf> {
+        None
+    }
     /// PID 1, by the host's ids; none when the machine is off.
     fn leader(&mut self) -> Result<Option<i32>>;
     /// Starts the machine as `launch` says, and gives its PID 1.
@@ -135,8 +139,12 @@ impl Attendance {
         }
         let mut engine = engine(&launch, dir)?;
         engine.open(&launch, secrets)?;
-        let told =
-            Supervisor { state: State::Starting, revision: launch.revision, ..Supervisor::of_this_process() };
+        let told = Supervisor {
+            state: State::Starting,
+            root: engine.root(),
+            revision: launch.revision,
+            ..Supervisor::of_this_process()
+        };
         told.write(dir)?;
         Ok(Attendance {
             dir: dir.into(),

@@ -21,6 +21,7 @@ use codchi_sys::process::{self, Child, Namespaces};
 use codchi_sys::{identity, signal};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FileType, MemfdFlags, Mode, OFlags};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::attend::Has;
 use crate::error::{Doing, Error, Result};
@@ -34,6 +35,8 @@ use crate::{outer, resolver};
 
 /// The number by which a program knows the first of its descriptors.
 pub const FIRST_FD: i32 = 3;
+/// The one right of the root that a program is: its network leads low ports, too, to the machine.
+const KEPT: &str = "CAP_NET_BIND_SERVICE";
 /// The socket by which this host reaches the agent: a stream that carries no descriptors.
 pub const SOCKET: &str = "stream";
 
@@ -74,7 +77,8 @@ pub struct Guest {
     resolver: OwnedFd,
     console: Console,
     network: Option<Network>,
-    servers: Vec<Child>,
+    /// What the machine cannot be without, and what it is.
+    servers: Vec<(String, Child)>,
     _range: Vec<codchi_fs::Lock>,
 }
 
@@ -212,6 +216,7 @@ impl Guest {
     fn enter(&mut self, program: &Program, go: OwnedFd) -> Result<Child> {
         let (console_r, console_w) = outer::pipe()?;
         let command = Command::of(program)?;
+        let kept = crate::caps::numbers(&[KEPT.into()])?;
         let namespaces = Namespaces::USER.and(Namespaces::NET).and(Namespaces::IPC).and(Namespaces::UTS);
         let child = process::clone(namespaces, None, || {
             let kill = Some(rustix::process::Signal::KILL);
@@ -223,6 +228,9 @@ impl Guest {
             }
             let run = || -> Result<std::convert::Infallible> {
                 process::loopback_up().doing("start the network")?;
+                for capability in (0..64).filter(|c| !kept.contains(c)) {
+                    identity::drop_bounding(capability).doing("drop capabilities")?;
+                }
                 command.become_it(console_w.as_fd())
             };
             match run() {
@@ -256,11 +264,11 @@ impl Guest {
             let at = self.show(&share)?;
             let program = server.program(&share, &at, socket.into());
             let child = run_beside(&namespace, &program, &log)?;
-            self.servers.push(child);
+            self.servers.push((format!("virtiofsd for `{}`", share.target), child));
         }
         self.connect(leader.pid, launch, warn);
         let child = serve_port(&self.dir, port)?;
-        self.servers.push(child);
+        self.servers.push(("the process that serves its port".into(), child));
         Ok(())
     }
 
@@ -322,6 +330,7 @@ impl Guest {
     pub fn events(&self) -> Vec<BorrowedFd<'_>> {
         let mut all = vec![self.resolver.as_fd()];
         all.extend(self.console.from.as_ref().map(AsFd::as_fd));
+        all.extend(self.servers.iter().map(|(_, s)| s.as_fd()));
         all.extend(self.network.as_ref().and_then(|n| n.program.as_ref()).map(AsFd::as_fd));
         all
     }
@@ -349,6 +358,20 @@ impl Guest {
         Ok(false)
     }
 
+    /// Something beside the machine that has ended, which it does not go on without; told once.
+    ///
+    /// # Errors
+    /// A process cannot be looked at.
+    pub fn lost(&mut self) -> Result<Option<String>> {
+        for (at, (_, server)) in self.servers.iter().enumerate() {
+            if let Some(end) = server.try_wait().doing("wait for what is beside the machine")? {
+                let (what, _) = self.servers.remove(at);
+                return Ok(Some(format!("{what} ended ({end:?})")));
+            }
+        }
+        Ok(None)
+    }
+
     /// What the machine has of its host.
     pub fn has(&self, launch: &Launch) -> Has {
         let problem = Some("this driver does not show folders of the host yet".to_owned());
@@ -365,7 +388,7 @@ impl Guest {
     /// Processes beside the machine.
     pub fn children(&self) -> Vec<i32> {
         let network = self.network.iter().filter_map(|n| n.program.as_ref()).map(|p| p.pid);
-        self.servers.iter().map(|s| s.pid).chain(network).collect()
+        self.servers.iter().map(|(_, s)| s.pid).chain(network).collect()
     }
 
     /// The last lines of the console.
@@ -381,7 +404,7 @@ impl Guest {
             let _ = stop_program(&mut network);
         }
         network::forget();
-        for server in self.servers.drain(..) {
+        for (_, server) in self.servers.drain(..) {
             let _ = server.signal(signal::SIGKILL);
             let _ = server.wait();
         }
@@ -413,6 +436,8 @@ impl Command<'_> {
 
     /// Becomes the program, as root of the user namespace that this process is in. It ends with whoever started it.
     fn become_it(&self, output: BorrowedFd<'_>) -> Result<std::convert::Infallible> {
+        // Until then it is a copy of the supervisor, secrets and all, which no program of the machine's root may look into.
+        identity::set_dumpable(false).doing("close this process to others")?;
         let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .doing("open /dev/null")?;
         process::stdio(null.as_fd(), 0).doing("redirect")?;
@@ -440,14 +465,22 @@ impl Command<'_> {
     }
 }
 
-/// Starts a program in the machine's user namespace, but in the host's networks.
+/// Starts a program in the machine's user namespace, with no network.
 fn run_beside(namespace: &OwnedFd, program: &Program, log: &Path) -> Result<Child> {
     let command = Command::of(program)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
     let log = rustix::fs::open(log, flags, Mode::from_raw_mode(0o600)).at("open", log)?;
     process::fork(|| {
-        let joined = process::setns(namespace.as_fd(), Namespaces::USER).doing("join the machine's ids");
-        match joined.and_then(|()| command.become_it(log.as_fd())) {
+        let run = || -> Result<std::convert::Infallible> {
+            identity::set_dumpable(false).doing("close this process to others")?;
+            process::setns(namespace.as_fd(), Namespaces::USER).doing("join the machine's ids")?;
+            process::unshare(Namespaces::NET).doing("leave the host's network")?;
+            // A descriptor for each file that the machine's kernel remembers.
+            let files = getrlimit(Resource::Nofile);
+            let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
+            command.become_it(log.as_fd())
+        };
+        match run() {
             Ok(never) => match never {},
             Err(e) => {
                 let _ = rustix::io::write(&log, format!("{e}\n").as_bytes());
@@ -544,15 +577,15 @@ fn pump(port: OwnedFd, listener: &UnixListener, store: &Path) -> Result<()> {
     let mut mux = Mux::new(port, Side::Host).doing("use the port")?;
     let mut answer = |kind| {
         let called = kind == STORE_CHANNEL;
-        let socket =
-            called.then(|| crate::start::through_descriptor(store, "socket", UnixStream::connect).ok());
-        socket.flatten().map(OwnedFd::from)
+        called.then(|| crate::start::through_descriptor(store, "socket", connect_at_once).ok()).flatten()
     };
+    let mut pause = None;
     loop {
         let mut list = Vec::new();
         let watched = mux.watch(&mut list);
-        list.push(PollFd::new(listener, if mux.is_met() { PollFlags::IN } else { PollFlags::empty() }));
-        match poll(&mut list, None) {
+        let calls = mux.is_met() && pause.is_none();
+        list.push(PollFd::new(listener, if calls { PollFlags::IN } else { PollFlags::empty() }));
+        match poll(&mut list, pause.take().as_ref()) {
             Err(rustix::io::Errno::INTR) => continue,
             r => r.doing("wait")?,
         };
@@ -561,12 +594,23 @@ fn pump(port: OwnedFd, listener: &UnixListener, store: &Path) -> Result<()> {
         if mux.turn(&watched, &seen, &mut answer).is_err() {
             return Ok(());
         }
-        if seen.last().is_some_and(|s| s.contains(PollFlags::IN))
-            && let Ok((client, _)) = listener.accept()
-        {
-            mux.open(AGENT_CHANNEL, client.into()).doing("use a connection")?;
+        if seen.last().is_some_and(|s| s.contains(PollFlags::IN)) {
+            match listener.accept() {
+                Ok((client, _)) => mux.open(AGENT_CHANNEL, client.into()).doing("use a connection")?,
+                // It still calls: no descriptor is free, say.
+                Err(_) => pause = Some(rustix::time::Timespec { tv_sec: 0, tv_nsec: 100_000_000 }),
+            }
         }
     }
+}
+
+/// Connects to a socket that has room for one more: nobody else is to wait for that.
+fn connect_at_once(path: String) -> io::Result<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
 }
 
 /// A cpio archive in the form that Linux takes for its first memory (newc).

@@ -42,6 +42,9 @@ pub struct Supervisor {
     pub start_time: u64,
     /// The machine's PID 1.
     pub leader: Option<i32>,
+    /// Where this host has the machine's root file system, where that is not what its PID 1 sees: a virtual machine's.
+    #[serde(default)]
+    pub root: Option<PathBuf>,
     /// What the machine does.
     pub state: State,
     /// What PID 1 says of itself.
@@ -94,6 +97,7 @@ impl Supervisor {
             pid,
             start_time: start_time(pid).unwrap_or(0),
             leader: None,
+            root: None,
             state: State::Stopped,
             text: String::new(),
             network: None,

@@ -2,7 +2,8 @@
 //!
 //! Whoever connects is untrusted. A root that a program in the machine registers (a result link, direnv) becomes a root
 //! of this host at once: it is resolved through the machine's own root file system, without ever leaving it, and
-//! dropped when the link is gone.
+//! dropped when the link is gone. Of a virtual machine that is the folder its files are in on this host, without what
+//! it mounts itself.
 //!
 //! The daemon of each connection sees the machine's own folder as `gcroots/auto`, an inbox that this process empties:
 //! a link there names a path inside the machine, which would mean something else, or nothing, on the host. The real
@@ -507,9 +508,9 @@ impl Roots {
             return;
         }
         self.leader = leader;
+        let root = |pid| said["root"].as_str().map_or_else(|| format!("/proc/{pid}/root"), str::to_owned);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        self.machine =
-            leader.and_then(|pid| rustix::fs::open(format!("/proc/{pid}/root"), flags, Mode::empty()).ok());
+        self.machine = leader.and_then(|pid| rustix::fs::open(root(pid), flags, Mode::empty()).ok());
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         self.network =
             leader.and_then(|pid| rustix::fs::open(format!("/proc/{pid}/ns/net"), flags, Mode::empty()).ok());

@@ -17,6 +17,10 @@ const WINDOW: usize = 256 << 10;
 const CHUNK: usize = 16 << 10;
 /// Bytes that wait for the trunk before channels are read no more.
 const ENOUGH: usize = 64 << 10;
+/// Bytes that wait for a trunk whose other side only talks. Memory has an end.
+const TOO_MUCH: usize = 64 << 20;
+/// Channels that a machine may have opened: what they lead to takes about as many. How many a host may, the agent says.
+const CHANNELS: usize = 100;
 const HEADER: usize = 8;
 /// Last byte of each header.
 const MARK: u8 = 0xc7;
@@ -52,6 +56,7 @@ struct Channel {
 /// One side of the trunk.
 pub struct Mux {
     trunk: OwnedFd,
+    side: Side,
     next: u32,
     channels: BTreeMap<u32, Channel>,
     arrived: Vec<u8>,
@@ -83,7 +88,16 @@ impl Mux {
         rustix::io::ioctl_fionbio(&trunk, true)?;
         let next = u32::from(side == Side::Machine) + 2;
         let out = BEGIN.to_vec();
-        Ok(Mux { trunk, next, channels: BTreeMap::new(), arrived: Vec::new(), out, met: false, ever: false })
+        Ok(Mux {
+            trunk,
+            side,
+            next,
+            channels: BTreeMap::new(),
+            arrived: Vec::new(),
+            out,
+            met: false,
+            ever: false,
+        })
     }
 
     /// Opens a channel that leads from a local stream.
@@ -129,7 +143,7 @@ impl Mux {
     /// Moves what is ready: `seen` is what poll answered for each of `watched`.
     ///
     /// # Errors
-    /// The trunk is gone.
+    /// The trunk is gone, or the other side takes nothing and goes on talking.
     pub fn turn(
         &mut self,
         watched: &[Watched],
@@ -145,7 +159,16 @@ impl Mux {
                 }
             }
         }
-        self.flush()
+        self.flush()?;
+        if self.out.len() > TOO_MUCH {
+            return Err(io::Error::other("the other side does not read"));
+        }
+        Ok(())
+    }
+
+    /// Whether the other side chose this name.
+    fn is_theirs(&self, id: u32) -> bool {
+        id % 2 != self.next % 2
     }
 
     fn put(&mut self, id: u32, kind: u8, payload: &[u8]) {
@@ -225,8 +248,9 @@ impl Mux {
     fn begin(&mut self) {
         self.met = true;
         self.channels.clear();
-        // It waits to hear the same from us, who said it to the one before.
-        if std::mem::replace(&mut self.ever, true) {
+        // It waits to hear the same from us, who said it to the one before. One side only, or both would answer for ever; and
+        // it is the machine that begins twice.
+        if std::mem::replace(&mut self.ever, true) && self.side == Side::Host {
             self.out.extend_from_slice(BEGIN);
         }
     }
@@ -234,15 +258,17 @@ impl Mux {
     fn take(&mut self, id: u32, kind: u8, payload: Vec<u8>, answer: &mut Answer<'_>) {
         match kind {
             OPEN => {
-                let fd = payload.first().and_then(|kind| answer(*kind));
-                let fd = fd.filter(|fd| rustix::io::ioctl_fionbio(fd, true).is_ok());
-                match fd {
-                    Some(fd) if !self.channels.contains_key(&id) => {
+                let open = self.channels.keys().filter(|id| self.is_theirs(**id)).count();
+                let room = self.side == Side::Machine || open < CHANNELS;
+                let may = room && self.is_theirs(id) && !self.channels.contains_key(&id);
+                let fd = payload.first().filter(|_| may).and_then(|kind| answer(*kind));
+                match fd.filter(|fd| rustix::io::ioctl_fionbio(fd, true).is_ok()) {
+                    Some(fd) => {
                         let new =
                             Channel { fd, waiting: Vec::new(), credit: WINDOW, closed: false, deaf: false };
                         self.channels.insert(id, new);
                     }
-                    _ => self.put(id, CLOSE, &[]),
+                    None => self.put(id, CLOSE, &[]),
                 }
             }
             DATA => {
@@ -394,5 +420,70 @@ mod tests {
         near[1].set_nonblocking(false).unwrap();
         near[1].read_to_string(&mut text).unwrap();
         assert_eq!(text, "bye");
+    }
+
+    fn frame(id: u32, kind: u8, payload: &[u8]) -> Vec<u8> {
+        let mut f = id.to_le_bytes().to_vec();
+        f.extend((payload.len() as u16).to_le_bytes());
+        f.extend([kind, MARK]);
+        f.extend(payload);
+        f
+    }
+
+    #[test]
+    fn the_other_side_opens_only_so_many_channels_and_none_of_ours() {
+        let (mut a, b) = UnixStream::pair().unwrap();
+        let mut host = Mux::new(b.into(), Side::Host).unwrap();
+        a.write_all(BEGIN).unwrap();
+        let mut said = frame(2, OPEN, &[1]);
+        for n in 0..CHANNELS as u32 + 50 {
+            said.extend(frame(2 * n + 3, OPEN, &[1]));
+        }
+        a.write_all(&said).unwrap();
+        let mut far = Vec::new();
+        for _ in 0..4 {
+            turn(&mut host, &mut |_| {
+                let (theirs, its) = UnixStream::pair().unwrap();
+                far.push(theirs);
+                Some(its.into())
+            });
+        }
+        assert_eq!((far.len(), host.channels.len()), (CHANNELS, CHANNELS));
+        let mut heard = vec![0; BEGIN.len() + 51 * HEADER];
+        a.read_exact(&mut heard).unwrap();
+        assert_eq!(heard[BEGIN.len()..][..HEADER], frame(2, CLOSE, &[]));
+        // One that is closed makes room.
+        a.write_all(&[frame(3, CLOSE, &[]), frame(999, OPEN, &[1])].concat()).unwrap();
+        turn(&mut host, &mut |_| Some(UnixStream::pair().unwrap().0.into()));
+        assert!(host.channels.contains_key(&999));
+    }
+
+    #[test]
+    fn one_that_only_talks_is_left() {
+        let (a, b) = UnixStream::pair().unwrap();
+        a.set_nonblocking(true).unwrap();
+        let mut host = Mux::new(b.into(), Side::Host).unwrap();
+        let said = BEGIN.repeat(4096);
+        let mut at = 0;
+        let done = (0..10_000).find_map(|_| {
+            at = (at + (&a).write(&said[at..]).unwrap_or(0)) % said.len();
+            host.turn(&[Watched::Trunk], &[PollFlags::IN], &mut |_| None).err()
+        });
+        assert!(done.is_some());
+        assert!(host.out.len() < 2 * TOO_MUCH);
+    }
+
+    #[test]
+    fn only_the_host_answers_a_beginning_after_the_first() {
+        for (side, answers) in [(Side::Host, 1), (Side::Machine, 0)] {
+            let (mut a, b) = UnixStream::pair().unwrap();
+            let mut mux = Mux::new(b.into(), side).unwrap();
+            a.write_all(&BEGIN.repeat(2)).unwrap();
+            turn(&mut mux, &mut |_| None);
+            drop(mux);
+            let mut heard = Vec::new();
+            a.read_to_end(&mut heard).unwrap();
+            assert_eq!(heard, BEGIN.repeat(1 + answers));
+        }
     }
 }

@@ -12,6 +12,7 @@ use codchi_runtime::spec::Launch;
 use codchi_runtime::{Error, Result};
 use codchi_secrets::Bundle;
 use codchi_sys::process::{self, Child};
+use rustix::event::{PollFd, PollFlags, poll};
 
 use super::control::{self, Control, End};
 use super::kernel::Settings;
@@ -26,8 +27,12 @@ const SYSTEMCTL: &str = "/run/current-system/sw/bin/systemctl";
 const NETWORK: &str = "net=192.168.231.0/24,host=192.168.231.2,dhcpstart=192.168.231.15,ipv6=off";
 /// How long a processor that works takes to begin a kernel at most.
 const TRIAL: Duration = Duration::from_secs(4);
+/// How long what ends with QEMU may be gone before it.
+const MOMENT: Duration = Duration::from_secs(3);
 /// What the machine's first program says when it works.
 const WORKS: &str = "codchi: it works";
+/// What QEMU says when the host's processor cannot do what KVM says it can, and waits for a person.
+const FAILS: &str = "KVM internal error";
 /// Where what was found out about the processor is kept, in the machine's runtime directory.
 const FOUND: &str = "acceleration";
 
@@ -43,6 +48,7 @@ enum Processor {
 /// The engine, for one machine.
 pub struct Attendant {
     dir: PathBuf,
+    root: PathBuf,
     guest: Option<Guest>,
     child: Option<Child>,
     control: Option<Control>,
@@ -53,6 +59,11 @@ pub struct Attendant {
     forwards: Vec<Forward>,
     /// What a start had to say, until it is said.
     news: Option<Vec<String>>,
+    name: String,
+    /// Whether the machine was up in this life.
+    ready: bool,
+    /// How QEMU ended.
+    ended: Option<process::End>,
 }
 
 fn failed(what: &str, e: impl std::fmt::Display) -> Error {
@@ -65,6 +76,7 @@ impl Attendant {
         Settings::read(&launch.engine)?;
         Ok(Attendant {
             dir: dir.into(),
+            root: launch.root.clone(),
             guest: None,
             child: None,
             control: None,
@@ -72,11 +84,42 @@ impl Attendant {
             stopping: None,
             forwards: Vec::new(),
             news: None,
+            name: launch.name.clone(),
+            ready: false,
+            ended: None,
         })
     }
 
     fn guest(&mut self) -> Result<&mut Guest> {
         self.guest.as_mut().ok_or_else(|| Error::Told("nothing is prepared for the machine".into()))
+    }
+
+    /// That the machine ended as nobody wanted, with its console where that tells why.
+    fn failure(&mut self, why: String) -> Error {
+        match self.ready {
+            true => Error::Told(format!("the machine `{}` ended: {why}", self.name)),
+            false => Error::Start { name: self.name.clone(), why, console: self.console() },
+        }
+    }
+
+    /// Whether QEMU has ended, or says it does, within a moment.
+    fn ends(&mut self) -> bool {
+        let until = Instant::now() + MOMENT;
+        while let Some(child) = &self.child
+            && Instant::now() < until
+        {
+            let at_once = rustix::time::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+            if poll(&mut [PollFd::new(child, PollFlags::IN)], Some(&at_once)) == Ok(1) {
+                return true;
+            }
+            if let Some(control) = &mut self.control {
+                control.hear();
+                if control.end.is_some() {
+                    return true;
+                }
+            }
+        }
+        self.child.is_none()
     }
 
     /// Finds out which processor works: that one is there says little.
@@ -102,14 +145,22 @@ impl Attendant {
         let program = Program { path: qemu()?, args, fds: vec![memory] };
         let child = guest.start_alone(&program)?;
         let until = Instant::now() + TRIAL;
-        while Instant::now() < until && child.try_wait().map_err(|e| failed("wait for QEMU", e))?.is_none() {
+        let mut ended = None;
+        while ended.is_none() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(20));
+            ended = child.try_wait().map_err(|e| failed("wait for QEMU", e))?;
         }
-        let _ = child.signal(codchi_sys::signal::SIGKILL);
-        let _ = child.wait();
-        let works = guest.console().iter().any(|line| line.contains(WORKS));
-        let found = if works { Processor::Kvm } else { Processor::Emulated };
-        codchi_fs::write(&file, key(found))?;
+        if ended.is_none() {
+            let _ = child.signal(codchi_sys::signal::SIGKILL);
+            let _ = child.wait();
+        }
+        let console = guest.console();
+        let says = |what: &str| console.iter().any(|line| line.contains(what));
+        let found = if says(WORKS) { Processor::Kvm } else { Processor::Emulated };
+        // What took too long may be the host's having much to do.
+        if found == Processor::Kvm || ended.is_some() || says(FAILS) {
+            codchi_fs::write(&file, key(found))?;
+        }
         Ok(found)
     }
 
@@ -192,6 +243,11 @@ impl Engine for Attendant {
         Ok(())
     }
 
+    fn root(&self) -> Option<PathBuf> {
+        // What QEMU sees is this host.
+        Some(self.root.clone())
+    }
+
     fn leader(&mut self) -> Result<Option<i32>> {
         // It ends with whoever looks after it.
         Ok(self.child.as_ref().map(|c| c.pid))
@@ -260,6 +316,7 @@ impl Engine for Attendant {
         let child = guest.start(launch, &program, served, port.into(), &mut |m| said.push(m))?;
         let pid = child.pid;
         self.child = Some(child);
+        (self.ready, self.ended) = (false, None);
         self.control = Some(control);
         self.forwards = forwards;
         self.waiting = Some(self.ask(&["is-system-running", "--wait"])?);
@@ -294,7 +351,14 @@ impl Engine for Attendant {
             && waiting.try_wait().map_err(|e| failed("wait for the machine", e))?.is_some()
         {
             self.waiting = None;
+            self.ready = true;
             seen.said = Said { ready: true, ..Said::default() };
+        }
+        // All of it ends with QEMU.
+        if let Some(lost) = self.guest()?.lost()?
+            && !self.ends()
+        {
+            return Err(self.failure(lost));
         }
         if self.guest()?.look(leader, launch, warn)? {
             seen.has = Some(self.guest()?.has(launch));
@@ -343,7 +407,7 @@ impl Engine for Attendant {
         }
         if let Some(child) = self.child.take() {
             let _ = child.signal(codchi_sys::signal::SIGKILL);
-            let _ = child.wait();
+            self.ended = child.wait().ok();
         }
         for asking in [self.waiting.take(), self.stopping.take()].into_iter().flatten() {
             let _ = asking.signal(codchi_sys::signal::SIGKILL);
@@ -356,8 +420,21 @@ impl Engine for Attendant {
 
     fn next(&mut self, _: i32, asked: bool) -> Result<Option<i32>> {
         let end = self.control.take().and_then(|c| c.end);
-        if asked || end != Some(End::Reset) {
+        if asked || end == Some(End::Off) {
             return Ok(None);
+        }
+        match end {
+            Some(_) if self.ready => {}
+            // Nothing says that it gets further the next time.
+            Some(_) => return Err(self.failure("it restarted itself before it was ready".into())),
+            None => {
+                let how = match self.ended {
+                    Some(process::End::Code(code)) => format!("with status {code}"),
+                    Some(process::End::Signal(signal)) => format!("by signal {signal}"),
+                    None => "nobody knows how".into(),
+                };
+                return Err(self.failure(format!("QEMU ended by itself ({how})")));
+            }
         }
         let launch = Launch::read(&self.dir)?;
         self.start(&launch).map(Some)
@@ -376,5 +453,55 @@ impl Engine for Attendant {
         if let Some(guest) = &mut self.guest {
             guest.close();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What follows an end: as QEMU tells it, and as the kernel tells of QEMU.
+    fn after(told: Option<End>, ended: process::End, ready: bool, asked: bool) -> String {
+        let (mut control, _theirs) = Control::new().unwrap();
+        control.end = told;
+        let mut a = Attendant {
+            dir: "/nonexistent".into(),
+            root: "/nonexistent/root".into(),
+            guest: None,
+            child: None,
+            control: Some(control),
+            waiting: None,
+            stopping: None,
+            forwards: Vec::new(),
+            news: None,
+            name: "m".into(),
+            ready,
+            ended: Some(ended),
+        };
+        match a.next(1, asked) {
+            Ok(_) => "off".into(),
+            Err(e) => e.to_string(),
+        }
+    }
+
+    #[test]
+    fn an_end_that_nobody_asked_for_is_told() {
+        use process::End::{Code, Signal};
+        assert_eq!(after(Some(End::Off), Code(0), true, false), "off");
+        assert_eq!(after(None, Signal(9), true, true), "off");
+        assert_eq!(
+            after(Some(End::Reset), Code(0), false, false),
+            "the machine `m` did not start: it restarted itself before it was ready"
+        );
+        assert_eq!(
+            after(None, Code(1), false, false),
+            "the machine `m` did not start: QEMU ended by itself (with status 1)"
+        );
+        assert_eq!(
+            after(None, Signal(9), true, false),
+            "the machine `m` ended: QEMU ended by itself (by signal 9)"
+        );
+        // It is started anew, which this one cannot be.
+        assert!(after(Some(End::Reset), Code(0), true, false).contains("/nonexistent/"));
     }
 }
