@@ -217,11 +217,6 @@ pub(crate) fn living(dir: &Path) -> Result<Option<Supervisor>> {
     Ok((start_time(s.pid) == Some(s.start_time)).then_some(s))
 }
 
-/// Whether a supervisor ended without taking its file back.
-pub(crate) fn is_left_behind(dir: &Path) -> Result<bool> {
-    Ok(read(dir)?.is_some_and(|s| start_time(s.pid) != Some(s.start_time)))
-}
-
 fn read(dir: &Path) -> Result<Option<Supervisor>> {
     let path = dir.join(FILE);
     let Some(text) = codchi_fs::read_if_exists(&path)? else { return Ok(None) };

@@ -99,15 +99,15 @@ pub(crate) fn life(
 }
 
 /// The lock of whoever looks after a machine. One who was killed has it until the last of those that served beside it is gone,
-/// too, which takes a moment.
+/// too, which takes a moment; nothing may tell of that one any more.
 pub(crate) fn lock(dir: &Path, name: &str) -> Result<codchi_fs::Lock> {
     let until = Instant::now() + Duration::from_secs(5);
     loop {
         match codchi_fs::Lock::try_take(dir.join("lock"), &who(name)) {
             Ok(l) => return Ok(l),
             Err(codchi_fs::LockError::Held { .. }) => {
-                let left_behind = state::is_left_behind(dir)?;
-                if !left_behind || Instant::now() > until {
+                let living = state::living(dir)?.is_some_and(|s| s.pid.cast_unsigned() != std::process::id());
+                if living || Instant::now() > until {
                     return Err(Error::Running(name.into()));
                 }
                 std::thread::sleep(Duration::from_millis(10));
