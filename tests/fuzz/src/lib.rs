@@ -229,9 +229,14 @@ pub fn packages(data: &[u8]) {
     }
     let mut versions: Vec<&str> = Vec::new();
     for id in all.ids() {
-        for clause in depends::clauses(all.depends(id)).chain(depends::clauses(all.provides(id))) {
-            let _ = clause;
+        for clause in all.depends(id).chain(depends::split(all.provides(id))) {
+            let _ = depends::alternatives(clause);
         }
+        // The path is put together again from what was kept of it.
+        let file = all.file(id);
+        assert!(
+            !file.starts_with('/') && file.split('/').all(|part| !matches!(part, "" | "." | ".."))
+        );
         assert_eq!(all.find(all.name(id)), Some(id));
         versions.push(all.version(id));
     }

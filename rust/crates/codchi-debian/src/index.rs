@@ -1,11 +1,13 @@
 //! The index of a suite that the base's Nix code reads, and the tables of the base that decide what is in it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use codchi_core::progress::{Event, Progress};
-use serde::{Deserialize, Serialize};
+use codchi_fs::Context as _;
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::error::{Error, Result};
 use crate::hash::{self, Hasher};
@@ -244,9 +246,9 @@ fn remove_old(folder: &Path, current: &Path) {
 
 /// A package as Nix reads it; the names are short because there are tens of thousands.
 #[derive(Debug, Serialize)]
-struct Entry<T> {
+struct Entry<T, F = T> {
     v: T,
-    f: T,
+    f: F,
     a: Archive,
     h: String,
     s: u64,
@@ -258,6 +260,31 @@ struct Entry<T> {
 impl From<Record> for Entry<String> {
     fn from(r: Record) -> Self {
         Entry { v: r.version, f: r.file, a: r.archive, h: r.sha256, s: r.size, d: r.depends, b: r.broken }
+    }
+}
+
+/// Some packages of a suite, by name; each becomes text by itself, so that no second copy of the suite is ever in memory.
+struct Entries<'a> {
+    suite: &'a Suite,
+    /// Sorted by name.
+    ids: &'a [Id],
+}
+
+impl Serialize for Entries<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let (packages, resolution) = self.suite.parts();
+        serializer.collect_map(self.ids.iter().map(|&id| {
+            let entry = Entry {
+                v: packages.version(id),
+                f: packages.file(id),
+                a: packages.archive(id),
+                h: hash::to_hex(packages.sha256(id)),
+                s: packages.size(id),
+                d: resolution.depends(id).iter().map(|d| packages.name(*d)).collect(),
+                b: resolution.broken(id),
+            };
+            (packages.name(id), entry)
+        }))
     }
 }
 
@@ -286,31 +313,19 @@ pub fn write(
         }
     }
     let core: BTreeSet<Id> = resolution.closure(roots).into_iter().collect();
-    let entry = |id: Id| Entry {
-        v: packages.version(id),
-        f: packages.file(id),
-        a: packages.archive(id),
-        h: hash::to_hex(packages.sha256(id)),
-        s: packages.size(id),
-        d: resolution.depends(id).iter().map(|d| packages.name(*d)).collect(),
-        b: resolution.broken(id),
-    };
-    // One file at a time, so that no second copy of the suite is ever in memory.
-    let put_all = |file: &str, ids: &[Id]| {
-        let entries: BTreeMap<&str, Entry<&str>> =
-            ids.iter().map(|id| (packages.name(*id), entry(*id))).collect();
-        put(&dir.join(file), &entries)
-    };
     let mut shards: Vec<Vec<Id>> = vec![Vec::new(); 256];
-    for id in packages.ids().filter(|id| !core.contains(id)) {
+    let mut all: Vec<Id> = packages.ids().collect();
+    all.sort_unstable_by_key(|id| packages.name(*id));
+    let (core, rest): (Vec<Id>, Vec<Id>) = all.iter().partition(|id| core.contains(id));
+    for id in rest {
         shards[usize::from(hash::sha256(packages.name(id).as_bytes())[0])].push(id);
     }
     codchi_fs::create_dir_all(dir.join("shards"))?;
     for (i, shard) in shards.iter().enumerate() {
-        put_all(&format!("shards/{i:02x}.json"), shard)?;
+        put(&dir.join(format!("shards/{i:02x}.json")), &Entries { suite, ids: shard })?;
     }
-    put_all("core.json", &core.iter().copied().collect::<Vec<_>>())?;
-    put(&dir.join("names.json"), &suite.names())?;
+    put(&dir.join("core.json"), &Entries { suite, ids: &core })?;
+    put(&dir.join("names.json"), &all.iter().map(|id| packages.name(*id)).collect::<Vec<_>>())?;
     put(&dir.join("lent.json"), lent)?;
     put(
         &dir.join("suite.json"),
@@ -327,7 +342,13 @@ pub fn write(
 }
 
 fn put(path: &Path, value: &impl Serialize) -> Result<()> {
-    Ok(codchi_fs::write(path, to_json(path, value)?)?)
+    let mut file = BufWriter::new(codchi_fs::create(path)?);
+    serde_json::to_writer(&mut file, value)
+        .map_err(io::Error::from)
+        .and_then(|()| file.write_all(b"\n"))
+        .and_then(|()| file.flush())
+        .at("write", path)?;
+    Ok(())
 }
 
 fn to_json(path: &Path, value: &impl Serialize) -> Result<Vec<u8>> {

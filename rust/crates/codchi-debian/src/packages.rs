@@ -1,5 +1,6 @@
 //! `Packages` files: what a suite has, kept small (one text buffer for all fields).
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::hash::{BuildHasher, RandomState};
 use std::io::BufRead;
@@ -7,7 +8,7 @@ use std::io::BufRead;
 use hashbrown::HashTable;
 use serde::{Deserialize, Serialize};
 
-use crate::version;
+use crate::{depends, version};
 
 /// Which of Debian's archives a package comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -29,8 +30,9 @@ impl Archive {
     }
 }
 
+/// A part of the text of all packages.
 #[derive(Clone, Copy, Default)]
-struct Span {
+pub(crate) struct Span {
     start: u32,
     len: u32,
 }
@@ -45,14 +47,30 @@ impl Span {
 /// Index of a package in [`Packages`].
 pub type Id = u32;
 
+/// How a file is called.
+#[derive(Clone, Copy)]
+enum Called {
+    /// `NAME_VERSION_ARCHITECTURE.deb`, the version without its epoch, in the folder that is kept; with the index of the
+    /// architecture.
+    ByRule(u8),
+    /// As is kept.
+    Otherwise,
+}
+
+/// The architectures that are not written out for each file.
+const ARCHITECTURES: [&str; 3] = ["all", "amd64", "arm64"];
+
 /// A package of the suite.
 #[derive(Clone, Copy)]
 struct Package {
     name: Span,
     version: Span,
-    file: Span,
-    depends: Span,
+    /// The folder of its file, or the whole path.
+    place: Span,
+    called: Called,
     provides: Span,
+    /// Of the list of needs, where its own begin, and how many there are.
+    needs: Span,
     sha256: [u8; 32],
     size: u64,
     archive: Archive,
@@ -60,11 +78,19 @@ struct Package {
 }
 
 /// All packages of a suite, the newest version of each.
+///
+/// A suite has some 70,000, and most of what it says is said many times over: folders and dependencies are kept once.
 pub struct Packages {
     text: String,
     all: Vec<Package>,
     /// Ids, to be found by name: the names are in the text already.
     by_name: HashTable<Id>,
+    /// What is kept once: the clauses of dependencies.
+    clauses: Vec<Span>,
+    /// Indexes of clauses, to be found by their text.
+    by_clause: HashTable<u32>,
+    /// All packages' dependencies one after the other, as indexes of clauses.
+    needs: Vec<u32>,
     hasher: RandomState,
 }
 
@@ -76,6 +102,9 @@ impl Default for Packages {
             text: String::with_capacity(48 << 20),
             all: Vec::with_capacity(PACKAGES),
             by_name: HashTable::with_capacity(PACKAGES),
+            clauses: Vec::with_capacity(PACKAGES),
+            by_clause: HashTable::with_capacity(PACKAGES),
+            needs: Vec::with_capacity(8 * PACKAGES),
             hasher: RandomState::new(),
         }
     }
@@ -162,19 +191,14 @@ impl Packages {
         {
             return Ok(());
         }
-        let mut depends_text = pre.clone();
-        if !depends.is_empty() {
-            if !depends_text.is_empty() {
-                depends_text.push(',');
-            }
-            depends_text.push_str(depends);
-        }
+        let (place, called) = self.place(file, name, version)?;
         let package = Package {
             name: self.keep(name)?,
             version: self.keep(version)?,
-            file: self.keep(file)?,
-            depends: self.keep(&depends_text)?,
+            place,
+            called,
             provides: self.keep(provides)?,
+            needs: self.needs([pre, depends])?,
             sha256,
             size,
             archive,
@@ -192,7 +216,7 @@ impl Packages {
             None => {
                 let id = self.all.len() as Id;
                 self.all.push(package);
-                let Packages { text, all, by_name, hasher } = self;
+                let Packages { text, all, by_name, hasher, .. } = self;
                 by_name.insert_unique(hasher.hash_one(name.as_str()), id, |id| {
                     hasher.hash_one(all[*id as usize].name.of(text))
                 });
@@ -202,15 +226,63 @@ impl Packages {
     }
 
     fn keep(&mut self, text: &str) -> Result<Span, ReadError> {
-        let (Ok(start), Ok(len)) = (u32::try_from(self.text.len()), u32::try_from(text.len())) else {
-            return Err(ReadError::TooBig);
-        };
+        let span = span(self.text.len(), text.len())?;
         self.text.push_str(text);
-        Ok(Span { start, len })
+        Ok(span)
     }
 
-    fn text(&self, span: Span) -> &str {
+    /// What is kept of a file's path. Packages of one source come one after the other, and share their folder.
+    fn place(&mut self, file: &str, name: &str, version: &str) -> Result<(Span, Called), ReadError> {
+        let version = version.split_once(':').map_or(version, |(_epoch, rest)| rest);
+        let by_rule = file.rsplit_once('/').and_then(|(folder, called)| {
+            let rest = called.strip_prefix(name)?.strip_prefix('_')?.strip_prefix(version)?;
+            let found = rest.strip_prefix('_')?.strip_suffix(".deb")?;
+            Some((folder, ARCHITECTURES.iter().position(|a| *a == found)? as u8))
+        });
+        let Some((folder, architecture)) = by_rule else {
+            return Ok((self.keep(file)?, Called::Otherwise));
+        };
+        let last = self.all.last().filter(|p| matches!(p.called, Called::ByRule(_)));
+        let place = match last.map(|p| p.place).filter(|place| self.text(*place) == folder) {
+            Some(place) => place,
+            None => self.keep(folder)?,
+        };
+        Ok((place, Called::ByRule(architecture)))
+    }
+
+    /// Adds the clauses of both fields to the list of needs.
+    fn needs(&mut self, fields: [&str; 2]) -> Result<Span, ReadError> {
+        let start = self.needs.len();
+        for clause in fields.into_iter().flat_map(depends::split) {
+            let hash = self.hasher.hash_one(clause);
+            let of = |i: u32, all: &[Span], text: &str| all[i as usize].of(text) == clause;
+            let known = self.by_clause.find(hash, |i| of(*i, &self.clauses, &self.text)).copied();
+            let index = match known {
+                Some(index) => index,
+                None => {
+                    let kept = self.keep(clause)?;
+                    let index = self.clauses.len() as u32;
+                    self.clauses.push(kept);
+                    let Packages { text, clauses, by_clause, hasher, .. } = self;
+                    by_clause.insert_unique(hash, index, |i| hasher.hash_one(clauses[*i as usize].of(text)));
+                    index
+                }
+            };
+            self.needs.push(index);
+        }
+        span(start, self.needs.len() - start)
+    }
+
+    /// A part of the text.
+    pub(crate) fn text(&self, span: Span) -> &str {
         span.of(&self.text)
+    }
+
+    /// Where in the text a part of it is.
+    pub(crate) fn span(&self, part: &str) -> Span {
+        let start = (part.as_ptr() as usize).wrapping_sub(self.text.as_ptr() as usize);
+        debug_assert!(start + part.len() <= self.text.len());
+        Span { start: start as u32, len: part.len() as u32 }
     }
 
     /// How many packages there are; ids are below this.
@@ -244,13 +316,25 @@ impl Packages {
     }
 
     /// Where the file lies below the archive.
-    pub fn file(&self, id: Id) -> &str {
-        self.text(self.all[id as usize].file)
+    pub fn file(&self, id: Id) -> Cow<'_, str> {
+        let package = &self.all[id as usize];
+        let place = self.text(package.place);
+        match package.called {
+            Called::Otherwise => place.into(),
+            Called::ByRule(architecture) => {
+                let version = self.version(id);
+                let version = version.split_once(':').map_or(version, |(_epoch, rest)| rest);
+                let architecture = ARCHITECTURES[usize::from(architecture)];
+                format!("{place}/{}_{version}_{architecture}.deb", self.name(id)).into()
+            }
+        }
     }
 
-    /// `Pre-Depends` and `Depends` as one field.
-    pub fn depends(&self, id: Id) -> &str {
-        self.text(self.all[id as usize].depends)
+    /// The clauses of `Pre-Depends` and `Depends`.
+    pub fn depends(&self, id: Id) -> impl Iterator<Item = &str> {
+        let Span { start, len } = self.all[id as usize].needs;
+        let needs = &self.needs[start as usize..][..len as usize];
+        needs.iter().map(|i| self.text(self.clauses[*i as usize]))
     }
 
     /// The field `Provides`.
@@ -276,6 +360,13 @@ impl Packages {
     /// Rank of the priority: 0 is `required`, 5 unknown.
     pub fn priority(&self, id: Id) -> u8 {
         self.all[id as usize].priority
+    }
+}
+
+fn span(start: usize, len: usize) -> Result<Span, ReadError> {
+    match (u32::try_from(start), u32::try_from(len)) {
+        (Ok(start), Ok(len)) => Ok(Span { start, len }),
+        _ => Err(ReadError::TooBig),
     }
 }
 
@@ -338,8 +429,31 @@ pub(crate) mod tests {
         assert_eq!(all.len(), 2);
 
         let all = sample(&["a 1.0 / Pre-Depends: x / Depends: y,\n z / Priority: required"]);
-        assert_eq!(all.depends(0), "x,y, z");
+        assert_eq!(all.depends(0).collect::<Vec<_>>(), ["x", "y", "z"]);
         assert_eq!(all.priority(0), 0);
+    }
+
+    #[test]
+    fn files_are_called_as_they_were() {
+        let of = |name: &str, version: &str, file: &str| {
+            format!(
+                "Package: {name}\nVersion: {version}\nSHA256: {}\nSize: 7\nFilename: {file}\n\n",
+                "ab".repeat(32)
+            )
+        };
+        let files = [
+            ("a", "1:2-3", "pool/main/a/a/a_2-3_amd64.deb"),
+            ("a-doc", "1:2-3", "pool/main/a/a/a-doc_2-3_all.deb"),
+            ("b", "1:2-3", "pool/main/a/a/b_1:2-3_all.deb"),
+            ("c", "1", "pool/main/a/a/c_1_riscv64.deb"),
+            ("d", "1", "pool/main/d/d_1_all.deb"),
+            ("e", "1", "e_1_all.deb"),
+        ];
+        let mut all = Packages::default();
+        let text: String = files.iter().map(|(n, v, f)| of(n, v, f)).collect();
+        all.read(text.as_bytes(), Archive::Main).unwrap();
+        let found: Vec<_> = all.ids().map(|id| all.file(id)).collect();
+        assert_eq!(found, files.map(|(.., file)| file));
     }
 
     #[test]

@@ -9,8 +9,8 @@ use std::hash::{BuildHasher, RandomState};
 
 use hashbrown::HashTable;
 
-use crate::depends::{Atom, Relation, clauses};
-use crate::packages::{Id, Packages};
+use crate::depends::{Atom, Relation, alternatives, split};
+use crate::packages::{Id, Packages, Span};
 use crate::suite::parallel;
 
 /// Needed to install or configure a package on Debian, not to run it: maintainer scripts never run here.
@@ -140,55 +140,73 @@ pub fn resolve_some(
     done
 }
 
-/// A package, and the version in which it provides something, if that is said.
-type Provider<'a> = (Id, Option<&'a str>);
+/// A package that provides something.
+struct Provider {
+    name: Span,
+    id: Id,
+    /// In which version, if that is said.
+    version: Option<Span>,
+}
 
 /// Who provides a name; best first.
 struct Providers<'a> {
+    packages: &'a Packages,
     /// By name, and within one, best first.
-    all: Vec<(&'a str, Provider<'a>)>,
+    all: Vec<Provider>,
     /// Where in that list the first of each name is.
     first: HashTable<u32>,
     hasher: RandomState,
 }
 
 impl<'a> Providers<'a> {
-    fn of(&self, name: &str) -> impl Iterator<Item = Provider<'a>> {
-        let is_of = |at: u32| self.all.get(at as usize).is_some_and(|(n, _)| *n == name);
+    fn of(&self, name: &str) -> impl Iterator<Item = (Id, Option<&'a str>)> {
+        let packages = self.packages;
+        let is_of = |at: u32| self.all.get(at as usize).is_some_and(|p| packages.text(p.name) == name);
         let first = self.first.find(self.hasher.hash_one(name), |at| is_of(*at)).copied();
         let from = first.map_or(self.all.len(), |at| at as usize);
-        self.all[from..].iter().take_while(move |(n, _)| *n == name).map(|(_, provider)| *provider)
+        self.all[from..]
+            .iter()
+            .take_while(move |p| packages.text(p.name) == name)
+            .map(move |p| (p.id, p.version.map(|v| packages.text(v))))
     }
 }
 
 fn providers(packages: &Packages) -> Providers<'_> {
-    let mut named: Vec<(&str, Provider<'_>)> = Vec::new();
+    let mut all = Vec::new();
     for id in packages.ids() {
-        // A provision that cannot be read provides nothing.
-        for atom in clauses(packages.provides(id)).flatten().flatten() {
+        for atom in provisions(packages, id) {
             let version = atom.version.and_then(|(r, v)| (r == Relation::Equal).then_some(v));
-            named.push((atom.name, (id, version)));
+            let (name, version) = (packages.span(atom.name), version.map(|v| packages.span(v)));
+            all.push(Provider { name, id, version });
         }
     }
+    let name = |p: &Provider| packages.text(p.name);
     // In place: what sorts with a copy takes as much again.
-    named.sort_unstable_by_key(|(name, (id, version))| {
-        (*name, packages.priority(*id), packages.name(*id), *version)
+    all.sort_unstable_by_key(|p| {
+        (name(p), packages.priority(p.id), packages.name(p.id), p.version.map(|v| packages.text(v)))
     });
     let hasher = RandomState::new();
     let mut first = HashTable::new();
-    for (i, (name, _)) in named.iter().enumerate() {
-        if i == 0 || named[i - 1].0 != *name {
-            first.insert_unique(hasher.hash_one(name), i as u32, |at| hasher.hash_one(named[*at as usize].0));
+    for (i, provider) in all.iter().enumerate() {
+        if i == 0 || name(&all[i - 1]) != name(provider) {
+            first.insert_unique(hasher.hash_one(name(provider)), i as u32, |at| {
+                hasher.hash_one(name(&all[*at as usize]))
+            });
         }
     }
-    Providers { all: named, first, hasher }
+    Providers { packages, all, first, hasher }
+}
+
+/// What a package provides. A provision that cannot be read provides nothing.
+fn provisions(packages: &Packages, id: Id) -> impl Iterator<Item = Atom<'_>> {
+    split(packages.provides(id)).filter_map(alternatives).flatten()
 }
 
 /// Pairs of a provided name and a package that provides it.
 pub fn provided(packages: &Packages) -> impl Iterator<Item = (&str, &str)> {
-    packages.ids().flat_map(move |id| {
-        clauses(packages.provides(id)).flatten().flatten().map(move |atom| (atom.name, packages.name(id)))
-    })
+    packages
+        .ids()
+        .flat_map(move |id| provisions(packages, id).map(move |atom| (atom.name, packages.name(id))))
 }
 
 struct Resolver<'a> {
@@ -223,13 +241,10 @@ impl<'a> Resolver<'a> {
     fn package(&self, id: Id, preferred: &HashSet<Id>) -> Result<Vec<Id>, (Vec<Id>, String)> {
         let mut found: Vec<Id> = Vec::new();
         let mut problem = None;
-        for clause in clauses(self.packages.depends(id)) {
-            let alternatives = match clause {
-                Ok(a) => a,
-                Err(text) => {
-                    problem.get_or_insert_with(|| format!("its dependency `{text}` cannot be read"));
-                    continue;
-                }
+        for clause in self.packages.depends(id) {
+            let Some(alternatives) = alternatives(clause) else {
+                problem.get_or_insert_with(|| format!("its dependency `{clause}` cannot be read"));
+                continue;
             };
             if alternatives.iter().any(packaging) {
                 continue;

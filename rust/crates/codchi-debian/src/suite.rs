@@ -366,7 +366,7 @@ fn record(packages: &Packages, id: Id, depends: &[Id], broken: Option<&str>) -> 
     Record {
         name: p.name(id).into(),
         version: p.version(id).into(),
-        file: p.file(id).into(),
+        file: p.file(id).into_owned(),
         archive: p.archive(id),
         sha256: hash::to_hex(p.sha256(id)),
         size: p.size(id),

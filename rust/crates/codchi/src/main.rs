@@ -62,6 +62,7 @@ fn early(args: &[OsString]) -> Option<u8> {
 }
 
 fn run(args: Vec<OsString>) -> u8 {
+    codchi_sys::memory::keep_little();
     let is_exec = args.get(1).is_some_and(|a| a == "exec" || a == "run" || a == "shell");
     let parsed = match plain_exec(&args).map_or_else(|| Cli::try_parse_from(&args), Ok) {
         Ok(parsed) => parsed,
