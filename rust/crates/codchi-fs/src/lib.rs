@@ -350,14 +350,23 @@ impl Lock {
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                let holder = std::fs::read_to_string(path).unwrap_or_default();
-                let holder =
-                    if holder.trim().is_empty() { "another process".into() } else { holder.trim().into() };
-                return Err(LockError::Held { path: path.into(), holder });
+                return Err(LockError::Held { path: path.into(), holder: Lock::holder(path) });
             }
             Err(e) => Err(e).at("lock", path)?,
         }
         Ok(file)
+    }
+
+    /// What the holder wrote about itself, which it does right after it took the lock.
+    fn holder(path: &Path) -> String {
+        for _ in 0..50 {
+            let holder = std::fs::read_to_string(path).unwrap_or_default();
+            if !holder.trim().is_empty() {
+                return holder.trim().into();
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        "another process".into()
     }
 }
 
