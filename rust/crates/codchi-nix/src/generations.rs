@@ -94,7 +94,12 @@ impl Generations {
     /// All generations, oldest first.
     pub fn list(&self) -> Result<Vec<Generation>> {
         let current = self.current_number()?;
-        self.numbers()?.into_iter().map(|n| self.read(n, current)).collect()
+        let read = |n| match self.read(n, current) {
+            // Removed since the names were read.
+            Err(_) if self.link(n).symlink_metadata().is_err() => None,
+            read => Some(read),
+        };
+        self.numbers()?.into_iter().filter_map(read).collect()
     }
 
     /// One generation.
@@ -124,7 +129,21 @@ impl Generations {
 
     /// The generation in force.
     pub fn current(&self) -> Result<Option<Generation>> {
-        self.current_number()?.map(|n| self.get(n)).transpose()
+        let mut number = self.current_number()?;
+        while let Some(n) = number {
+            match self.get(n) {
+                Ok(current) => return Ok(Some(current)),
+                Err(e) => {
+                    // Another may be in force by now, or none.
+                    let now = self.current_number()?;
+                    if now == number {
+                        return Err(e);
+                    }
+                    number = now;
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// The newest one before that in force: where a rollback goes.
@@ -161,8 +180,9 @@ impl Generations {
         Ok(())
     }
 
-    /// Removes all of it.
+    /// Removes all of it. What says which is in force goes first: whoever reads meanwhile finds none.
     pub fn remove_all(&self) -> Result<()> {
+        codchi_fs::remove_if_exists(self.dir.join("current"))?;
         Ok(codchi_fs::remove_dir_all(&self.dir)?)
     }
 }

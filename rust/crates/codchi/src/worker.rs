@@ -11,7 +11,7 @@ use codchi_core::report::{Diagnose, Kind};
 use codchi_core::status::State;
 use codchi_core::text;
 use codchi_drivers::{Driver, Export, Given, Host, Machine, Switched, System, capability};
-use codchi_nix::generations::Record;
+use codchi_nix::generations::{Generations, Record};
 use codchi_nix::{Nix, StorePath};
 use codchi_secrets::Bundle;
 use codchi_store::Store;
@@ -671,7 +671,7 @@ impl Worker for MachineWorker<'_> {
             Step::Rename { part, from, to } => self.rename(*part, from, to),
             Step::StartAs { machine } => self.start_as(machine, app.attachment(machine)?),
             Step::RemoveGenerations { path } => {
-                codchi_fs::remove_dir_all(path)?;
+                Generations::at(path).remove_all()?;
                 if let Some(store) = self.store {
                     store.forget_machine(&self.name)?;
                 }
@@ -789,6 +789,18 @@ fn copy_roots(nix: &Nix, from: &Path, to: &Path) -> Result<()> {
 /// Where a machine's last fingerprint is.
 pub fn fingerprint_file(app: &App, name: &MachineName) -> PathBuf {
     app.dirs.state.join("fingerprints").join(format!("{name}.json"))
+}
+
+/// Takes the lock of a machine that is still there: whoever had it before may have deleted it, or given it another name. What
+/// was cut short on it is brought to an end.
+pub fn hold(app: &App, name: &MachineName, command: &str) -> Result<codchi_fs::Lock> {
+    let lock = app.lock(name, command)?;
+    recover(app, &lock, name)?;
+    if !app.exists(name) {
+        codchi_fs::remove_if_exists(app.dirs.lock(name))?;
+    }
+    app.machine(name.as_str())?;
+    Ok(lock)
 }
 
 /// Brings a command that was cut short to an end. The caller holds the lock.

@@ -97,7 +97,10 @@ pub fn gc(app: &App, args: &cli::Gc) -> Result<()> {
     let mut forgotten = Vec::new();
     let mut gone = BTreeSet::new();
     for name in &names {
-        let numbers = rule.of(app, name)?;
+        let numbers = match rule.of(app, name) {
+            Err(_) if args.names.is_empty() && !app.exists(name) => continue,
+            numbers => numbers?,
+        };
         if !numbers.is_empty() {
             gone.extend(numbers.iter().flat_map(|n| links(app, name, *n)));
             forgotten.push(ForgottenGenerations { machine: name.clone(), numbers });
@@ -217,7 +220,11 @@ pub fn du(app: &App, args: &cli::Du) -> Result<()> {
     }
     let mut machines = Vec::new();
     for name in wanted {
-        let driver = codchi_drivers::find(&app.attachment(&name)?.driver)?;
+        let attachment = match app.attachment(&name) {
+            Err(_) if args.names.is_empty() && !app.exists(&name) => continue,
+            attachment => attachment?,
+        };
+        let driver = codchi_drivers::find(&attachment.driver)?;
         let parts = HostParts::none();
         let files_bytes = driver.size(&parts.host(app, None), &name)?;
         let (mut alone_bytes, mut shared_bytes) = (0, 0);

@@ -405,7 +405,10 @@ pub fn show_plan(app: &App, plan: &Plan) {
 pub fn choose_ids(app: &App, driver: &dyn Driver) -> Result<Option<IdRange>> {
     let mut taken = Vec::new();
     for other in app.names()? {
-        taken.extend(app.attachment(&other)?.ids);
+        match app.attachment(&other) {
+            Err(_) if !app.exists(&other) => {}
+            attachment => taken.extend(attachment?.ids),
+        }
     }
     Ok(driver.ids(&taken)?)
 }

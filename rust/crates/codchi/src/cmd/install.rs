@@ -178,7 +178,7 @@ fn change(app: &App, name: &MachineName, system: Built, values: Bundle, start: b
     if current.as_ref().is_some_and(|g| g.record.toplevel == system.toplevel) {
         let granted_anew = system.granted != app.attachment(name)?.granted;
         if (!values.is_empty() || granted_anew) && !app.globals.dry_run {
-            let _lock = app.lock(name, "install")?;
+            let _lock = worker::hold(app, name, "install")?;
             rebuild::remember_granted(app, name, &system.granted)?;
             if !values.is_empty() {
                 secrets::with_vault(app, |vault| vault.store(name, values))?;
@@ -206,8 +206,7 @@ fn change(app: &App, name: &MachineName, system: Built, values: Bundle, start: b
     let tools = &system.tools;
     let before = current.as_ref().map(|g| &g.record.toplevel);
     rebuild::show_difference(app, &tools.nix.diff(before, &system.toplevel)?, false);
-    let lock = app.lock(name, "install")?;
-    worker::recover(app, &lock, name)?;
+    let lock = worker::hold(app, name, "install")?;
     rebuild::remember_granted(app, name, &system.granted)?;
     if !values.is_empty() {
         secrets::with_vault(app, |vault| vault.store(name, values))?;

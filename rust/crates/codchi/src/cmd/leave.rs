@@ -88,8 +88,7 @@ pub fn tar(app: &App, args: &cli::Tar) -> Result<()> {
     let text = serde_json::to_string_pretty(&export).unwrap_or_default() + "\n";
     codchi_fs::write_atomic(head.join(FILE), text, 0o644)?;
 
-    let _lock = app.lock(&name, "tar")?;
-    app.machine(name.as_str())?;
+    let _lock = worker::hold(app, &name, "tar")?;
     if life::state(app, &name)? != State::Stopped {
         app.printer.say(&format!("`{name}` is held still while its files are exported"));
     }

@@ -50,10 +50,7 @@ pub fn carry_out_with(
         show_plan(app, &plan()?);
         return Ok(Given::default());
     }
-    let lock = app.lock(name, command)?;
-    worker::recover(app, &lock, name)?;
-    // What was cut short may have been its renaming.
-    app.machine(name.as_str())?;
+    let lock = worker::hold(app, name, command)?;
     let plan = plan()?;
     let tools = Tools::open(app, &NixFlags::default())?;
     let worker =
@@ -119,7 +116,7 @@ fn provide(app: &App, name: &MachineName, given: &secrets::Given) -> Result<()> 
     if new.is_empty() {
         return Ok(());
     }
-    let _lock = app.lock(name, "start")?;
+    let _lock = worker::hold(app, name, "start")?;
     secrets::with_vault(app, |vault| vault.store(name, new))?;
     MachineWorker::new(app, name, None, None).deliver(&needs, false)
 }

@@ -397,8 +397,7 @@ fn put(
     request.refresh_local = false;
     let locked = tools.lock(app, &work, &request)?;
     app.printer.done();
-    let held = app.lock(name, "module")?;
-    worker::recover(app, &held, name)?;
+    let _lock = worker::hold(app, name, "module")?;
     let now = codchi_fs::read_to_string(folder.join("flake.nix"))?;
     if now != edited.flake.text() {
         return Err(Failure::new(Kind::Busy, format!("the flake.nix of `{name}` was changed meanwhile"))

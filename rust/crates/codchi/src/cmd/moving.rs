@@ -100,8 +100,7 @@ pub fn run(app: &App, args: &cli::Move) -> Result<()> {
 
     let there = Attachment { driver: to.parse()?, ..before.clone() };
     let fingerprint = rebuild::handed_on(app, &name, &name, &there, &tools);
-    let lock = app.lock(&name, "move")?;
-    app.machine(name.as_str())?;
+    let lock = worker::hold(app, &name, "move")?;
     if app.attachment(&name)? != before
         || app.generations(&name).current_number()? != current.as_ref().map(|g| g.number)
     {

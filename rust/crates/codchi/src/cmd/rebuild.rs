@@ -497,7 +497,7 @@ impl Job {
                 app.confirm_yes(&format!("put `{name}` on the new system?"))?;
             }
         }
-        let lock = app.lock(name, "rebuild")?;
+        let lock = worker::hold(app, name, "rebuild")?;
         if app.generations(name).current_number()? != self.current.as_ref().map(|g| g.number) {
             return Err(Failure::new(Kind::Busy, format!("`{name}` was changed meanwhile")).hint("try again"));
         }
@@ -787,8 +787,11 @@ pub fn update(app: &App, args: &cli::Update) -> Result<()> {
         app.printer.say(&format!("`codchi rebuild --update {name}` applies them"));
         return Ok(());
     }
-    let lock = app.lock(&name, "update")?;
-    worker::recover(app, &lock, &name)?;
+    let _lock = worker::hold(app, &name, "update")?;
+    if codchi_fs::read_if_exists(folder.join("flake.lock"))?.unwrap_or_default() != old {
+        return Err(Failure::new(Kind::Busy, format!("the flake.lock of `{name}` was changed meanwhile"))
+            .hint("try again"));
+    }
     keep_only(app, &tools, &name, &locked.roots)?;
     codchi_fs::write_atomic(folder.join("flake.lock"), &locked.text, 0o644)?;
     app.printer.say(&format!("`codchi rebuild {name}` applies it"));
@@ -863,8 +866,10 @@ pub fn rollback(app: &App, args: &cli::Rollback) -> Result<()> {
     let difference = tools.nix.diff(Some(&current.record.toplevel), &target.record.toplevel)?;
     app.printer.done();
     show_difference(app, &difference, false);
-    let lock = app.lock(&name, "rollback")?;
-    worker::recover(app, &lock, &name)?;
+    let lock = worker::hold(app, &name, "rollback")?;
+    if generations.current_number()? != Some(current.number) {
+        return Err(Failure::new(Kind::Busy, format!("`{name}` was changed meanwhile")).hint("try again"));
+    }
     let worker = MachineWorker::new(app, &name, Some(&tools.store), Some(&tools.nix));
     journal::execute(app, &lock, &plan, &worker)?;
     let switched = worker.switched.borrow();

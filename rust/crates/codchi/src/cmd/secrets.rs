@@ -17,7 +17,7 @@ use crate::cli::{self, SecretsCommand};
 use crate::failure::{Failure, Result};
 use crate::make;
 use crate::secrets::{self, Source, with_vault};
-use crate::worker::HostParts;
+use crate::worker::{self, HostParts};
 
 /// Runs it.
 pub fn run(app: &App, command: &SecretsCommand) -> Result<()> {
@@ -143,7 +143,7 @@ fn keep(app: &App, name: &MachineName, needs: &Needs, secret: &str, value: Priva
         app.printer.say(&format!("`{secret}` of `{name}` would be set"));
         return Ok(());
     }
-    let lock = app.lock(name, "secrets set")?;
+    let lock = worker::hold(app, name, "secrets set")?;
     let mut changes = Bundle::new();
     changes.insert(secret, value);
     let place = with_vault(app, |vault| vault.store(name, changes).and_then(|()| vault.place(name)))?;
@@ -159,7 +159,7 @@ fn unset(app: &App, name: &MachineName, secret: &str) -> Result<()> {
         app.printer.say(&format!("`{secret}` of `{name}` would be removed"));
         return Ok(());
     }
-    let _lock = app.lock(name, "secrets unset")?;
+    let _lock = worker::hold(app, name, "secrets unset")?;
     if !with_vault(app, |vault| vault.unset(name, secret))? {
         if !needs.secrets.contains_key(secret) {
             secrets::declared(&needs, secret)?;

@@ -107,6 +107,8 @@ pub fn status(app: &App, args: &cli::Status) -> Result<()> {
             let measure = app.globals.json || given.is_some();
             match running.and_then(|r| machine_status(app, name, r, measure)) {
                 Ok(status) => machines.push(status),
+                // Deleted or renamed since the names were read.
+                Err(_) if given.is_none() && !app.exists(name) => {}
                 // One that cannot be read must not hide the others.
                 Err(failure) if given.is_none() && !app.globals.json => {
                     if let Some(earlier) = broken.replace(failure) {
