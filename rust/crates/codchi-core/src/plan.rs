@@ -382,6 +382,7 @@ impl Plan {
                     | Step::RemoveRoot { .. }
                     | Step::RemoveGenerations { .. }
                     | Step::ForgetGeneration { .. }
+                    | Step::RemoveSecrets
                     | Step::RemoveConfig { .. }
                     | Step::RemoveLogs { .. }
             )
