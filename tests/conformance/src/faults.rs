@@ -27,6 +27,8 @@ pub const ALL: &[Case] = &[
         duplicate,
     ),
     ("rename_killed_at_every_step_is_one_machine", rename),
+    ("a_full_disk_takes_nothing_away", crate::full::full),
+    ("a_disk_that_fails_takes_nothing_away", crate::full::failing),
     ("delete_killed_at_every_step_is_finished", delete),
 ];
 

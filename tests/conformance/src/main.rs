@@ -1,10 +1,12 @@
 //! The conformance suite: the same cases for every driver, against real machines.
 //!
 //! `CODCHI_SUITE` chooses the cases: `conformance` (the default), `templates` (every template is booted and used), `faults`
-//! (killed at every step), `sources` (repositories on servers of its own) or `systemd` (on a host that systemd started).
+//! (killed at every step, on full and failing disks), `model` (two commands at once, and random sequences of commands),
+//! `sources` (repositories on servers of its own) or `systemd` (on a host that systemd started).
 //! `CODCHI_CONFORMANCE=KIND-SUITE` chooses how Codchi is run (`root`, `rootless`, `incus`: as root, with machines on a
-//! daemon of the suite's own, or `qemu`: as root, with virtual machines) and which release the built-in base takes; `CODCHI_PROGRAM` is the program under test. With `--table`
-//! nothing is run: the table of what each driver does is printed. The cases share one home, one store and one machine and run in
+//! daemon of the suite's own, or `qemu`: as root, with virtual machines) and which release the built-in base takes;
+//! `CODCHI_PROGRAM` is the program under test. With `--table` nothing is run: the table of what each driver does is
+//! printed. The cases share one home, one store and one machine and run in
 //! order. What a case changes, it puts back, or a later case says that it builds on it.
 #![allow(clippy::print_stderr, clippy::print_stdout)]
 
@@ -13,8 +15,11 @@ mod consent;
 mod copies;
 mod engine;
 mod faults;
+mod full;
 mod host;
 mod incus;
+mod model;
+mod pairs;
 mod qemu;
 mod secrets;
 mod session;
@@ -22,6 +27,7 @@ mod sources;
 mod systemd;
 mod table;
 mod templates;
+mod whole;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -61,6 +67,7 @@ fn main() -> ExitCode {
     let trials: Vec<Trial> = match suite.as_str() {
         "conformance" => trials(&which, &host, &cases(&host)),
         "faults" => trials(&which, &host, faults::ALL),
+        "model" => trials(&which, &host, &[pairs::ALL, model::ALL].concat()),
         "sources" => trials(&which, &host, sources::ALL),
         "systemd" => trials(&which, &host, systemd::ALL),
         "templates" => templates::all(&which, &host),
