@@ -292,8 +292,11 @@ pub fn symlink_atomic(target: impl AsRef<Path>, link: impl AsRef<Path>) -> Resul
     let name = link.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let temp = link.with_file_name(format!(".{name}.{}.new", std::process::id()));
     let _ = std::fs::remove_file(&temp);
-    std::os::unix::fs::symlink(target, &temp).at("create link", link)?;
-    std::fs::rename(&temp, link).at("create link", link)
+    let done = std::os::unix::fs::symlink(target, &temp).and_then(|()| std::fs::rename(&temp, link));
+    if done.is_err() {
+        let _ = std::fs::remove_file(&temp);
+    }
+    done.at("create link", link)
 }
 
 /// An exclusive lock on a file, released when dropped. The file says who holds it.
