@@ -11,7 +11,18 @@ use crate::peers;
 
 /// What can be measured, in the order it is.
 pub const NAMES: &[&str] = &[
-    "version", "init", "second", "exec", "noop", "tree", "memory", "start", "incus",
+    "version",
+    "init",
+    "second",
+    "exec",
+    "noop",
+    "tree",
+    "memory",
+    "start",
+    "incus",
+    "many",
+    "duplicate",
+    "export",
 ];
 
 /// Measures one.
@@ -25,6 +36,9 @@ pub fn measure(name: &str, host: &mut Host, runs: usize) -> Result<Vec<Figure>, 
         "tree" => tree(host, runs),
         "memory" => memory(host),
         "incus" => crate::incus::measure(host, runs),
+        "many" => crate::life::many(host, runs),
+        "duplicate" => crate::life::duplicate(host),
+        "export" => crate::life::export(host),
         _ => start(host),
     }
 }
@@ -139,7 +153,7 @@ fn tree(host: &mut Host, runs: usize) -> Result<Vec<Figure>, Error> {
 
 fn init(host: &mut Host) -> Result<Vec<Figure>, Error> {
     let began = Instant::now();
-    let most = peak(host.init(MACHINE)?)?;
+    let most = peak(host.init(MACHINE, &[])?)?;
     let took = began.elapsed();
     let fetched = peers::fetch_again(host)?;
     Ok(vec![
@@ -176,7 +190,7 @@ fn second(host: &mut Host) -> Result<Vec<Figure>, Error> {
     let store = host.data().join("store");
     let before = host.bytes(&store, None)?;
     let name = "bench-second";
-    let took = timed(host.init(name)?)?;
+    let took = timed(host.init(name, &[])?)?;
     let more = host.bytes(&store, None)? - before;
     let root = host.bytes(&machines.join(name).join("root"), Some("var/log"))?;
     let figure = |name: &str, ours, unit, bound| Figure {

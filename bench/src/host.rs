@@ -79,18 +79,25 @@ impl Host {
     }
 
     /// `codchi init` of a machine of the hello template.
-    pub fn init(&mut self, name: &str) -> Result<Command, Error> {
+    pub fn init(&mut self, name: &str, more: &[&str]) -> Result<Command, Error> {
         let run = self.home.path().join("run");
         codchi_fs::create_private_dir(&run)?;
         let source = self.repo.join("docs/templates/hello");
         self.machines.push(name.into());
-        Ok(self.codchi(&["init", name, &source.to_string_lossy()]))
+        let mut command = self.codchi(&["init", name, &source.to_string_lossy()]);
+        command.args(more);
+        Ok(command)
+    }
+
+    /// `codchi duplicate`.
+    pub fn copy(&self, from: &str, to: &str) -> Command {
+        self.codchi(&["duplicate", from, to])
     }
 
     /// The machine that most figures use, made now if it is not there yet.
     pub fn machine(&mut self) -> Result<&'static str, Error> {
         if !self.machines.iter().any(|m| m == MACHINE) {
-            timed(self.init(MACHINE)?)?;
+            timed(self.init(MACHINE, &[])?)?;
         }
         Ok(MACHINE)
     }
@@ -145,9 +152,6 @@ impl Drop for Host {
     fn drop(&mut self) {
         if self.machines.is_empty() {
             return;
-        }
-        for name in &self.machines {
-            let _ = timed(self.codchi(&["delete", name, "--yes"]));
         }
         if let Err(e) = timed(self.codchi(&["store", "remove", "--all", "--yes"])) {
             eprintln!(

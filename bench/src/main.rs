@@ -4,6 +4,7 @@
 mod figures;
 mod host;
 mod incus;
+mod life;
 mod measure;
 mod peers;
 

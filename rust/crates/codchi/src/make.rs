@@ -105,11 +105,16 @@ impl Tools {
 
     /// Gives git and Nix the credentials that a person names, for the servers of these references.
     pub fn authenticate(&mut self, app: &App, flags: &NixFlags, urls: &[String]) -> Result<()> {
-        self.auth = Auth::find(app, &flags.auth_from, urls)?;
+        self.give(Auth::find(app, &flags.auth_from, urls)?);
+        Ok(())
+    }
+
+    /// Gives them credentials that were found.
+    pub fn give(&mut self, auth: Option<Auth>) {
+        self.auth = auth;
         let mut options = self.nix.options().clone();
         options.environment = self.auth.iter().flat_map(Auth::environment).collect();
         self.nix = self.nix.with_options(options);
-        Ok(())
     }
 
     fn with_labels(&mut self, labels: Vec<Label>) {

@@ -160,6 +160,8 @@ impl Printer {
     /// A failure with its hints.
     pub fn failure(&self, failure: &Failure) {
         self.done();
+        #[cfg(debug_assertions)]
+        note(failure);
         let head = if failure.kind == Kind::Interrupted { "" } else { "error: " };
         self.line(&format!("{}{}", self.paint("31;1", head), text::printable(&failure.message)));
         for hint in failure.advice() {
@@ -340,6 +342,20 @@ impl Drop for Ticker<'_> {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }
+}
+
+/// Notes a failure for the tests, which look for errors that none of them reaches, in the file `failures` beside the
+/// program where there is one.
+#[cfg(debug_assertions)]
+fn note(failure: &Failure) {
+    let hints: Vec<&str> = failure.advice().collect();
+    let (message, status) = (&failure.message, failure.kind.exit_status());
+    let line = format!("{}\n", serde_json::json!({ "message": message, "status": status, "hints": hints }));
+    let file = std::env::current_exe().and_then(|program| {
+        std::fs::OpenOptions::new().append(true).open(program.with_file_name("failures"))
+    });
+    // One call, so that the lines of programs that run at once stay whole.
+    let _ = file.and_then(|mut f| f.write_all(line.as_bytes()));
 }
 
 fn erase(block: &mut Block) {

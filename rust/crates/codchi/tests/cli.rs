@@ -3,89 +3,9 @@
 //! Nothing here makes a machine: that is for the conformance suite.
 #![allow(clippy::unwrap_used)]
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+mod common;
 
-struct Home {
-    dir: tempfile::TempDir,
-}
-
-struct Done {
-    status: i32,
-    out: String,
-    err: String,
-}
-
-impl Home {
-    fn new() -> Home {
-        Home { dir: tempfile::tempdir().unwrap() }
-    }
-
-    fn path(&self) -> &Path {
-        self.dir.path()
-    }
-
-    fn run(&self, args: &[&str]) -> Done {
-        let done = Command::new(env!("CARGO_BIN_EXE_codchi"))
-            .args(args)
-            .env_clear()
-            .env("HOME", self.path())
-            .env("PATH", "/usr/bin:/bin")
-            .env("XDG_RUNTIME_DIR", self.path().join("run"))
-            .current_dir(self.path())
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let text = |b: Vec<u8>| {
-            let home = self.path().canonicalize().unwrap().display().to_string();
-            String::from_utf8(b)
-                .unwrap()
-                .replace(&home, "HOME")
-                .replace(&self.path().display().to_string(), "HOME")
-        };
-        Done { status: done.status.code().unwrap(), out: text(done.stdout), err: text(done.stderr) }
-    }
-
-    /// A machine as its files say, without anything behind them.
-    fn machine(&self, name: &str, host: &str) -> PathBuf {
-        let dir = self.path().join(".config/codchi/machines").join(name);
-        codchi_fs::create_dir_all(&dir).unwrap();
-        codchi_fs::write(dir.join("host.toml"), host).unwrap();
-        dir
-    }
-
-    /// Every file below the home, with its content.
-    fn files(&self) -> Vec<(String, Vec<u8>)> {
-        fn walk(dir: &Path, out: &mut Vec<(String, Vec<u8>)>) {
-            for entry in codchi_fs::read_dir(dir).unwrap() {
-                if entry.file_type().unwrap().is_dir() {
-                    walk(&entry.path(), out);
-                } else {
-                    out.push((
-                        entry.path().display().to_string(),
-                        codchi_fs::read(entry.path()).unwrap_or_default(),
-                    ));
-                }
-            }
-        }
-        let mut out = Vec::new();
-        walk(self.path(), &mut out);
-        out
-    }
-}
-
-const HOST: &str = "version = 1\ndriver = \"native\"\nbase = \"debian\"\nsuite = \"bookworm\"\ncreated = 1\n";
-
-/// Runs one line, requires its status, that it prints no data, and that no file changes; gives what it says.
-fn refused(home: &Home, args: &[&str], status: i32) -> String {
-    let before = home.files();
-    let done = home.run(args);
-    assert_eq!(done.status, status, "codchi {}: {}", args.join(" "), done.err);
-    assert_eq!(done.out, "", "codchi {}", args.join(" "));
-    assert_eq!(home.files(), before, "codchi {} changed something", args.join(" "));
-    assert!(done.err.starts_with("error: "), "codchi {}: {}", args.join(" "), done.err);
-    format!("$ codchi {}\n{}", args.join(" "), done.err)
-}
+use common::{HOST, Home, refused};
 
 #[test]
 fn bad_input_gets_a_clear_error_and_changes_nothing() {

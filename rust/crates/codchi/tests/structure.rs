@@ -12,7 +12,7 @@ fn workspace() -> PathBuf {
 
 /// Layers from top to bottom; a crate may depend on those in lower layers only.
 const LAYERS: &[&[&str]] = &[
-    &["codchi", "codchi-conformance", "codchi-attacks", "codchi-fuzz", "codchi-bench"],
+    &["codchi", "codchi-conformance", "codchi-attacks", "codchi-failures", "codchi-fuzz", "codchi-bench"],
     &["codchi-drivers", "codchi-embed"],
     &["codchi-store"],
     &["codchi-nix", "codchi-runtime", "codchi-base"],

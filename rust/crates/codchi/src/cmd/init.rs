@@ -15,6 +15,7 @@ use codchi_nix::generations::{RECORD_VERSION, Record};
 use codchi_nix::lock::{LockRequest, Update};
 
 use crate::app::{App, VERSION, now};
+use crate::auth::Auth;
 use crate::cli;
 use crate::cmd::exec;
 use crate::failure::{Failure, Result};
@@ -63,6 +64,8 @@ pub fn make(app: &App, args: &cli::Init) -> Result<()> {
     refuse_taken(app, &name)?;
     let claim = if app.globals.dry_run { None } else { Some(app.claim(&name, "init")?) };
 
+    let urls: Vec<String> = wanted.iter().map(|w| w.source.url.clone()).collect();
+    let auth = Auth::find(app, &args.nix.auth_from, &urls)?;
     let base = make::choose_base(app, args.base)?;
     let suite = (base == "debian").then(|| app.settings.base.suite.clone());
     let mut tools = match Tools::open(app, &args.nix)? {
@@ -76,8 +79,7 @@ pub fn make(app: &App, args: &cli::Init) -> Result<()> {
         None => Tools::make(app, &args.nix)?,
     };
 
-    let urls: Vec<String> = wanted.iter().map(|w| w.source.url.clone()).collect();
-    tools.authenticate(app, &args.nix, &urls)?;
+    tools.give(auth);
     let codchi = tools.codchi(app)?;
     let base_path = match &suite {
         Some(suite) => {

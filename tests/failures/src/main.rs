@@ -1,0 +1,107 @@
+//! `codchi-failures NOTES...`: which errors that the sources can give were printed while the tests ran, by the notes that
+//! debug builds of the program leave in a file `failures` beside themselves. Errors that no test can reach here are listed
+//! with the reason. Last comes the line with the sum.
+#![allow(clippy::print_stdout)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod left_out;
+mod sources;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde_json::Value;
+
+use left_out::LEFT_OUT;
+
+type Failure = Box<dyn std::error::Error>;
+
+/// What was printed.
+struct Said {
+    message: String,
+    status: u64,
+    hints: Vec<String>,
+}
+
+fn main() -> Result<ExitCode, Failure> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../rust/crates");
+    let sites = sources::read(&root)?;
+    let mut said = Vec::new();
+    for file in std::env::args_os().skip(1) {
+        for line in codchi_fs::read_to_string(file)?.lines() {
+            said.push(parse(line).ok_or_else(|| format!("this is no note: {line}"))?);
+        }
+    }
+    let mut bad = ill_said(&said);
+    let (mut reached, mut excused) = (0, 0);
+    let mut unused: Vec<&str> = LEFT_OUT.iter().map(|(template, _)| *template).collect();
+    for site in &sites {
+        let told = said.iter().any(|s| site.pattern.is_match(&s.message));
+        let reason = LEFT_OUT
+            .iter()
+            .find(|(template, _)| *template == site.template);
+        unused.retain(|template| *template != site.template);
+        match (told, reason) {
+            (true, _) => reached += 1,
+            (false, Some(_)) => excused += 1,
+            (false, None) => bad.push(format!("{}: no test reaches `{}`", site.at, site.template)),
+        }
+    }
+    bad.extend(
+        unused
+            .iter()
+            .map(|template| format!("no error is called `{template}` any more")),
+    );
+    for line in &bad {
+        println!("{line}");
+    }
+    println!(
+        "{} errors: {reached} reached, {excused} left out with a reason",
+        sites.len()
+    );
+    println!("{} passed, {} failed", reached, bad.len());
+    Ok(ExitCode::from(u8::from(!bad.is_empty())))
+}
+
+fn parse(line: &str) -> Option<Said> {
+    let value: Value = serde_json::from_str(line).ok()?;
+    let hints = value["hints"]
+        .as_array()?
+        .iter()
+        .filter_map(Value::as_str)
+        .map(str::to_owned);
+    Some(Said {
+        message: value["message"].as_str()?.to_owned(),
+        status: value["status"].as_u64()?,
+        hints: hints.collect(),
+    })
+}
+
+/// Failures that are not said as the others are.
+fn ill_said(said: &[Said]) -> Vec<String> {
+    let mut bad = BTreeMap::new();
+    for s in said {
+        let mut wrong = |what: &str| {
+            bad.insert(
+                format!("{what}: `{}`", s.message.lines().next().unwrap_or_default()),
+                (),
+            );
+        };
+        if s.message.trim().is_empty() {
+            wrong("says nothing");
+        }
+        if s.message.ends_with('.')
+            || s.hints
+                .iter()
+                .any(|h| h.ends_with('.') && !h.ends_with(".."))
+        {
+            wrong("ends with a full stop");
+        }
+        if matches!(s.status, 3 | 4 | 6) && s.hints.is_empty() && s.message != "nothing was changed"
+        {
+            wrong("does not say what to do next");
+        }
+    }
+    bad.into_keys().collect()
+}
