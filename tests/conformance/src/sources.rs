@@ -773,14 +773,55 @@ fn checkout(h: &Host) -> Result<(), Failed> {
         done.err,
         again.err
     );
+    // What it holds, not when it was written or what git thinks of it, is what counts; and nothing is left in it.
+    let config = || -> Result<String, Failed> {
+        let status = codchi(h, &["status", "cl", "--json"], &[])?.ok()?;
+        let status: serde_json::Value = serde_json::from_str(&status.text())?;
+        Ok(status["machines"][0]["config"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned())
+    };
+    inside("touch module.nix")?;
+    require!(config()? == "up-to-date", "it is told as {}", config()?);
+    let objects = "git count-objects -v; git status --porcelain";
+    let before = inside(objects)?;
+    inside("sed -i s/one/two/ module.nix")?;
+    require!(
+        config()? == "modified",
+        "a change in it is told as {}",
+        config()?
+    );
+    inside("git add module.nix; sed -i s/two/one/ module.nix")?;
+    require!(
+        config()? == "up-to-date",
+        "an index is told as {}",
+        config()?
+    );
+    inside("git reset -q --hard")?;
+    require!(
+        inside(objects)? == before,
+        "asking left something: {}",
+        inside(objects)?
+    );
     // Not committed, and with what git would run: nothing of it runs on this computer.
     inside(
         "sed -i s/one/two/ module.nix; git config core.fsmonitor 'touch /tmp/ran-by-git;false'; echo secret > untracked",
     )?;
     let marker = Path::new("/tmp/ran-by-git");
     let _ = std::fs::remove_file(marker);
+    require!(
+        config()? == "modified",
+        "a change in it is told as {}",
+        config()?
+    );
     rebuild()?;
     require!(built(h)? == "two", "it was built from {}", built(h)?);
+    require!(
+        config()? == "up-to-date",
+        "what was built is told as {}",
+        config()?
+    );
     require!(!marker.exists(), "the host ran what the checkout says");
     require!(
         inside("git status >/dev/null; test -e /tmp/ran-by-git && echo ran")? == "ran",

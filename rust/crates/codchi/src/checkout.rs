@@ -3,20 +3,23 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use codchi_core::name::{InputName, MachineName};
 use codchi_core::report::Kind;
 use codchi_core::text;
 use codchi_files::{FilesError, Most, Pick, Wish};
 use codchi_nix::StorePath;
+use rustix::event::{PollFd, PollFlags, poll};
+use serde::{Deserialize, Serialize};
 
 use crate::app::App;
 use crate::auth::Auth;
 use crate::failure::{Failure, Result};
 use crate::interrupt;
-use crate::make::{Scratch, Tools};
+use crate::make::{self, Scratch, Tools};
 
 /// Says that there is no such folder, or no checkout; no program that the scripts below run ends like that.
 const NO_FOLDER: i32 = 91;
@@ -32,6 +35,20 @@ list=$(mktemp)
 trap 'rm -f "$list"' EXIT
 git ls-files -z --recurse-submodules >"$list" || exit 92
 tar --null --verbatim-files-from --no-recursion --ignore-failed-read --sort=none -T "$list" -cf -
+"#;
+
+/// Prints the id of the tree that git would record of what it tracks in the folder `$1`, as it is there now. Nothing is left in the
+/// repository; of a submodule its commit counts.
+const TREE: &str = r#"
+cd; cd -- "$1" || exit 91
+objects=$(git rev-parse --path-format=absolute --git-path objects) || exit 92
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+mkdir "$scratch/objects"
+cp -- "$(git rev-parse --git-path index)" "$scratch/index"
+export GIT_INDEX_FILE="$scratch/index" GIT_OBJECT_DIRECTORY="$scratch/objects" GIT_ALTERNATE_OBJECT_DIRECTORIES="$objects"
+prefix=$(git rev-parse --show-prefix)
+git add -u . && git write-tree ${prefix:+"--prefix=$prefix"}
 "#;
 
 /// Unpacks standard input, the `.git` of a repository, into the folder `$1`, which is made, and checks out `$2`, or what its HEAD
@@ -52,6 +69,8 @@ pwd
 const MOST: Most = Most { bytes: 4 << 30, entries: 1 << 20 };
 /// The most that is read of a line that a machine says.
 const LINE: u64 = 64 << 10;
+/// How long a machine may take to say whether a checkout changed.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 fn inside(app: &App, name: &MachineName, words: &[&str]) -> Command {
     let mut command = Command::new(&app.program);
@@ -122,10 +141,82 @@ fn missing(name: &MachineName, folder: &str) -> Failure {
     Failure::new(Kind::NotFound, format!("there is no folder `{folder}` in `{name}`"))
 }
 
+/// What was taken of a checkout last.
+#[derive(Deserialize, Serialize)]
+struct Taken {
+    /// The path in the store.
+    path: StorePath,
+    /// The id of its tree, as the machine said.
+    tree: String,
+}
+
+/// By input.
+type AllTaken = BTreeMap<String, Taken>;
+
+/// Where it is noted what was taken.
+pub fn notes(app: &App, name: &MachineName) -> PathBuf {
+    app.dirs.state.join("checkouts").join(format!("{name}.json"))
+}
+
+fn taken(app: &App, name: &MachineName) -> AllTaken {
+    let text = codchi_fs::read_if_exists(notes(app, name)).ok().flatten().unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
+/// The inputs that are taken from checkouts of a machine which hold something else now than what the lock names. Of a machine that
+/// does not run, does not say it in time, or was built by an older Codchi, nothing is known.
+pub fn changed(app: &App, name: &MachineName, checkouts: &BTreeMap<InputName, String>) -> Vec<InputName> {
+    let taken = taken(app, name);
+    let lock = codchi_fs::read_if_exists(app.dirs.machine(name).join("flake.lock")).ok().flatten();
+    let lock = lock.unwrap_or_default();
+    let is_changed = |(input, folder): (&InputName, &String)| {
+        let last = taken.get(input.as_str())?;
+        if make::locked_path(&lock, &[input.as_str()]).as_ref() != Some(&last.path) {
+            return Some(input.clone());
+        }
+        let now = tree(app, name, folder)?;
+        (now != last.tree).then(|| input.clone())
+    };
+    checkouts.iter().filter_map(is_changed).collect()
+}
+
+/// The id of the tree that a checkout holds; none where the machine does not say it in time.
+fn tree(app: &App, name: &MachineName, folder: &str) -> Option<String> {
+    let mut asks = inside(app, name, &["sh", "-c", TREE, "sh", folder]);
+    let (mut child, mut out) = start(asks.stdin(Stdio::null()).stderr(Stdio::null())).ok()?;
+    let end = Instant::now() + PATIENCE;
+    let mut text = Vec::new();
+    let ended = loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let mut fds = [PollFd::new(&out, PollFlags::IN)];
+        let mut part = [0; 256];
+        match poll(&mut fds, Some(&left.try_into().ok()?)) {
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(1..) => match out.read(&mut part) {
+                Ok(0) => break true,
+                Ok(n) if text.len() < part.len() => text.extend_from_slice(&part[..n]),
+                _ => break false,
+            },
+            _ => break false,
+        }
+    };
+    if !ended {
+        let _ = child.kill();
+    }
+    let text = String::from_utf8(text).ok()?;
+    let id = text.trim_end_matches('\n');
+    let is_id = matches!(id.len(), 40 | 64) && id.bytes().all(|b| b.is_ascii_hexdigit());
+    (wait(&mut child).ok()?.success() && ended && is_id).then(|| id.to_owned())
+}
+
 /// Puts what git tracks in a folder of a machine, which is started when it is stopped, into the store.
 pub fn fetch(app: &App, tools: &Tools, name: &MachineName, folder: &str) -> Result<StorePath> {
-    let shown = format!("`{}` in `{name}`", text::printable_line(folder));
     require_git(app, name)?;
+    take(app, tools, name, folder)
+}
+
+fn take(app: &App, tools: &Tools, name: &MachineName, folder: &str) -> Result<StorePath> {
+    let shown = format!("`{}` in `{name}`", text::printable_line(folder));
     let staging = Scratch::below(&app.dirs.staging(), &format!("{name}.checkout"))?;
     let tree = staging.path().join("source");
     codchi_fs::create_dir_all(&tree)?;
@@ -167,10 +258,25 @@ pub fn fetch_all(
     name: &MachineName,
     checkouts: &BTreeMap<InputName, String>,
 ) -> Result<BTreeMap<String, StorePath>> {
-    checkouts
-        .iter()
-        .map(|(input, folder)| Ok((input.to_string(), fetch(app, tools, name, folder)?)))
-        .collect()
+    let (mut all, mut noted) = (BTreeMap::new(), AllTaken::new());
+    for (input, folder) in checkouts {
+        // Asked first, so that what is changed meanwhile is seen as a change. The first starts the machine.
+        require_git(app, name)?;
+        let tree = tree(app, name, folder);
+        let path = take(app, tools, name, folder)?;
+        if let Some(tree) = tree {
+            noted.insert(input.to_string(), Taken { path: path.clone(), tree });
+        }
+        all.insert(input.to_string(), path);
+    }
+    if !app.globals.dry_run {
+        let file = notes(app, name);
+        if let Some(dir) = file.parent() {
+            codchi_fs::create_private_dir(dir)?;
+        }
+        codchi_fs::write_atomic(file, serde_json::to_string(&noted).unwrap_or_default(), 0o600)?;
+    }
+    Ok(all)
 }
 
 /// How a repository is cloned.

@@ -59,6 +59,12 @@ pub struct Evaluation {
     pub warnings: Vec<String>,
 }
 
+/// There are machines, and the store is not there.
+pub fn no_store() -> Failure {
+    Failure::new(Kind::Host, "the store is gone")
+        .hint("`codchi rebuild NAME` makes it anew, and in it what that machine needs")
+}
+
 impl Tools {
     /// The store as it is; none where it has to be made first.
     pub fn open(app: &App, flags: &NixFlags) -> Result<Option<Tools>> {
@@ -66,6 +72,11 @@ impl Tools {
             Some(store) => Tools::of(store, flags).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// The store, which a machine that was built has.
+    pub fn needed(app: &App, flags: &NixFlags) -> Result<Tools> {
+        Tools::open(app, flags)?.ok_or_else(no_store)
     }
 
     /// The store, made when there is none yet.

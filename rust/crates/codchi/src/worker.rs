@@ -320,10 +320,7 @@ impl<'a> MachineWorker<'a> {
 
     /// The system of the current generation.
     fn current(&self, name: &MachineName, parts: &HostParts) -> Result<System> {
-        let current = self.app.generations(name).current()?.ok_or_else(|| {
-            Failure::failed(format!("`{name}` has no generation"))
-                .hint(format!("`codchi rebuild {name}` makes one"))
-        })?;
+        let current = self.app.generations(name).current()?.ok_or_else(|| no_generation(name))?;
         self.system(current.record.toplevel.as_str(), parts)
     }
 
@@ -486,6 +483,10 @@ impl<'a> MachineWorker<'a> {
             Part::Logs => {
                 move_all(&app.dirs.logs(from), &app.dirs.logs(to))?;
                 codchi_fs::remove_if_exists(fingerprint_file(app, from))?;
+                let noted = crate::checkout::notes(app, from);
+                if noted.exists() {
+                    codchi_fs::rename(noted, crate::checkout::notes(app, to))?;
+                }
                 Ok(codchi_nix::fingerprint::forget(&fingerprint_cache(app, from))?)
             }
             Part::Folder => {
@@ -505,7 +506,7 @@ impl<'a> MachineWorker<'a> {
             return Ok(());
         }
         let Some(nix) = self.nix else {
-            return Err(Failure::new(Kind::Host, "the store is gone").hint("`codchi doctor` says more"));
+            return Err(make::no_store());
         };
         copy_roots(nix, &old, &new)?;
         Ok(codchi_fs::remove_dir_all(old)?)
@@ -707,6 +708,7 @@ impl Worker for MachineWorker<'_> {
             Step::RemoveLogs { path } => {
                 codchi_fs::remove_dir_all(path)?;
                 codchi_fs::remove_if_exists(fingerprint_file(app, &self.name))?;
+                codchi_fs::remove_if_exists(crate::checkout::notes(app, &self.name))?;
                 codchi_nix::fingerprint::forget(&fingerprint_cache(app, &self.name))?;
                 crate::updates::forget(app, &self.name)
             }
@@ -784,6 +786,11 @@ fn copy_roots(nix: &Nix, from: &Path, to: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A machine was never built.
+pub fn no_generation(name: &MachineName) -> Failure {
+    Failure::failed(format!("`{name}` has no generation")).hint(format!("`codchi rebuild {name}` makes one"))
 }
 
 /// Where a machine's last fingerprint is.

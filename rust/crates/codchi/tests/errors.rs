@@ -99,7 +99,7 @@ fn errors_of_a_machine_that_was_never_built() {
             (&["tar", "bare", "new.tar"], 1),
             (&["move", "hello", "--driver", "frob"], 2),
             (&["rebuild", "declared"], 1),
-            (&["rebuild", "bare"], 3),
+            (&["rebuild", "bare"], 1),
             (&["update", "hello"], 3),
             (&["update", "bare"], 1),
             (&["rollback", "hello", "--to", "4"], 1),
@@ -109,6 +109,7 @@ fn errors_of_a_machine_that_was_never_built() {
             (&["logs", "hello", "--unit", "x"], 1),
             (&["du", "frob"], 5),
             (&["gc"], 5),
+            (&["start", "hello"], 1),
             (&["gc", "--older-than", "frob"], 2),
             (&["store", "remove", "--yes"], 1),
             (&["secrets", "get", "hello", "k"], 5),
@@ -144,4 +145,45 @@ fn errors_of_modules_folders_and_ports() {
             (&["port", "remove", "hello", "8080"], 5),
         ],
     ));
+}
+
+/// A server that gives one answer to everything, and its address.
+fn server(answer: &'static str) -> String {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut peer in listener.incoming().flatten() {
+            let _ = peer.read(&mut [0; 4096]);
+            let _ = peer.write_all(answer.as_bytes());
+        }
+    });
+    address
+}
+
+#[test]
+fn errors_of_a_mirror() {
+    let home = home();
+    let settings = home.path().join(".config/codchi/config.toml");
+    let mut said = Vec::new();
+    let mut with = |setting: &str, status| {
+        codchi_fs::write(&settings, format!("version = 1\n[base]\n{setting}\n")).unwrap();
+        let done = home.run(&["init", "x", "--base", "debian"]);
+        assert_eq!(done.status, status, "{setting}: {}", done.err);
+        said.push(done.err);
+    };
+    with("suite = \"frob\"", 2);
+    with("mirror = \"ftp://a.example.org\"", 2);
+    for (answer, status) in [
+        ("HTTP/1.1 404 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", 1),
+        ("HTTP/1.1 403 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", 3),
+        ("HTTP/1.1 500 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", 3),
+        ("HTTP/1.1 200 Yes\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno", 1),
+    ] {
+        with(&format!("mirror = \"{}\"", server(answer)), status);
+    }
+    insta::with_settings!({ filters => vec![(r"127\.0\.0\.1:\d+", "MIRROR")] }, {
+        insta::assert_snapshot!(said.join("\n"));
+    });
+    assert!(!home.path().join(".local/share/codchi/store").exists());
 }

@@ -3,7 +3,6 @@
 use codchi_core::machine::Host as Attachment;
 use codchi_core::name::MachineName;
 use codchi_core::plan::{Activation, Part, Plan, Step};
-use codchi_core::report::Kind;
 use codchi_core::status::State;
 
 use crate::app::{App, now};
@@ -29,8 +28,7 @@ fn two(app: &App, from: &str, to: &str, command: &str) -> Result<(MachineName, M
 }
 
 fn tools(app: &App) -> Result<Tools> {
-    Tools::open(app, &NixFlags::default())?
-        .ok_or_else(|| Failure::new(Kind::Host, "the store is gone").hint("`codchi doctor` says more"))
+    Tools::needed(app, &NixFlags::default())
 }
 
 /// `rename`.
@@ -86,10 +84,7 @@ pub fn rename(app: &App, args: &cli::Rename) -> Result<()> {
 pub fn duplicate(app: &App, args: &cli::Duplicate) -> Result<()> {
     let (from, to) = two(app, &args.name, &args.to, "duplicate")?;
     let attachment = app.attachment(&from)?;
-    let current = app.generations(&from).current()?.ok_or_else(|| {
-        Failure::failed(format!("`{from}` has no generation"))
-            .hint(format!("`codchi rebuild {from}` makes one"))
-    })?;
+    let current = app.generations(&from).current()?.ok_or_else(|| worker::no_generation(&from))?;
     let ids = choose_ids(app, codchi_drivers::find(&attachment.driver)?)?;
     let staging =
         if app.globals.dry_run { None } else { Some(Scratch::below(&app.dirs.staging(), to.as_str())?) };

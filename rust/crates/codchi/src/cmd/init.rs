@@ -68,6 +68,9 @@ pub fn make(app: &App, args: &cli::Init) -> Result<()> {
     let auth = Auth::find(app, &args.nix.auth_from, &urls)?;
     let base = make::choose_base(app, args.base)?;
     let suite = (base == "debian").then(|| app.settings.base.suite.clone());
+    if let Some(suite) = &suite {
+        codchi_debian::suite::label(suite)?;
+    }
     let mut tools = match Tools::open(app, &args.nix)? {
         Some(tools) => tools,
         None if app.globals.dry_run => {

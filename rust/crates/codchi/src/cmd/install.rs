@@ -27,8 +27,7 @@ pub fn install(app: &App, args: &cli::Install) -> Result<()> {
     let name: MachineName = args.name.parse()?;
     let given = secrets::given(&args.secrets)?;
     finish_earlier(app, &name, "install")?;
-    let tools = Tools::open(app, &NixFlags::default())?
-        .ok_or_else(|| Failure::new(Kind::Host, "the store is gone").hint("`codchi doctor` says more"))?;
+    let tools = Tools::needed(app, &NixFlags::default())?;
     let shown = text::printable_line(&args.toplevel.to_string_lossy());
     let toplevel: StorePath = match args.toplevel.to_str().map(str::parse) {
         Some(Ok(path)) if tools.nix.is_valid(&path) => path,

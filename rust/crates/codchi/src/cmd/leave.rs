@@ -43,10 +43,7 @@ pub fn tar(app: &App, args: &cli::Tar) -> Result<()> {
     if !app.dirs.machine(&name).join("flake.nix").exists() {
         return Err(rebuild::no_flake(app, &name));
     }
-    let current = app.generations(&name).current()?.ok_or_else(|| {
-        Failure::failed(format!("`{name}` has no generation"))
-            .hint(format!("`codchi rebuild {name}` makes one"))
-    })?;
+    let current = app.generations(&name).current()?.ok_or_else(|| worker::no_generation(&name))?;
     if !stdout && args.file.exists() {
         app.confirm_yes(&format!("replace `{}`?", app.shown(&args.file)))?;
     }
@@ -54,8 +51,7 @@ pub fn tar(app: &App, args: &cli::Tar) -> Result<()> {
         app.printer.say(&format!("`codchi tar {name}` would write `{}`", args.file.display()));
         return Ok(());
     }
-    let tools = Tools::open(app, &NixFlags::default())?
-        .ok_or_else(|| Failure::new(Kind::Host, "the store is gone").hint("`codchi doctor` says more"))?;
+    let tools = Tools::needed(app, &NixFlags::default())?;
     let staging = Scratch::below(&app.dirs.staging(), name.as_str())?;
     let head = staging.path().join("head");
     copy_tree(&app.dirs.machine(&name), &head)?;

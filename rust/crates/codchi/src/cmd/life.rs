@@ -79,6 +79,9 @@ pub fn start_one(app: &App, name: &MachineName) -> Result<()> {
     if is_up(app, name)? && !journal::is_open(app, name) {
         return Ok(());
     }
+    if app.generations(name).current_number()?.is_none() {
+        return Err(worker::no_generation(name));
+    }
     let mut steps = vec![Step::Start];
     if let Some(script) = codchi_fs::read_if_exists(worker::pending_script(app, name))? {
         steps.push(Step::InitScript { script });

@@ -32,8 +32,7 @@ pub fn supervise(app: &App, given: &str) -> Result<()> {
     let name = app.machine(given)?;
     let driver = codchi_drivers::find(&app.attachment(&name)?.driver)?;
     let begin = |awaited: bool| -> Result<Begun> {
-        let store =
-            Store::open(&app.dirs, &app.settings)?.ok_or_else(|| Failure::failed("the store is gone"))?;
+        let store = Store::open(&app.dirs, &app.settings)?.ok_or_else(crate::make::no_store)?;
         let mut secrets = Ok(Bundle::new());
         if !awaited {
             let worker = MachineWorker::new(app, &name, Some(&store), None);

@@ -347,8 +347,7 @@ fn remove(app: &App, given: &str, module: &str) -> Result<()> {
 }
 
 fn open_tools(app: &App, flags: &NixFlags) -> Result<Tools> {
-    Tools::open(app, flags)?
-        .ok_or_else(|| Failure::new(Kind::Host, "the store is gone").hint("`codchi doctor` says more"))
+    Tools::needed(app, flags)
 }
 
 /// Locks what is new and puts both files in place, or only shows what would change.

@@ -30,8 +30,7 @@ pub fn run(app: &App, args: &cli::Move) -> Result<()> {
     }
     refuse_losses(app, &name, args.leave_extras)?;
     let current = app.generations(&name).current()?;
-    let mut tools = Tools::open(app, &args.nix)?
-        .ok_or_else(|| Failure::new(Kind::Host, "the store is gone").hint("`codchi doctor` says more"))?;
+    let mut tools = Tools::needed(app, &args.nix)?;
 
     // The machine folder as it is: what a rebuild would change besides is the next rebuild's.
     let staging = Scratch::below(&app.dirs.staging(), name.as_str())?;

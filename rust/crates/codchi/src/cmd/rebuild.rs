@@ -20,6 +20,7 @@ use codchi_nix::drv::Source;
 use codchi_nix::generations::Generation;
 use codchi_nix::lock::{Locked, Update};
 use codchi_secrets::Bundle;
+use codchi_store::Store;
 
 use crate::app::App;
 use crate::checkout;
@@ -248,7 +249,9 @@ fn begin(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<O
     let current = generations.current()?;
     let rolled_back = is_rolled_back(app, name);
     let attachment = app.attachment(name)?;
-    let plain = !rolled_back
+    let has_store = Store::open(&app.dirs, &app.settings)?.is_some();
+    let plain = has_store
+        && !rolled_back
         && how.update == Update::Missing
         && flags.override_input.is_empty()
         && how.secrets.is_empty()
@@ -266,9 +269,6 @@ fn begin(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<O
             f.hint("`--restore-lock` takes flake.nix and flake.lock of that generation instead")
         })?;
     }
-    let mut tools = Tools::open(app, flags)?
-        .ok_or_else(|| Failure::new(Kind::Host, "the store is gone").hint("`codchi doctor` says more"))?;
-
     let staging = Scratch::below(&app.dirs.staging(), name.as_str())?;
     let folder = staging.path().join("machine");
     copy_folder(app, name, &folder)?;
@@ -279,6 +279,10 @@ fn begin(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<O
         codchi_fs::write_atomic(folder.join("flake.lock"), &current.record.flake_lock, 0o644)?;
     }
     let flake = read_flake(app, name, &folder)?;
+    let mut tools = match has_store || app.globals.dry_run {
+        true => Tools::needed(app, flags)?,
+        false => Tools::make(app, flags)?,
+    };
     tools.authenticate(app, flags, &needs::addresses(&flake))?;
     let old_lock = codchi_fs::read_if_exists(folder.join("flake.lock"))?.unwrap_or_default();
     let checkouts = checkouts(app, &tools, name, &attachment, how)?;
@@ -746,8 +750,7 @@ pub fn update(app: &App, args: &cli::Update) -> Result<()> {
         }
     }
     let update = if args.inputs.is_empty() { Update::All } else { Update::Inputs(args.inputs.clone()) };
-    let mut tools =
-        Tools::open(app, &args.nix)?.ok_or_else(|| Failure::new(Kind::Host, "the store is gone"))?;
+    let mut tools = Tools::needed(app, &args.nix)?;
     tools.authenticate(app, &args.nix, &needs::addresses(&flake))?;
     let attachment = app.attachment(&name)?;
     let staging = Scratch::below(&app.dirs.staging(), name.as_str())?;
@@ -824,8 +827,7 @@ fn moved(old: &str, new: &str) -> Vec<String> {
 pub fn rollback(app: &App, args: &cli::Rollback) -> Result<()> {
     let name = app.machine(&args.name)?;
     let generations = app.generations(&name);
-    let current =
-        generations.current()?.ok_or_else(|| Failure::failed(format!("`{name}` has no generation")))?;
+    let current = generations.current()?.ok_or_else(|| worker::no_generation(&name))?;
     let target = match args.to {
         Some(n) => generations.get(n).map_err(|_| {
             let all: Vec<String> =
@@ -860,8 +862,7 @@ pub fn rollback(app: &App, args: &cli::Rollback) -> Result<()> {
         show_plan(app, &plan);
         return Ok(());
     }
-    let tools = Tools::open(app, &NixFlags::default())?
-        .ok_or_else(|| Failure::new(Kind::Host, "the store is gone"))?;
+    let tools = Tools::needed(app, &NixFlags::default())?;
     app.printer.report(Event::Phase("comparing"));
     let difference = tools.nix.diff(Some(&current.record.toplevel), &target.record.toplevel)?;
     app.printer.done();
@@ -889,17 +890,12 @@ pub fn diff(app: &App, args: &cli::Diff) -> Result<()> {
     };
     let (from, to) = match (args.from, args.to) {
         (Some(a), Some(b)) => (Some(get(a)?), get(b)?),
-        (Some(a), None) => (
-            Some(get(a)?),
-            generations.current()?.ok_or_else(|| Failure::failed(format!("`{name}` has no generation")))?,
-        ),
-        _ => (
-            generations.previous()?,
-            generations.current()?.ok_or_else(|| Failure::failed(format!("`{name}` has no generation")))?,
-        ),
+        (Some(a), None) => {
+            (Some(get(a)?), generations.current()?.ok_or_else(|| worker::no_generation(&name))?)
+        }
+        _ => (generations.previous()?, generations.current()?.ok_or_else(|| worker::no_generation(&name))?),
     };
-    let tools = Tools::open(app, &NixFlags::default())?
-        .ok_or_else(|| Failure::new(Kind::Host, "the store is gone"))?;
+    let tools = Tools::needed(app, &NixFlags::default())?;
     let old: Option<StorePath> = from.as_ref().map(|g| g.record.toplevel.clone());
     let difference = tools.nix.diff(old.as_ref(), &to.record.toplevel)?;
     if app.globals.json {

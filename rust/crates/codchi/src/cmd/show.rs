@@ -3,7 +3,6 @@
 use std::io::{Read, Seek, SeekFrom};
 
 use codchi_core::name::{DriverName, MachineName};
-use codchi_core::report::Kind;
 use codchi_core::status::{Config, GenerationStatus, Generations, InputState, MachineStatus, State, Status};
 use codchi_core::text;
 use codchi_drivers::Running;
@@ -15,7 +14,7 @@ use crate::cmd::{life, rebuild};
 use crate::failure::{Failure, Result};
 use crate::make::{Scratch, Tools, copy_folder};
 use crate::worker::HostParts;
-use crate::{needs, updates};
+use crate::{checkout, needs, updates};
 
 /// What machines do now, in their order. Each driver is asked once.
 fn running(app: &App, names: &[MachineName]) -> Vec<Result<Running>> {
@@ -54,9 +53,13 @@ fn machine_status(app: &App, name: &MachineName, running: Running, measure: bool
     let driver = codchi_drivers::find(&attachment.driver)?;
     let current = app.generations(name).current()?;
     let inputs = updates::inputs(app, name);
+    let changed = match running.state {
+        State::Running => checkout::changed(app, name, &attachment.checkouts),
+        _ => Vec::new(),
+    };
     let config = if rebuild::is_rolled_back(app, name) {
         Config::RolledBack
-    } else if !rebuild::is_up_to_date(app, name) {
+    } else if !rebuild::is_up_to_date(app, name) || !changed.is_empty() {
         Config::Modified
     } else if inputs.iter().any(|i| i.state == InputState::UpdatesAvailable) {
         Config::UpdatesAvailable
@@ -345,8 +348,7 @@ pub fn option(app: &App, args: &cli::OptionArgs) -> Result<()> {
     let name = app.machine(&args.name)?;
     let path: codchi_core::attr::AttrPath = args.path.parse().map_err(|e| Failure::usage(format!("{e}")))?;
     let attachment = app.attachment(&name)?;
-    let mut tools = Tools::open(app, &NixFlags::default())?
-        .ok_or_else(|| Failure::new(Kind::Host, "the store is gone"))?;
+    let mut tools = Tools::needed(app, &NixFlags::default())?;
     let staging = Scratch::below(&app.dirs.staging(), name.as_str())?;
     let folder = staging.path().join("machine");
     copy_folder(app, &name, &folder)?;

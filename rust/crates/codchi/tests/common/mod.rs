@@ -92,7 +92,7 @@ pub fn refused_with(home: &Home, args: &[&str], variables: &[(&str, &str)], stat
     let done = home.run_with(args, variables);
     assert_eq!(done.status, status, "codchi {}: {}", args.join(" "), done.err);
     assert_eq!(done.out, "", "codchi {}", args.join(" "));
-    assert_eq!(home.files(), before, "codchi {} changed something", args.join(" "));
+    assert!(home.files() == before, "codchi {} changed something", args.join(" "));
     assert!(done.err.starts_with("error: "), "codchi {}: {}", args.join(" "), done.err);
     format!("$ codchi {}\n{}", args.join(" "), done.err)
 }
