@@ -180,7 +180,8 @@ fn errors_of_a_mirror() {
         ("HTTP/1.1 500 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", 3),
         ("HTTP/1.1 200 Yes\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno", 1),
     ] {
-        with(&format!("mirror = \"{}\"", server(answer)), status);
+        let server = server(answer);
+        with(&format!("mirror = \"{server}\"\nsecurity-mirror = \"{server}\""), status);
     }
     insta::with_settings!({ filters => vec![(r"127\.0\.0\.1:\d+", "MIRROR")] }, {
         insta::assert_snapshot!(said.join("\n"));
