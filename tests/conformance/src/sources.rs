@@ -784,8 +784,6 @@ fn checkout(h: &Host) -> Result<(), Failed> {
     };
     inside("touch module.nix")?;
     require!(config()? == "up-to-date", "it is told as {}", config()?);
-    let objects = "git count-objects -v; git status --porcelain";
-    let before = inside(objects)?;
     inside("sed -i s/one/two/ module.nix")?;
     require!(
         config()? == "modified",
@@ -793,17 +791,16 @@ fn checkout(h: &Host) -> Result<(), Failed> {
         config()?
     );
     inside("git add module.nix; sed -i s/two/one/ module.nix")?;
+    let objects = "git count-objects -v; git status --porcelain";
+    let before = inside(objects)?;
     require!(
         config()? == "up-to-date",
         "an index is told as {}",
         config()?
     );
+    let after = inside(objects)?;
+    require!(after == before, "asking left something: {before}; {after}");
     inside("git reset -q --hard")?;
-    require!(
-        inside(objects)? == before,
-        "asking left something: {}",
-        inside(objects)?
-    );
     // Not committed, and with what git would run: nothing of it runs on this computer.
     inside(
         "sed -i s/one/two/ module.nix; git config core.fsmonitor 'touch /tmp/ran-by-git;false'; echo secret > untracked",
