@@ -6,6 +6,9 @@ use codchi_runtime::{Error, Result};
 use serde::Deserialize;
 use serde_json::Value;
 
+/// Where all of it is.
+const STORE: &str = "/nix/store";
+
 /// What `host.nix` renders. None of it gives a machine anything of its host but memory and time of processors.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -34,7 +37,7 @@ impl Settings {
         }
         for path in [&settings.kernel, &settings.modules] {
             let plain = path.components().all(|c| !matches!(c, std::path::Component::ParentDir));
-            if !path.starts_with("/nix/store") || !plain {
+            if !path.starts_with(STORE) || !plain {
                 return Err(wrong(format!("`{}` is not in the store", path.display())));
             }
         }
@@ -48,7 +51,8 @@ impl Settings {
     pub fn image(&self) -> Result<PathBuf> {
         let boot = named(&self.kernel.join("boot"), |n| n.starts_with("vmlinuz-"));
         let found = boot.into_iter().chain([self.kernel.join("bzImage"), self.kernel.join("Image")]);
-        found.into_iter().find(|p| p.is_file()).ok_or_else(|| none("a kernel", &self.kernel))
+        let found = found.into_iter().find(|p| p.is_file()).ok_or_else(|| none("a kernel", &self.kernel))?;
+        resolved(&found)
     }
 
     /// The files of the modules to load.
@@ -56,14 +60,31 @@ impl Settings {
         let dirs = ["usr/lib/modules", "lib/modules"].map(|d| self.modules.join(d));
         let versions = dirs.iter().flat_map(|d| named(d, |_| true));
         let tree = versions.into_iter().map(|v| v.join("kernel")).find(|t| t.is_dir());
+        let tree = resolved(&tree.ok_or_else(|| none("kernel modules", &self.modules))?)?;
+        Ok(self.found_in(&tree))
+    }
+
+    /// The files of the modules to load, in a folder of modules.
+    fn found_in(&self, tree: &Path) -> Vec<PathBuf> {
         let mut all = Vec::new();
-        collect(&tree.ok_or_else(|| none("kernel modules", &self.modules))?, 0, &mut all);
+        collect(tree, 0, &mut all);
         let is = |file: &Path, name: &str| {
             let file = file.file_name().unwrap_or_default().to_string_lossy().replace('-', "_");
             file.strip_prefix(name).is_some_and(|rest| rest.starts_with(".ko"))
         };
-        Ok(self.load.iter().filter_map(|name| all.iter().find(|f| is(f, name)).cloned()).collect())
+        self.load.iter().filter_map(|name| all.iter().find(|f| is(f, name)).cloned()).collect()
     }
+}
+
+/// A path without links: what was built may link to what it was not built from, a file of the host.
+fn resolved(path: &Path) -> Result<PathBuf> {
+    resolved_below(Path::new(STORE), path)
+}
+
+fn resolved_below(store: &Path, path: &Path) -> Result<PathBuf> {
+    let outside = || Error::Settings(format!("`{}` leads out of the store", path.display()));
+    let real = path.canonicalize().map_err(|_| outside())?;
+    if real.starts_with(store) { Ok(real) } else { Err(outside()) }
 }
 
 fn none(what: &str, path: &Path) -> Error {
@@ -108,9 +129,26 @@ mod tests {
             memory: 1 << 30,
             cpus: 2,
         };
-        let found = settings.files().unwrap();
+        // This one's store is elsewhere.
+        assert!(settings.files().is_err());
+        let tree = dir.path().join("usr/lib/modules/6.12/kernel");
+        assert!(resolved_below(dir.path(), &tree).is_ok());
+        let found = settings.found_in(&tree);
         let names: Vec<_> = found.iter().map(|f| f.file_name().unwrap().to_str().unwrap()).collect();
         assert_eq!(names, ["failover.ko.xz", "net_failover.ko.xz", "virtio_net.ko.zst", "virtio-rng.ko"]);
+    }
+
+    #[test]
+    fn links_that_leave_the_store_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, secret) = (dir.path().join("store"), dir.path().join("secret"));
+        codchi_fs::create_dir_all(store.join("a")).unwrap();
+        codchi_fs::write(&secret, "").unwrap();
+        codchi_fs::write(store.join("b"), "").unwrap();
+        std::os::unix::fs::symlink("../b", store.join("a/within")).unwrap();
+        std::os::unix::fs::symlink(&secret, store.join("a/out")).unwrap();
+        assert_eq!(resolved_below(&store, &store.join("a/within")).unwrap(), store.join("b"));
+        assert!(resolved_below(&store, &store.join("a/out")).is_err());
     }
 
     #[test]
