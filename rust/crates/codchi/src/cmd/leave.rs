@@ -211,6 +211,23 @@ fn read_head(file: &Path, to: &Path) -> Result<(Export, String)> {
     Ok((Export::parse(Path::new(FILE), &text)?, at.into()))
 }
 
+/// A path below a folder, where no part of it is a link: what it leads to would be read, and be in the store for everybody.
+fn without_links(folder: &Path, below: &str) -> Option<PathBuf> {
+    let path = folder.canonicalize().ok()?.join(below);
+    (path.canonicalize().ok()? == path).then_some(path)
+}
+
+/// Refuses a record with words that this host has no meaning for: they go into its own settings.
+fn known_words(export: &Export) -> Result<()> {
+    let plain = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let suite = export.suite.as_deref().unwrap_or("none");
+    if matches!(export.base.as_str(), "nixpkgs" | "debian") && plain(suite) {
+        return Ok(());
+    }
+    let words = text::printable_line(&format!("{} {suite}", export.base));
+    Err(Failure::failed(format!("the export was made with a base that is not known: `{words}`")))
+}
+
 /// `import`.
 pub fn import(app: &App, args: &cli::Import) -> Result<()> {
     let given = crate::secrets::given(&args.secrets)?;
@@ -226,6 +243,7 @@ pub fn import(app: &App, args: &cli::Import) -> Result<()> {
         ))
         .hint("import it with that one"));
     }
+    known_words(&export)?;
     let name: MachineName = match &args.name {
         Some(given) => given.parse()?,
         None => export.name.clone(),
@@ -266,7 +284,7 @@ pub fn import(app: &App, args: &cli::Import) -> Result<()> {
                 text::printable_line(path)
             ))
         };
-        let from = head.join(input_folder(path).ok_or_else(wrong)?);
+        let from = input_folder(path).and_then(|f| without_links(&head, &f)).ok_or_else(wrong)?;
         let wanted: codchi_nix::StorePath = path.parse().map_err(|_| wrong())?;
         if !tools.has(&wanted) && tools.nix.add_path(wanted.name(), &from)? != wanted {
             return Err(wrong());
