@@ -55,6 +55,10 @@ const CALLS: [(&str, u32); 19] = [
     ("request_key", 38),
 ];
 
+/// Lines that take AF_VSOCK away, which no network namespace bounds, as if the kernel lacked it; and the old call whose arguments lie
+/// where no filter looks.
+const FAMILIES: [&str; 2] = ["socket errno 97 [0,40,SCMP_CMP_EQ]", "socketcall errno 38"];
+
 /// Reads engine settings (variables not yet replaced), refuses those that take more of the host than this driver gives and a
 /// person granted, and puts in what an instance never goes without.
 pub fn settled(dialect: &Dialect, engine: &Value, granted: &Value) -> Result<Settings> {
@@ -81,10 +85,19 @@ pub fn settled(dialect: &Dialect, engine: &Value, granted: &Value) -> Result<Set
         }
     }
     let calls = settings.config.entry("security.syscalls.deny".into()).or_default();
-    for (call, errno) in CALLS {
-        if !calls.lines().any(|l| l.split_whitespace().next() == Some(call)) {
-            calls.push_str(&format!("{}{call} errno {errno}", if calls.is_empty() { "" } else { "\n" }));
+    let given = calls.clone();
+    let mut add = |line: &str| {
+        if !calls.is_empty() {
+            calls.push('\n');
         }
+        calls.push_str(line);
+    };
+    let has = |call: &str| given.lines().any(|l| l.split_whitespace().next() == Some(call));
+    for (call, errno) in CALLS.into_iter().filter(|(call, _)| !has(call)) {
+        add(&format!("{call} errno {errno}"));
+    }
+    for line in FAMILIES.into_iter().filter(|line| !given.lines().any(|l| l == *line)) {
+        add(line);
     }
     Ok(settings)
 }
@@ -95,7 +108,7 @@ fn is_known(dialect: &Dialect, key: &str, value: &str) -> bool {
     match key {
         "raw.lxc" => value == RAW,
         "environment.NOTIFY_SOCKET" => value == "/run/codchi/notify/socket",
-        "limits.memory" | "limits.processes" => digits(value),
+        "limits.memory" | "limits.processes" | "limits.kernel.nproc" => digits(value),
         "limits.cpu.allowance" => value.strip_suffix("ms/100ms").is_some_and(digits),
         "security.nesting" => boolean,
         "security.privileged" | "boot.autostart" => value == "false",
@@ -108,7 +121,7 @@ fn is_known(dialect: &Dialect, key: &str, value: &str) -> bool {
 
 /// Whether every line takes a call away: one that `allow`s or answers that it was done would give something.
 fn refuses_only(list: &str) -> bool {
-    list.lines().all(|line| {
+    list.lines().filter(|line| !FAMILIES.contains(line)).all(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
             ["reject_force_umount"] => true,
@@ -175,6 +188,9 @@ mod tests {
         assert!(
             refused(|v| v["config"]["security.syscalls.deny"] = json!("bpf allow")).contains("syscalls.deny")
         );
+        // One that takes another family away stands for none that is to go.
+        let other = json!("socket errno 97 [0,41,SCMP_CMP_EQ]");
+        assert!(refused(|v| v["config"]["security.syscalls.deny"] = other).contains("syscalls.deny"));
     }
 
     #[test]
@@ -186,5 +202,8 @@ mod tests {
         let calls = &settings.config["security.syscalls.deny"];
         assert!(calls.starts_with("bpf errno 38\n") && !calls.contains("bpf errno 1"), "{calls}");
         assert!(calls.contains("io_uring_setup errno 38"), "{calls}");
+        for line in FAMILIES {
+            assert!(calls.lines().any(|l| l == line), "{line} is not in {calls}");
+        }
     }
 }
