@@ -36,7 +36,7 @@ pub fn watch() {
             HAPPENED.store(true, Ordering::Relaxed);
             end_children();
             if before {
-                std::process::exit(130);
+                end();
             }
             before = true;
             std::thread::spawn(|| {
@@ -47,10 +47,16 @@ pub fn watch() {
                         end_children();
                     }
                 }
-                std::process::exit(130);
+                end();
             });
         }
     });
+}
+
+/// Ends this process, whatever it does.
+fn end() -> ! {
+    crate::prompt::restore();
+    std::process::exit(130)
 }
 
 fn end_children() {

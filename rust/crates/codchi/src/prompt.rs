@@ -1,6 +1,7 @@
 //! Asking for what must not be seen.
 
 use std::io::Write;
+use std::sync::Mutex;
 
 use codchi_core::text;
 use codchi_secrets::{MAX_VALUE, Private};
@@ -9,10 +10,19 @@ use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tc
 use crate::app::App;
 use crate::interrupt;
 
-/// A terminal that shows nothing of what is typed, until this is dropped.
-struct Silent {
-    before: Termios,
+/// How the terminal was before it was silent.
+static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// Gives the terminal back as it was, where it is silent.
+pub fn restore() {
+    let before = BEFORE.lock().ok().and_then(|mut b| b.take());
+    if let Some(before) = before {
+        let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &before);
+    }
 }
+
+/// A terminal that shows nothing of what is typed, until this is dropped.
+struct Silent;
 
 impl Silent {
     fn begin() -> Option<Silent> {
@@ -23,14 +33,16 @@ impl Silent {
         silent.local_modes.remove(LocalModes::ECHO | LocalModes::ICANON);
         silent.special_codes[SpecialCodeIndex::VMIN] = 0;
         silent.special_codes[SpecialCodeIndex::VTIME] = 2;
+        *BEFORE.lock().ok()? = Some(before);
+        let begun = Silent;
         tcsetattr(stdin, OptionalActions::Flush, &silent).ok()?;
-        Some(Silent { before })
+        Some(begun)
     }
 }
 
 impl Drop for Silent {
     fn drop(&mut self) {
-        let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &self.before);
+        restore();
     }
 }
 
