@@ -465,7 +465,7 @@ fn exec_terminal(h: &Host) -> Result<(), Failed> {
     Ok(())
 }
 
-fn quote(s: &str) -> String {
+pub fn quote(s: &str) -> String {
     format!("'{}'", s.replace('\'', "'\\''"))
 }
 

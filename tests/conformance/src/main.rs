@@ -27,6 +27,7 @@ mod sources;
 mod systemd;
 mod table;
 mod templates;
+mod terminal;
 mod whole;
 
 use std::path::PathBuf;
@@ -93,6 +94,7 @@ fn all() -> Vec<cases::Case> {
     let mut all = cases::ALL.to_vec();
     let last = all.pop();
     all.extend(secrets::ALL);
+    all.extend(terminal::ALL);
     all.extend(consent::ALL);
     all.extend(session::ALL);
     all.extend(last);
