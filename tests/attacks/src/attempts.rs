@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use libtest_mimic::Failed;
 
+use crate::drivers::{COLUMNS, by_host, left_out};
 use crate::stage::{ALICE, MALLORY, OPEN, OWN_MOUNT, Place, Stage, Verdict, Who};
-use crate::{daemon, hostile, misc, require};
+use crate::{daemon, exports, guest, hostile, misc, require};
 
 /// One attempt.
 pub struct Attempt {
@@ -71,7 +72,9 @@ const DAEMON: &str = "The daemon";
 const BELIEF: &str = "What the host believes";
 const NETWORK: &str = "Network and sockets";
 const SESSION: &str = "The caller's session";
-const KERNEL: &str = "The kernel";
+pub const KERNEL: &str = "The kernel";
+pub const GUEST: &str = "Shared folders and the port of a virtual machine";
+pub const EXPORTS: &str = "Exports from anybody";
 const HOSTILE: &str = "Hostile agents, texts and notifications";
 const LIMITS: &str = "Limits";
 
@@ -136,7 +139,7 @@ pub const ALL: &[Attempt] = &[
         "put a program among those that Codchi lays into every machine",
         BOTH,
         "mounted read-only, owned by the host",
-        Helper(&["create", "/run/codchi/bin/attempt"]),
+        Helper(&["create", "{programs}/attempt"]),
         Open(Who::Root)
     ),
     attempt!(
@@ -175,10 +178,7 @@ pub const ALL: &[Attempt] = &[
         "read a file of another machine by its path, through any process and descriptor",
         BOTH,
         "own root, own process ids",
-        Helper(&[
-            "reach",
-            "{home}/.local/share/codchi/machines/alice/root/etc/keep"
-        ]),
+        Helper(&["reach", "{alice}/etc/keep"]),
         Open(Who::Root)
     ),
     attempt!(
@@ -187,10 +187,7 @@ pub const ALL: &[Attempt] = &[
         "the same for a file that only root of the other machine may read",
         BOTH,
         "own root, own process ids",
-        Helper(&[
-            "reach",
-            "{home}/.local/share/codchi/machines/alice/root/etc/private"
-        ]),
+        Helper(&["reach", "{alice}/etc/private"]),
         Open(Who::Root)
     ),
     attempt!(
@@ -232,7 +229,7 @@ pub const ALL: &[Attempt] = &[
         "connect to the agent of another machine",
         BOTH,
         "not in the machine",
-        Helper(&["reach", "{home}/run/codchi/machines/alice/agent/socket"]),
+        Helper(&["reach", "{agent}"]),
         Control::Code("the host, by way of the supervisor", misc::other_agent)
     ),
     attempt!(
@@ -1131,6 +1128,105 @@ pub const ALL: &[Attempt] = &[
         )
     ),
     attempt!(
+        GUEST,
+        "share-write",
+        "mount the shared store and programs anew, writable, and change them",
+        ROOT,
+        "the host shares them read-only",
+        Code(guest::write),
+        Control::Code("the share that is the machine's own", guest::write_control)
+    ),
+    attempt!(
+        GUEST,
+        "share-link",
+        "leave links and folders in the shared root that lead out of it, and go that way",
+        ROOT,
+        "the machine's kernel follows them, in the machine",
+        Code(guest::link),
+        Control::Code("the host follows them", guest::link_control)
+    ),
+    attempt!(
+        GUEST,
+        "share-devices",
+        "leave device nodes among the files that the host keeps",
+        ROOT,
+        "what shares the files is nobody on the host",
+        Code(guest::devices),
+        Control::Code("the host's root makes them there", guest::devices_control)
+    ),
+    attempt!(
+        GUEST,
+        "port-open",
+        "open the port beside the agent, and pose as it",
+        USER,
+        "it is root's",
+        Helper(&["open-port"]),
+        Control::Code("the machine's root", guest::port_control)
+    ),
+    attempt!(
+        GUEST,
+        "port-noise",
+        "200000 frames that nobody should send over the port",
+        ROOT,
+        "frames are checked",
+        Code(guest::noise),
+        Control::Code("they do arrive", guest::noise_control)
+    ),
+    attempt!(
+        GUEST,
+        "port-channels",
+        "open 5000 ways to the store at once",
+        ROOT,
+        "100 at most",
+        Code(guest::channels),
+        Control::Code("one of them is opened", guest::channels_control)
+    ),
+    attempt!(
+        GUEST,
+        "port-unread",
+        "have the host answer without end, and take nothing of it",
+        ROOT,
+        "what it keeps has an end, and so has then the machine",
+        Code(guest::unread),
+        Control::Code("it does answer", guest::noise_control)
+    ),
+    attempt!(
+        EXPORTS,
+        "export-paths",
+        "write outside the machine's folder, or name a file there: `..`, the root, links, hard links",
+        ROOT,
+        "paths are resolved beneath the folder, without links",
+        Code(exports::paths),
+        Control::Code("`tar -P`", exports::paths_control)
+    ),
+    attempt!(
+        EXPORTS,
+        "export-contents",
+        "device nodes, set-user-id files, owners of the host, holes of 4 TiB, names that a terminal obeys, a file through a link before it",
+        ROOT,
+        "left out, mapped, kept as holes, shown, replaced",
+        Code(exports::contents),
+        Control::Code("`tar` makes and says them", exports::contents_control)
+    ),
+    attempt!(
+        EXPORTS,
+        "export-record",
+        "a record with another machine's name, a path, control characters",
+        ROOT,
+        "names are checked, what is said is shown",
+        Code(exports::records),
+        Control::Code("the record says it", exports::records_control)
+    ),
+    attempt!(
+        EXPORTS,
+        "export-input",
+        "an input that is a link to a folder of the person's, so that it lands in the store",
+        ROOT,
+        "no link on the way to an input is followed",
+        Code(exports::inputs),
+        Control::Code("a reader that follows it", exports::inputs_control)
+    ),
+    attempt!(
         LIMITS,
         "runtime-folder",
         "fill the host's runtime folder through the agent's",
@@ -1147,6 +1243,15 @@ pub const ALL: &[Attempt] = &[
         "a machine has a limit of tasks",
         Code(misc::fork_bomb),
         Control::Code("a machine without the limit", misc::fork_bomb_control)
+    ),
+    attempt!(
+        LIMITS,
+        "memory-bomb",
+        "take more memory than the machine may have",
+        BOTH,
+        "a limit of the control group, or all that a virtual machine has",
+        Code(misc::memory_bomb),
+        Control::Code("on the host", misc::memory_bomb_control)
     ),
     attempt!(
         LIMITS,
@@ -1186,6 +1291,7 @@ pub fn attempt(stage: &Stage, attempt: &Attempt, who: Who) -> Result<(), Failed>
 pub fn control(stage: &Stage, attempt: &Attempt) -> Result<(), Failed> {
     let (place, who, may_lack) = match attempt.control {
         Control::Code(_, f) => return f(stage),
+        _ if by_host(stage.host.driver, attempt.name) => (Place::Host, Who::Root, false),
         Host => (Place::Host, Who::Root, false),
         HostIfThere => (Place::Host, Who::Root, true),
         Open(who) => {
@@ -1244,6 +1350,20 @@ pub fn script(stage: &Stage, place: Place, who: Who, text: &str) -> Result<Verdi
 fn fill(stage: &Stage, place: Place, words: &[&str]) -> Result<Vec<String>, Failed> {
     let made = stage.ready()?;
     let open = place == Place::Machine(OPEN);
+    let socket = if stage.host.driver == "qemu" {
+        "stream"
+    } else {
+        "socket"
+    };
+    let programs = match open && stage.host.driver == "qemu" {
+        true => stage
+            .host
+            .home
+            .join(".local/share/codchi/bin")
+            .display()
+            .to_string(),
+        false => "/run/codchi/bin".into(),
+    };
     let pid = |machine: &str| -> Result<String, Failed> {
         let text = codchi_fs::read_to_string(stage.runtime(machine).join("supervisor.json"))?;
         let v: serde_json::Value = serde_json::from_str(&text)?;
@@ -1251,6 +1371,17 @@ fn fill(stage: &Stage, place: Place, words: &[&str]) -> Result<Vec<String>, Fail
     };
     let values = [
         ("{home}", stage.host.home.display().to_string()),
+        (
+            "{agent}",
+            stage
+                .runtime(ALICE)
+                .join("agent")
+                .join(socket)
+                .display()
+                .to_string(),
+        ),
+        ("{programs}", programs),
+        ("{alice}", stage.root(ALICE).display().to_string()),
         ("{path}", made.victim.clone()),
         ("{folder}", made.folder.clone()),
         (
@@ -1277,17 +1408,23 @@ fn fill(stage: &Stage, place: Place, words: &[&str]) -> Result<Vec<String>, Fail
 /// The attempts as a page of the documentation.
 pub fn table() -> String {
     let mut out = String::from(
-        "# Attempts\n\nWhat the suite `tests/attacks` tries from inside a real machine, on the native driver, as root and rootless. Every \
-         attempt must fail, and what is guarded must be as it was; the same attempt must succeed where its guard is taken away (the \
-         control), else it would show nothing. What is promised on this ground is in SECURITY.md, at the top of the repository.\n",
+        "# Attempts\n\nWhat the suite `tests/attacks` tries from inside real machines, on each driver. Every attempt must fail, and what is \
+         guarded must be as it was; the same attempt must succeed where its guard is taken away (the control), else it would show \
+         nothing. What is promised on this ground is in SECURITY.md, at the top of the repository.\n\nThe native driver is attacked as \
+         root and rootless, the others as root. On virtual machines, \"a machine without the guard\" is the person, in the store's own \
+         namespace.\n",
     );
+    let titles: Vec<&str> = COLUMNS.iter().map(|(_, title)| *title).collect();
     let mut group = "";
+    let mut counts = vec![0; COLUMNS.len()];
     for a in ALL {
         if a.group != group {
             group = a.group;
             let _ = write!(
                 out,
-                "\n## {group}\n\n| attempt | what is tried | as | guard | control | result |\n|---|---|---|---|---|---|\n"
+                "\n## {group}\n\n| attempt | what is tried | as | guard | control | {} |\n|---|---|---|---|---|{}\n",
+                titles.join(" | "),
+                "---|".repeat(titles.len())
             );
         }
         let who: Vec<&str> = a.who.iter().map(|w| w.as_str()).collect();
@@ -1297,15 +1434,35 @@ pub fn table() -> String {
             Open(_) => "a machine without the guard",
             Control::Code(what, _) => what,
         };
+        let mut results = Vec::new();
+        for ((kinds, _), count) in COLUMNS.iter().zip(&mut counts) {
+            let out: Vec<_> = a
+                .who
+                .iter()
+                .filter_map(|w| Some((w, left_out(kinds[0], a.group, a.name, Some(*w))?)))
+                .collect();
+            *count += usize::from(out.len() < a.who.len());
+            results.push(match out.first() {
+                None => "refused".into(),
+                Some((_, why)) if out.len() == a.who.len() => format!("left out: {why}"),
+                Some((who, why)) => format!("refused; left out as {}: {why}", who.as_str()),
+            });
+        }
         let _ = writeln!(
             out,
-            "| `{}` | {} | {} | {} | {control} | refused |",
+            "| `{}` | {} | {} | {} | {control} | {} |",
             a.name,
             a.what,
             who.join(", "),
-            a.guard
+            a.guard,
+            results.join(" | ")
         );
     }
-    let _ = write!(out, "\n{} attempts.\n", ALL.len());
+    let counts: Vec<String> = titles
+        .iter()
+        .zip(counts)
+        .map(|(title, count)| format!("{title} {count}"))
+        .collect();
+    let _ = write!(out, "\n{} attempts: {}.\n", ALL.len(), counts.join(", "));
     out
 }

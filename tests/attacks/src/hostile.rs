@@ -50,6 +50,9 @@ fn with_agent<T>(
     mode: &str,
     f: impl FnOnce() -> Result<T, Failed>,
 ) -> Result<T, Failed> {
+    if stage.host.driver == "qemu" {
+        return crate::guest::with_port(stage, mode, f);
+    }
     let (kept, enough) = (
         agent_file(stage, ".kept")?,
         stage.root(MALLORY).join("opt/.enough"),
@@ -107,7 +110,8 @@ fn fails_cleanly(stage: &Stage, mode: &str) -> Result<(), Failed> {
     clean(&done)
 }
 
-fn clean(done: &Done) -> Result<(), Failed> {
+/// Requires that a command said nothing that a terminal obeys.
+pub fn clean(done: &Done) -> Result<(), Failed> {
     let all = format!("{}{}", done.text(), done.err);
     let bad = |c: char| {
         (c.is_control() && c != '\n' && c != '\t') || ('\u{202a}'..='\u{202e}').contains(&c)
@@ -121,9 +125,13 @@ fn clean(done: &Done) -> Result<(), Failed> {
 /// What a client without any check receives: bytes, and descriptors.
 fn naive(stage: &Stage, mode: &str, want: usize) -> Result<(Vec<u8>, Vec<OwnedFd>), Failed> {
     with_agent(stage, mode, || {
-        let dir = std::fs::File::open(agent_file(stage, ".")?)?;
+        let (dir, name) = match stage.host.driver {
+            "qemu" => (agent_dir(stage), "stream"),
+            _ => (agent_file(stage, ".")?, "socket"),
+        };
+        let dir = std::fs::File::open(dir)?;
         let path = format!(
-            "/proc/self/fd/{}/socket",
+            "/proc/self/fd/{}/{name}",
             std::os::fd::AsRawFd::as_raw_fd(&dir)
         );
         let mut stream = UnixStream::connect(path)?;
@@ -271,14 +279,23 @@ fn decoy(stage: &Stage) -> Result<(UnixListener, PathBuf), Failed> {
     Ok((listener, path))
 }
 
+/// Without an agent that is one, the machine is entered instead; on an engine the host says that it does not answer.
+fn without_agent(stage: &Stage, done: &Done) -> Result<(), Failed> {
+    let (status, what) = match stage.host.has_engine() {
+        true => (125, "it was not said"),
+        false => (0, "the machine was not entered instead"),
+    };
+    require(
+        done.status == status,
+        format!("{what}: {} {}", done.status, done.err),
+    )
+}
+
 pub fn link(stage: &Stage, _: Who) -> Result<(), Failed> {
     let (listener, path) = decoy(stage)?;
     let done = with_agent(stage, &format!("link:{}", path.display()), || exec(stage))?;
     require(listener.accept().is_err(), "the host followed the link")?;
-    require(
-        done.status == 0,
-        format!("the machine was not entered instead: {}", done.err),
-    )
+    without_agent(stage, &done)
 }
 
 pub fn link_control(stage: &Stage) -> Result<(), Failed> {
@@ -292,11 +309,7 @@ pub fn link_control(stage: &Stage) -> Result<(), Failed> {
 }
 
 pub fn fifo(stage: &Stage, _: Who) -> Result<(), Failed> {
-    let done = with_agent(stage, "fifo", || exec(stage))?;
-    require(
-        done.status == 0,
-        format!("the machine was not entered instead: {}", done.err),
-    )
+    without_agent(stage, &with_agent(stage, "fifo", || exec(stage))?)
 }
 
 pub fn fifo_control(stage: &Stage) -> Result<(), Failed> {
@@ -348,9 +361,11 @@ fn log(stage: &Stage) -> PathBuf {
 
 pub fn console(stage: &Stage, _: Who) -> Result<(), Failed> {
     stage.host.root_sh(MALLORY, SPEAK)?;
-    let log = log(stage);
+    let mut said = String::new();
     eventually("the console is written down", || {
-        codchi_fs::read(&log).is_ok_and(|b| String::from_utf8_lossy(&b).contains("spoken"))
+        let done = stage.host.codchi(&["logs", "--console", MALLORY]);
+        said = done.map(|d| d.text()).unwrap_or_default();
+        said.contains("spoken")
     })?;
     clean(&stage.host.codchi(&["logs", "--console", MALLORY])?.ok()?)
 }
@@ -416,12 +431,34 @@ fn still_served(stage: &Stage) -> Result<(), Failed> {
 }
 
 pub fn pose(stage: &Stage, who: Who) -> Result<(), Failed> {
-    let file = stage.runtime(MALLORY).join("supervisor.json");
-    let before = codchi_fs::read_to_string(&file)?;
+    let told = || crate::stage::unnumbered(&stage.runtime(MALLORY).join("supervisor.json"));
+    // On an engine, a folder is what asks it for a turn.
+    let folder = || -> Result<(), Failed> {
+        codchi_fs::create_private_dir(stage.host.home.join("turn"))?;
+        let folder = format!("{}:/mnt/turn", stage.host.home.join("turn").display());
+        stage
+            .host
+            .codchi(&["mount", "add", MALLORY, &folder])?
+            .ok()?;
+        stage
+            .host
+            .codchi(&["mount", "remove", MALLORY, "/mnt/turn"])?
+            .ok()?;
+        Ok(())
+    };
+    let engine = stage.host.has_engine();
+    if engine {
+        folder()?;
+    }
+    let before = told()?;
     notify(stage, who, "pose")?;
     // Whatever it heard, it has dealt with when it has written the console down.
-    console(stage, Who::Root)?;
-    let after = codchi_fs::read_to_string(&file)?;
+    if engine {
+        folder()?
+    } else {
+        console(stage, Who::Root)?
+    }
+    let after = told()?;
     require(
         after == before,
         format!("the supervisor believed it: {after}"),

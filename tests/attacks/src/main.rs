@@ -1,14 +1,17 @@
 //! The attack suite: what root and the user of a real machine try against the host, the store and another machine.
 //!
-//! `CODCHI_ATTACKS=KIND-SUITE` chooses how Codchi is run (`root` or `rootless`) and which release the built-in base takes,
-//! `CODCHI_ATTACKS_DRIVER` what the machines run on; `CODCHI_PROGRAM` is the program under test. A home
-//! that is named by `CODCHI_TEST_HOME` stays with its machines, for the next run. Every attempt must fail and must
+//! `CODCHI_ATTACKS=KIND-SUITE` chooses how Codchi is run (`root`, `rootless`, `incus`: as root, with machines on a daemon of the
+//! suite's own, or `qemu`: as root, with virtual machines) and which release the built-in base takes; `CODCHI_PROGRAM` is the
+//! program under test. A home that is named by `CODCHI_TEST_HOME` stays with its machines, for the next run. Every attempt must fail and must
 //! leave what is guarded as it was; its control is the same attempt where the guard is taken away, and must succeed, else the
 //! attempt would show nothing. `--table` prints the list of attempts for the documentation.
 #![allow(clippy::print_stderr, clippy::print_stdout)]
 
 mod attempts;
 mod daemon;
+mod drivers;
+mod exports;
+mod guest;
 // The conformance suite's host serves both suites.
 #[allow(dead_code)]
 #[path = "../../conformance/src/engine.rs"]
@@ -76,25 +79,36 @@ fn main() -> ExitCode {
         }
     };
     let mut trials = Vec::new();
+    let kind = which.split('-').next().unwrap_or_default();
+    let mut add = |trial: Trial, left_out: Option<&str>| {
+        // What is left out is listed with the reason.
+        trials.push(match left_out {
+            Some(why) => trial.with_kind(why).with_ignored_flag(true),
+            None => trial,
+        });
+    };
     for attempt in attempts::ALL {
         for who in attempt.who {
             let stage = stage.clone();
-            trials.push(Trial::test(
+            let trial = Trial::test(
                 format!("{which}::{}::{}", attempt.name, who.as_str()),
                 move || {
                     stage.ready()?;
                     attempts::attempt(&stage, attempt, *who)
                 },
-            ));
+            );
+            let why = drivers::left_out(kind, attempt.group, attempt.name, Some(*who));
+            add(trial, why.or_else(|| drivers::lacks(kind, attempt.name)));
         }
         let stage = stage.clone();
-        trials.push(Trial::test(
-            format!("{which}::{}::control", attempt.name),
-            move || {
-                stage.ready()?;
-                attempts::control(&stage, attempt)
-            },
-        ));
+        let trial = Trial::test(format!("{which}::{}::control", attempt.name), move || {
+            stage.ready()?;
+            attempts::control(&stage, attempt)
+        });
+        add(
+            trial,
+            drivers::left_out(kind, attempt.group, attempt.name, None),
+        );
     }
     let conclusion = libtest_mimic::run(&args, trials);
     let ended = stage.end();

@@ -18,7 +18,7 @@ use crate::stage::{ALICE, HELPER, MALLORY, OPEN, Place, Stage, Verdict, Who};
 
 const M: Place = Place::Machine(MALLORY);
 
-fn told(stage: &Stage, machine: &str, what: &str) -> Result<String, Failed> {
+pub fn told(stage: &Stage, machine: &str, what: &str) -> Result<String, Failed> {
     let text = codchi_fs::read_to_string(stage.runtime(machine).join("supervisor.json"))?;
     let v: Value = serde_json::from_str(&text)?;
     Ok(v[what].to_string())
@@ -87,7 +87,7 @@ const NOBODY: [&str; 5] = [
     "--",
 ];
 
-fn as_nobody(words: &[&str]) -> Result<Done, Failed> {
+pub fn as_nobody(words: &[&str]) -> Result<Done, Failed> {
     // setpriv itself keeps capabilities until it runs something, which is to find its way without them.
     run(
         Command::new("setpriv")
@@ -102,11 +102,15 @@ const SUID: &str = "cp /opt/attempt /opt/suid && chown 0:0 /opt/suid && chmod 47
 
 pub fn setuid(stage: &Stage, _: Who) -> Result<(), Failed> {
     stage.host.root_sh(MALLORY, SUID)?;
-    let leader = told(stage, MALLORY, "leader")?;
-    for path in [
-        text(&stage.root(MALLORY).join("opt/suid")),
-        format!("/proc/{leader}/root/opt/suid"),
-    ] {
+    let mut paths = vec![text(&stage.root(MALLORY).join("opt/suid"))];
+    // What the host knows as a virtual machine's first process has the host's root.
+    if stage.host.driver != "qemu" {
+        paths.push(format!(
+            "/proc/{}/root/opt/suid",
+            told(stage, MALLORY, "leader")?
+        ));
+    }
+    for path in paths {
         let done = as_nobody(&[&path, "euid"])?;
         require(
             done.status != 0 && !done.text().contains("done"),
@@ -140,12 +144,7 @@ pub fn setuid_control(stage: &Stage) -> Result<(), Failed> {
 pub fn agent_from_host(stage: &Stage, _: Who) -> Result<(), Failed> {
     let own = stage.host.home.join("helper");
     run(Command::new("cp").arg(&stage.helper).arg(&own), b"")?.ok()?;
-    let socket = text(&stage.runtime(MALLORY).join("agent/socket"));
-    let leader = told(stage, MALLORY, "leader")?;
-    for path in [
-        socket,
-        format!("/proc/{leader}/root/run/codchi/agent/socket"),
-    ] {
+    for path in agents(stage)? {
         let done = as_nobody(&[&text(&own), "order", &path])?;
         require(
             !done.text().contains("answer"),
@@ -159,12 +158,19 @@ pub fn agent_from_host(stage: &Stage, _: Who) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Where the host's root reaches the agent.
+/// Where the host has the agent; the host's root reaches it by the last.
+fn agents(stage: &Stage) -> Result<Vec<String>, Failed> {
+    let dir = stage.runtime(MALLORY).join("agent");
+    if stage.host.driver == "qemu" {
+        return Ok(vec![text(&dir.join("stream"))]);
+    }
+    let leader = told(stage, MALLORY, "leader")?;
+    let inside = format!("/proc/{leader}/root/run/codchi/agent/socket");
+    Ok(vec![text(&dir.join("socket")), inside])
+}
+
 fn agent(stage: &Stage) -> Result<String, Failed> {
-    Ok(format!(
-        "/proc/{}/root/run/codchi/agent/socket",
-        told(stage, MALLORY, "leader")?
-    ))
+    Ok(agents(stage)?.pop().ok_or("no agent")?)
 }
 
 pub fn agent_from_host_control(stage: &Stage) -> Result<(), Failed> {
@@ -172,6 +178,10 @@ pub fn agent_from_host_control(stage: &Stage) -> Result<(), Failed> {
 }
 
 pub fn other_agent(stage: &Stage) -> Result<(), Failed> {
+    if stage.host.driver == "qemu" {
+        let path = text(&stage.runtime(ALICE).join("agent/stream"));
+        return succeeded(stage.attempt(Place::Host, Who::Root, &["reach", &path])?);
+    }
     let dir = text(&stage.runtime(ALICE).join("agent/socket"));
     let path = format!("/proc/{}/root{dir}", told(stage, ALICE, "pid")?);
     succeeded(stage.attempt(Place::Host, Who::Root, &["reach", &path])?)
@@ -235,7 +245,30 @@ fn watched(
     Ok(said)
 }
 
+/// The same on an engine, where folders are what something enters for.
+fn entering_for_folders(stage: &Stage) -> Result<(), Failed> {
+    let (program, h) = (text(&stage.program()), &stage.host);
+    codchi_fs::create_private_dir(h.home.join("shown"))?;
+    let folder = format!("{}:/mnt/shown", h.home.join("shown").display());
+    let said = watched(stage, &program, || {
+        (0..4).try_for_each(|_| {
+            h.codchi(&["mount", "add", MALLORY, &folder])?.ok()?;
+            h.root_sh(MALLORY, "mountpoint -q /mnt/shown")?;
+            h.codchi(&["mount", "remove", MALLORY, "/mnt/shown"])?
+                .ok()?;
+            Ok(())
+        })
+    })?;
+    require(
+        said.starts_with("watching\nrefused"),
+        format!("it got hold of it: {said}"),
+    )
+}
+
 pub fn entering(stage: &Stage, _: Who) -> Result<(), Failed> {
+    if stage.host.has_engine() {
+        return entering_for_folders(stage);
+    }
     let program = text(&stage.program());
     let mv = |from: &str, to: &str| {
         let there = "/run/codchi/agent";
@@ -476,18 +509,66 @@ fn init_is_refused(stage: &Stage, name: &str, source: &str, why: &str) -> Result
     )
 }
 
+/// Engine settings that take the host, and what is said of them.
+fn forgeries(stage: &Stage) -> &'static [(&'static str, &'static str)] {
+    const WHY: &str = "no machine of this driver may";
+    match stage.host.driver {
+        "incus" => &[
+            (
+                "m // { engine = m.engine // { devices = m.engine.devices // { host = { type = \"disk\"; source = \"/\"; path = \"/host\"; }; }; }; }",
+                WHY,
+            ),
+            (
+                "m // { engine = m.engine // { config = m.engine.config // { \"security.privileged\" = \"true\"; }; }; }",
+                WHY,
+            ),
+            (
+                "m // { engine = m.engine // { config = m.engine.config // { \"raw.lxc\" = \"lxc.mount.entry = / host none bind 0 0\"; }; }; }",
+                WHY,
+            ),
+        ],
+        "qemu" => &[
+            (
+                "m // { engine = m.engine // { modules = \"/lib\"; }; }",
+                "is not in the store",
+            ),
+            (
+                "m // { engine = m.engine // { kernel = \"/nix/store/../../boot\"; }; }",
+                "is not in the store",
+            ),
+            (
+                "m // { engine = m.engine // { arguments = [ \"-drive\" \"file=/etc/shadow\" ]; }; }",
+                "unknown field",
+            ),
+            (
+                "m // { engine = m.engine // { modules = pkgs.runCommand \"modules\" { } \"mkdir -p $out/lib/modules/x && ln -s / $out/lib/modules/x/kernel\"; }; }",
+                "leads out of the store",
+            ),
+        ],
+        _ => &[(
+            "m // { engine = m.engine // { mounts = m.engine.mounts ++ [ { kind = \"bind\"; source = \"/\"; target = \"/host\"; options = [ \"ro\" \"nosuid\" \"nodev\" ]; } ]; seccomp = { errno = 1; deny = [ ]; }; }; }",
+            WHY,
+        )],
+    }
+}
+
 pub fn manifest(stage: &Stage, _: Who) -> Result<(), Failed> {
-    let mount = "{ kind = \"bind\"; source = \"/\"; target = \"/host\"; options = [ \"ro\" \"nosuid\" \"nodev\" ]; }";
-    let forged = format!(
-        "m // {{ engine = m.engine // {{ mounts = m.engine.mounts ++ [ {mount} ]; seccomp = {{ errno = 1; deny = [ ]; }}; }}; }}"
-    );
-    let source = forge(stage, "forged", &forged)?;
-    init_is_refused(stage, "forged", &source, "no machine of this driver may")
+    for (forged, why) in forgeries(stage) {
+        let source = forge(stage, "forged", forged)?;
+        init_is_refused(stage, "forged", &source, why)?;
+    }
+    Ok(())
 }
 
 pub fn manifest_control(stage: &Stage) -> Result<(), Failed> {
     stage.open()?;
-    let secret = format!("/host{}/public-secret", stage.host.home.display());
+    // Who is without guards on virtual machines has the host's root where it is.
+    let host = if stage.host.driver == "qemu" {
+        ""
+    } else {
+        "/host"
+    };
+    let secret = format!("{host}{}/public-secret", stage.host.home.display());
     let read = stage
         .run(Place::Machine(OPEN), Who::Root, &["cat", &secret])?
         .ok()?;
@@ -887,16 +968,14 @@ pub fn handle_control(stage: &Stage) -> Result<(), Failed> {
 }
 
 pub fn cgroup_control(stage: &Stage) -> Result<(), Failed> {
-    let pid = told(stage, MALLORY, "pid")?;
+    let pid = told(stage, MALLORY, "leader")?;
     let group = codchi_fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let group = group
         .lines()
         .find_map(|l| l.strip_prefix("0::"))
-        .ok_or("no cgroup")?;
-    let group = group
-        .strip_suffix("/supervisor")
-        .ok_or("the supervisor is elsewhere")?;
-    let file = format!("/mnt{group}/machine/cgroup.max.descendants");
+        .and_then(|g| g.strip_suffix("/init.scope"))
+        .ok_or("the machine's control group is not known")?;
+    let file = format!("/mnt{group}/cgroup.max.descendants");
     let t = format!("mount -t cgroup2 c /mnt && echo max > {file}");
     run(Command::new("unshare").args(["-m", "sh", "-c", &t]), b"")?.ok()?;
     Ok(())
@@ -997,6 +1076,41 @@ pub fn fork_bomb_control(stage: &Stage) -> Result<(), Failed> {
     stage.open()?;
     let said = multiply(stage, OPEN, Who::User)?;
     require(said.starts_with("done"), said)
+}
+
+/// MiB, of which the module of the machines allows 2048.
+const HOARD: &str = "3072";
+
+/// Memory in KiB that a process has, and all that it started.
+fn memory_of(pid: &str) -> u64 {
+    let text = codchi_fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let own = text.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    let own = own
+        .and_then(|l| l.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0);
+    let children = codchi_fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    own + children
+        .unwrap_or_default()
+        .split_whitespace()
+        .map(memory_of)
+        .sum::<u64>()
+}
+
+pub fn memory_bomb(stage: &Stage, who: Who) -> Result<(), Failed> {
+    refused(stage.attempt(M, who, &["hoard", HOARD])?)?;
+    let held = memory_of(&told(stage, MALLORY, "leader")?);
+    require(held < 2560 << 10, format!("the machine holds {held} KiB"))?;
+    for name in [ALICE, MALLORY] {
+        require(
+            stage.host.sh(name, "echo works")? == "works",
+            format!("`{name}` does not work"),
+        )?;
+    }
+    Ok(())
+}
+
+pub fn memory_bomb_control(stage: &Stage) -> Result<(), Failed> {
+    succeeded(stage.attempt(Place::Host, Who::Root, &["hoard", HOARD])?)
 }
 
 /// inotify watches that a process of the machine's supervisor holds.

@@ -12,6 +12,7 @@ use libtest_mimic::Failed;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::engine::Engine;
 use crate::host::{Done, Host, Kind, run};
 use crate::require;
 
@@ -19,7 +20,7 @@ use crate::require;
 pub const MALLORY: &str = "mallory";
 /// The machine that is attacked.
 pub const ALICE: &str = "alice";
-/// The machine without guards.
+/// The machine without guards; on virtual machines, the person in the store's own namespace.
 pub const OPEN: &str = "open";
 /// Where the helper lies in the machines.
 pub const HELPER: &str = "/opt/attempt";
@@ -79,7 +80,6 @@ pub struct Stage {
     pub host: Host,
     /// The helper, on the host.
     pub helper: PathBuf,
-    driver: String,
     keep: bool,
     made: OnceLock<Result<Made, String>>,
     opened: OnceLock<Result<(), String>>,
@@ -103,7 +103,6 @@ impl Stage {
         repo: PathBuf,
         program: PathBuf,
     ) -> Result<Stage, Failed> {
-        let driver = std::env::var("CODCHI_ATTACKS_DRIVER").unwrap_or_else(|_| "native".into());
         let target = repo.join("rust/target/attempt");
         let helper = target.join("debug/codchi-attempt");
         let host = Host::new(which, home, repo, program)?;
@@ -111,7 +110,6 @@ impl Stage {
         Ok(Stage {
             host,
             helper,
-            driver,
             keep,
             made: OnceLock::new(),
             opened: OnceLock::new(),
@@ -126,6 +124,18 @@ impl Stage {
         });
         made.as_ref()
             .map_err(|e| format!("the machines could not be made: {e}").into())
+    }
+
+    /// Puts limits into a module.
+    fn bounded(&self, project: PathBuf) -> Result<PathBuf, Failed> {
+        let file = project.join("module.nix");
+        let text = codchi_fs::read_to_string(&file)?;
+        let tasks = "codchi.resources.tasks = 3000;";
+        require(text.contains(tasks), "the fixture's module looks otherwise")?;
+        let more = format!("{tasks}\n  codchi.resources.memory = \"2G\";");
+        codchi_fs::write(&file, text.replacen(tasks, &more, 1))?;
+        self.host.commit(&project)?;
+        Ok(project)
     }
 
     fn make(&self) -> Result<Made, Failed> {
@@ -159,7 +169,7 @@ impl Stage {
         let repo = if again {
             h.home.join("project")
         } else {
-            h.checkout("tests/fixtures/conformance", "project")?
+            self.bounded(h.checkout("tests/fixtures/conformance", "project")?)?
         };
         let repo = repo.to_string_lossy().into_owned();
         let init = |name: &str, more: &[&str]| -> Result<(), Failed> {
@@ -171,7 +181,7 @@ impl Stage {
                 name,
                 &repo,
                 "--driver",
-                &self.driver,
+                h.driver,
                 "--no-init-script",
             ];
             words.extend(more);
@@ -182,7 +192,9 @@ impl Stage {
         };
         init(MALLORY, &[])?;
         init(ALICE, &[])?;
-        init(OPEN, &["--no-start"])?;
+        if h.driver != "qemu" {
+            init(OPEN, &["--no-start"])?;
+        }
         let put = "umask 022; mkdir -p /opt; cat > /opt/attempt; chmod 755 /opt/attempt";
         let helper = codchi_fs::read(&self.helper)?;
         h.codchi_with(
@@ -232,15 +244,113 @@ impl Stage {
     }
 
     fn make_open(&self) -> Result<(), Failed> {
-        require(
-            self.driver == "native",
-            "a machine without guards is known for the native driver only",
-        )?;
         let h = &self.host;
+        if h.driver == "qemu" {
+            // What is without a machine's guards there is the person: `run`.
+            return Ok(());
+        }
         let trusted = crate::daemon::trusted(self)?;
         if h.status(OPEN)?["state"] == "running" {
             return Ok(());
         }
+        match h.driver {
+            "native" => self.make_open_native(&trusted)?,
+            "incus" => self.make_open_incus(&trusted)?,
+            other => return Err(format!("no machine without guards is known for `{other}`").into()),
+        }
+        let put = "umask 022; mkdir -p /opt; cat > /opt/attempt; chmod 755 /opt/attempt";
+        let helper = codchi_fs::read(&self.helper)?;
+        h.codchi_with(
+            &["exec", "-u", "root", OPEN, "--", "sh", "-c", put],
+            &helper,
+        )?
+        .ok()?;
+        Ok(())
+    }
+
+    /// A copy of the programs that belongs to the machine, where the host's own would be.
+    fn open_programs(&self, from: &Path) -> Result<PathBuf, Failed> {
+        let bin = self.host.home.join("open-bin");
+        codchi_fs::create_dir_all(&bin)?;
+        for e in codchi_fs::read_dir(from)? {
+            run(Command::new("cp").arg(e.path()).arg(&bin), b"")?.ok()?;
+        }
+        self.give(&bin)?;
+        Ok(bin)
+    }
+
+    /// The instance of the engine, as a person could configure it who wants no guards.
+    fn make_open_incus(&self, trusted: &Path) -> Result<(), Failed> {
+        let h = &self.host;
+        // Its settings are given to it by its first start.
+        h.codchi(&["start", OPEN])?.ok()?;
+        h.codchi(&["stop", OPEN])?.ok()?;
+        let text = codchi_fs::read_to_string(self.runtime(MALLORY).join("spec.json"))?;
+        let launch: Value = serde_json::from_str(&text)?;
+        let bin = self.open_programs(Path::new(launch["bin"].as_str().ok_or("no bin")?))?;
+        let home = format!("source={}", h.home.display());
+        let at = format!("path={}", h.home.display());
+        let engine = h.engine()?;
+        let raw = engine.command(&["config", "get", OPEN, "raw.lxc"])?;
+        let own = OWN_MOUNT.trim_start_matches('/');
+        let raw = format!("raw.lxc={raw}\nlxc.mount.entry = tmpfs {own} tmpfs ro,create=dir 0 0");
+        engine.command(&["config", "set", OPEN, &raw])?;
+        engine.command(&["config", "set", OPEN, "security.syscalls.deny="])?;
+        for limit in ["limits.processes", "limits.kernel.nproc"] {
+            engine.command(&["config", "unset", OPEN, limit])?;
+        }
+        engine.command(&["config", "device", "set", OPEN, "store", "readonly=false"])?;
+        for (device, source) in [("bin", bin.as_path()), ("endpoint", trusted)] {
+            let source = format!("source={}", source.display());
+            let words = [
+                "config",
+                "device",
+                "set",
+                OPEN,
+                device,
+                &source,
+                "readonly=false",
+                "shift=true",
+            ];
+            engine.command(&words)?;
+        }
+        // The person's whole home and the other machine, at their places; and what a forged manifest asks for.
+        let words = [
+            "config",
+            "device",
+            "add",
+            OPEN,
+            "home",
+            "disk",
+            &home,
+            &at,
+            "shift=true",
+        ];
+        engine.command(&words)?;
+        let alice = self.root(ALICE);
+        let (from, at) = (
+            format!("source={}", alice.display()),
+            format!("path={}", alice.display()),
+        );
+        engine.command(&["config", "device", "add", OPEN, "alice", "disk", &from, &at])?;
+        let words = [
+            "config",
+            "device",
+            "add",
+            OPEN,
+            "forged",
+            "disk",
+            "source=/",
+            "path=/host",
+            "readonly=true",
+        ];
+        engine.command(&words)?;
+        engine.command(&["start", OPEN])?;
+        Ok(())
+    }
+
+    fn make_open_native(&self, trusted: &Path) -> Result<(), Failed> {
+        let h = &self.host;
         let text = codchi_fs::read_to_string(self.runtime(MALLORY).join("spec.json"))?;
         let mut launch: Value = serde_json::from_str(&text)?;
         launch["name"] = json!(OPEN);
@@ -265,12 +375,7 @@ impl Stage {
         engine["seccomp"] = json!({"errno": 1, "deny": [], "absent": []});
         engine["capabilities"]["drop"] = json!([]);
         engine["resources"]["tasks"] = json!(null);
-        // A copy of the programs that belongs to the machine, where the host's own would be.
-        let bin = h.home.join("open-bin");
-        codchi_fs::create_dir_all(&bin)?;
-        for e in codchi_fs::read_dir(launch["bin"].as_str().ok_or("no bin")?)? {
-            run(Command::new("cp").arg(e.path()).arg(&bin), b"")?.ok()?;
-        }
+        let bin = self.open_programs(Path::new(launch["bin"].as_str().ok_or("no bin")?))?;
         let engine = &mut launch["engine"];
         let mounts = engine["mounts"].as_array_mut().ok_or("no mounts")?;
         for m in mounts.iter_mut() {
@@ -288,7 +393,6 @@ impl Stage {
                 _ => {}
             }
         }
-        self.give(&bin)?;
         mounts.push(json!({"kind": "tmpfs", "target": OWN_MOUNT, "options": ["ro"]}));
         // The person's whole home, at its place.
         mounts.push(json!({
@@ -313,13 +417,6 @@ impl Stage {
             .arg(self.program())
             .arg(OPEN);
         run(&mut c, b"")?.ok()?;
-        let put = "umask 022; mkdir -p /opt; cat > /opt/attempt; chmod 755 /opt/attempt";
-        let helper = codchi_fs::read(&self.helper)?;
-        h.codchi_with(
-            &["exec", "-u", "root", OPEN, "--", "sh", "-c", put],
-            &helper,
-        )?
-        .ok()?;
         Ok(())
     }
 
@@ -345,9 +442,12 @@ impl Stage {
 
     /// A machine's root file system, on the host.
     pub fn root(&self, machine: &str) -> PathBuf {
-        self.host
-            .home
-            .join(".local/share/codchi/machines")
+        let home = &self.host.home;
+        if self.host.has_engine() {
+            let pool = Engine::place(home, self.host.driver).join("storage-pools/default");
+            return pool.join("containers").join(machine).join("rootfs");
+        }
+        home.join(".local/share/codchi/machines")
             .join(machine)
             .join("root")
     }
@@ -369,6 +469,11 @@ impl Stage {
     pub fn run(&self, place: Place, who: Who, words: &[&str]) -> Result<Done, Failed> {
         match place {
             Place::Host => run(Command::new(words[0]).args(&words[1..]), b""),
+            Place::Machine(OPEN) if self.host.driver == "qemu" => {
+                let mut all = vec!["store", "shell", "--as-root", "--"];
+                all.extend(words);
+                self.host.codchi(&all)
+            }
             Place::Machine(name) => {
                 let mut all = vec!["exec"];
                 if who == Who::Root {
@@ -385,6 +490,9 @@ impl Stage {
     pub fn attempt(&self, place: Place, who: Who, words: &[&str]) -> Result<Verdict, Failed> {
         let helper = match place {
             Place::Host => self.helper.to_string_lossy().into_owned(),
+            Place::Machine(OPEN) if self.host.driver == "qemu" => {
+                self.helper.to_string_lossy().into_owned()
+            }
             Place::Machine(_) => HELPER.into(),
         };
         let mut all = vec![helper.as_str()];
@@ -410,8 +518,6 @@ impl Stage {
             h.home.join("public-secret"),
             self.root(ALICE).join("etc/private"),
             self.root(ALICE).join("home/codchi/keep"),
-            self.runtime(ALICE).join("spec.json"),
-            self.runtime(MALLORY).join("spec.json"),
         ];
         for host in [
             "/etc/passwd",
@@ -429,6 +535,10 @@ impl Stage {
             for file in ["flake.nix", "flake.lock", "host.toml"] {
                 files.push(h.home.join(".config/codchi/machines").join(name).join(file));
             }
+        }
+        for name in [MALLORY, ALICE] {
+            let file = self.runtime(name).join("spec.json");
+            all.insert(file.display().to_string(), unnumbered(&file)?);
         }
         for f in files {
             all.insert(f.display().to_string(), describe(&f));
@@ -457,6 +567,11 @@ impl Stage {
         for name in [MALLORY, ALICE] {
             let text = codchi_fs::read_to_string(self.runtime(name).join("supervisor.json"))?;
             let state: Value = serde_json::from_str(&text)?;
+            // An attempt at a port ends with another start.
+            if name == MALLORY && h.driver == "qemu" {
+                all.insert(format!("{name}'s state"), state["state"].to_string());
+                continue;
+            }
             all.insert(
                 format!("{name}'s supervisor"),
                 format!("{} {}", state["pid"], state["state"]),
@@ -499,6 +614,15 @@ impl Stage {
         }
         Ok(())
     }
+}
+
+/// A file that counts how often it was written, without that.
+pub fn unnumbered(file: &Path) -> Result<String, Failed> {
+    let mut value: Value = serde_json::from_str(&codchi_fs::read_to_string(file)?)?;
+    if let Some(fields) = value.as_object_mut() {
+        fields.remove("revision");
+    }
+    Ok(value.to_string())
 }
 
 /// Owner, mode, kind and content of a file, in a line.

@@ -8,6 +8,7 @@ mod agent;
 mod calls;
 mod files;
 mod net;
+mod port;
 mod processes;
 mod uring;
 
@@ -67,10 +68,13 @@ fn main() -> ExitCode {
         ["watch", marker, seconds] => processes::watch(marker, seconds),
         ["join-openly", pid, seconds] => processes::join_openly(pid, seconds),
         ["multiply", most] => processes::multiply(most),
+        ["hoard", most] => processes::hoard(most),
         ["depth", path, levels] => files::depth(path, levels),
         ["hold-key", description, rest @ ..] => calls::hold_key(description, rest),
         ["order", path] => agent::order(path),
         ["agent", mode] => agent::serve(mode),
+        ["open-port"] => port::open(),
+        ["port", mode] => port::serve(mode),
         ["notify", mode, path] => agent::notify(mode, path),
         _ => Err(format!("no attempt is called `{}`", words.join(" "))),
     };

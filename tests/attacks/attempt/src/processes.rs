@@ -197,3 +197,43 @@ pub fn multiply(most: &str) -> Result {
         Some(e) => Refused(format!("after {}: {e}", all.len())),
     })
 }
+
+/// Takes memory, so many MiB, and keeps it until all of it is there.
+pub fn hoard(most: &str) -> Result {
+    const PIECE: usize = 64 << 20;
+    let most: usize = most.parse().map_err(|_| "not a number".to_string())?;
+    // A child does, so that somebody is left to tell.
+    // SAFETY: the child maps memory of its own, writes to it and ends; it calls nothing but the kernel.
+    unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            let how = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            for _ in 0..most.div_ceil(64) {
+                let at = libc::mmap(
+                    std::ptr::null_mut(),
+                    PIECE,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    how,
+                    -1,
+                    0,
+                );
+                if at == libc::MAP_FAILED {
+                    libc::_exit(1);
+                }
+                for page in (0..PIECE).step_by(4096) {
+                    at.cast::<u8>().add(page).write_volatile(1);
+                }
+            }
+            libc::_exit(0);
+        }
+        let mut status = 0;
+        if child < 0 || libc::waitpid(child, &mut status, 0) != child {
+            return Err(std::io::Error::last_os_error().to_string());
+        }
+        Ok(match (libc::WIFSIGNALED(status), status) {
+            (true, _) => Refused(format!("killed by signal {}", libc::WTERMSIG(status))),
+            (_, 0) => Done(format!("{most} MiB")),
+            _ => Refused("no more is given".into()),
+        })
+    }
+}

@@ -1,0 +1,255 @@
+//! What a virtual machine tries by its shared folders and its one port.
+
+use std::os::unix::fs::FileTypeExt;
+
+use libtest_mimic::Failed;
+
+use crate::attempts::{refused, succeeded};
+use crate::hostile::eventually;
+use crate::misc::told;
+use crate::require;
+use crate::stage::{ALICE, HELPER, MALLORY, Place, Stage, Who};
+
+const M: Place = Place::Machine(MALLORY);
+
+/// Puts a hostile speaker in the place of the agent, does something, and puts the agent back.
+pub fn with_port<T>(
+    stage: &Stage,
+    mode: &str,
+    f: impl FnOnce() -> Result<T, Failed>,
+) -> Result<T, Failed> {
+    let opt = stage.root(MALLORY).join("opt");
+    let (serving, enough) = (opt.join(".serving"), opt.join(".enough"));
+    codchi_fs::remove_if_exists(&serving)?;
+    let unit = format!("--unit=attempt-{mode}");
+    let words = [
+        "systemd-run",
+        "--quiet",
+        "--collect",
+        &unit,
+        HELPER,
+        "port",
+        mode,
+    ];
+    // The command itself may be cut off with the agent.
+    stage.run(M, Who::Root, &words)?;
+    eventually("the hostile side serves", || serving.exists())?;
+    let result = f();
+    codchi_fs::write(&enough, "")?;
+    eventually("the hostile side ends", || !serving.exists())?;
+    eventually("the agent is back", || {
+        stage
+            .run(M, Who::Root, &["true"])
+            .is_ok_and(|d| d.status == 0)
+    })?;
+    result
+}
+
+/// The process that serves the port, on the host, and what it has: memory in KiB, descriptors.
+fn server(stage: &Stage) -> Result<(i32, u64, usize), Failed> {
+    let supervisor = told(stage, MALLORY, "pid")?;
+    let all = codchi_fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children"))?;
+    for pid in all.split_whitespace() {
+        // A copy of the supervisor that has the agent's socket: of its children the only one with the supervisor's program
+        // that lives as long as the machine.
+        let same = |what: &str| {
+            let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/{what}")).ok();
+            of(pid) == of(&supervisor)
+        };
+        let fds = codchi_fs::read_dir(format!("/proc/{pid}/fd")).unwrap_or_default();
+        let status = codchi_fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        if !same("exe") || !same("ns/user") || !listens(stage, pid) {
+            continue;
+        }
+        let memory = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+        let memory = memory.and_then(|l| l.split_whitespace().next()?.parse().ok());
+        return Ok((pid.parse()?, memory.ok_or("no memory")?, fds.len()));
+    }
+    Err("nobody serves the port".into())
+}
+
+/// Whether a process has the socket by which the host reaches the agent.
+fn listens(stage: &Stage, pid: &str) -> bool {
+    let path = stage.runtime(MALLORY).join("agent/stream");
+    // It was bound through a descriptor of its folder: only the end of its name is told.
+    let sockets = codchi_fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap_or_default();
+    let name = path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let inodes: Vec<&str> = sockets
+        .lines()
+        .filter(|l| l.ends_with(&format!("/{name}")))
+        .filter_map(|l| l.split_whitespace().nth(6))
+        .collect();
+    codchi_fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap_or_default()
+        .iter()
+        .any(|fd| {
+            let to = std::fs::read_link(fd.path()).unwrap_or_default();
+            inodes
+                .iter()
+                .any(|i| to.to_string_lossy() == format!("socket:[{i}]"))
+        })
+}
+
+fn script(stage: &Stage, text: &str) -> Result<crate::stage::Verdict, Failed> {
+    crate::attempts::script(stage, M, Who::Root, text)
+}
+
+const ANEW: &str = "d=$(mktemp -d); for s in TAGS; do mount -t virtiofs $s $d || exit 9; mount -o remount,rw $d; \
+    for t in $d $(ls -d $d/* | head -n 4); do test -d $t && touch $t/attempt && exit 0; chmod 777 $t && exit 0; done; umount $d; done 2>/dev/null; exit 1";
+
+pub fn write(stage: &Stage, _: Who) -> Result<(), Failed> {
+    let verdict = script(stage, &ANEW.replace("TAGS", "store bin host"))?;
+    script(stage, "umount /tmp/tmp.*; rmdir /tmp/tmp.*; true")?;
+    refused(verdict)
+}
+
+pub fn write_control(stage: &Stage) -> Result<(), Failed> {
+    let verdict = script(stage, &ANEW.replace("TAGS", "root"))?;
+    script(
+        stage,
+        "umount /tmp/tmp.*; rmdir /tmp/tmp.*; rm -f /attempt; true",
+    )?;
+    succeeded(verdict)
+}
+
+const LINKS: &str = "mkdir -p /opt/links/a/b/c && cd /opt/links && ln -sfn / root && ln -sfn ../../../../../../../../../../../.. up";
+
+pub fn link(stage: &Stage, _: Who) -> Result<(), Failed> {
+    let secret = stage.host.home.join("public-secret");
+    let text = format!(
+        "{LINKS}; d=$(mktemp -d); mount -t virtiofs root $d; \
+         for way in /opt/links/root /opt/links/up $d/.. $d/../../../.. $d/opt/links/root $d/opt/links/up; do \
+         cat $way{s} && exit 0; done; \
+         (cd $d/opt/links/a/b/c && mv $d/opt/links/a/b/c $d/opt/links/c && cat ../../../../../../..{s}) && exit 0; \
+         umount $d; exit 1",
+        s = secret.display()
+    );
+    refused(script(stage, &text)?)
+}
+
+pub fn link_control(stage: &Stage) -> Result<(), Failed> {
+    script(stage, LINKS)?;
+    let trap = stage.root(MALLORY).join("opt/links/root");
+    let secret = stage.host.home.join("public-secret");
+    let read = codchi_fs::read_to_string(trap.join(secret.strip_prefix("/")?))?;
+    require(read == "the host's\n", "the link leads nowhere")
+}
+
+/// Device nodes in a folder, as the host sees it.
+fn nodes(dir: &std::path::Path) -> Result<usize, Failed> {
+    let all = codchi_fs::read_dir(dir)?;
+    let is = |e: &&std::fs::DirEntry| {
+        e.file_type()
+            .is_ok_and(|t| t.is_block_device() || t.is_char_device())
+    };
+    Ok(all.iter().filter(is).count())
+}
+
+pub fn devices(stage: &Stage, _: Who) -> Result<(), Failed> {
+    let text = "mkdir -p /opt/nodes && cd /opt/nodes && mknod mem c 1 1; mknod disk b 8 0; mknod kvm c 10 232; \
+        mount -o remount,dev / && mknod again c 1 1; ls /opt/nodes; true";
+    stage.host.root_sh(MALLORY, text)?;
+    let found = nodes(&stage.root(MALLORY).join("opt/nodes"))?;
+    require(found == 0, format!("{found} device nodes lie on the host"))
+}
+
+pub fn devices_control(stage: &Stage) -> Result<(), Failed> {
+    stage.host.root_sh(MALLORY, "mkdir -p /opt/nodes")?;
+    let dir = stage.root(MALLORY).join("opt/nodes");
+    let mut c = std::process::Command::new("mknod");
+    crate::host::run(c.arg(dir.join("made")).args(["c", "1", "3"]), b"")?.ok()?;
+    let found = nodes(&dir)?;
+    codchi_fs::remove_file(dir.join("made"))?;
+    require(found == 1, "the host does not see what it made")
+}
+
+pub fn port_control(stage: &Stage) -> Result<(), Failed> {
+    succeeded(stage.attempt(M, Who::Root, &["open-port"])?)
+}
+
+/// Most memory in KiB that serving the port may take beyond what it had.
+const MEMORY: u64 = 100 << 10;
+
+fn as_it_was(stage: &Stage, before: (i32, u64, usize)) -> Result<(), Failed> {
+    let after = server(stage)?;
+    require(
+        after.0 == before.0 && after.1 < before.1 + MEMORY && after.2 <= before.2 + 8,
+        format!("process, memory and descriptors were {before:?} and are {after:?}"),
+    )?;
+    stage.host.sh(ALICE, "true").map(drop)
+}
+
+pub fn noise(stage: &Stage, _: Who) -> Result<(), Failed> {
+    let before = server(stage)?;
+    with_port(stage, "noise", || Ok(()))?;
+    as_it_was(stage, before)
+}
+
+pub fn noise_control(stage: &Stage) -> Result<(), Failed> {
+    // Whoever has the port is who the host speaks to.
+    let (pid, _, _) = server(stage)?;
+    let said = with_port(stage, "garbage", || {
+        stage.host.codchi(&["exec", "-T", MALLORY, "--", "true"])
+    })?;
+    require(
+        said.status == 125,
+        format!("the agent answered: {}", said.status),
+    )?;
+    require(server(stage)?.0 == pid, "another process serves the port")
+}
+
+pub fn channels(stage: &Stage, _: Who) -> Result<(), Failed> {
+    let before = server(stage)?;
+    let during = with_port(stage, "channels", || server(stage))?;
+    require(
+        during.2 <= before.2 + 110,
+        format!("{} descriptors became {}", before.2, during.2),
+    )?;
+    let file = stage.root(MALLORY).join("opt/.refused");
+    let closed: usize = codchi_fs::read_to_string(&file)?.trim().parse()?;
+    require(closed >= 4900, format!("only {closed} were refused"))?;
+    as_it_was(stage, before)
+}
+
+pub fn channels_control(stage: &Stage) -> Result<(), Failed> {
+    let before = server(stage)?;
+    let during = with_port(stage, "channels", || server(stage))?;
+    require(during.2 > before.2, "none of them was opened")
+}
+
+pub fn unread(stage: &Stage, _: Who) -> Result<(), Failed> {
+    let before = server(stage)?;
+    let words = [
+        "systemd-run",
+        "--quiet",
+        "--collect",
+        "--unit=attempt-unread",
+        HELPER,
+        "port",
+        "unread",
+    ];
+    stage.run(M, Who::Root, &words)?;
+    let (mut most, mut state) = (0, String::new());
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(240);
+    while state != "failed" && std::time::Instant::now() < until {
+        if let Ok((_, memory, _)) = server(stage) {
+            most = most.max(memory);
+        }
+        state = stage.host.status(MALLORY)?["state"]
+            .as_str()
+            .unwrap_or_default()
+            .to_string();
+    }
+    let others = stage.host.sh(ALICE, "echo works")?;
+    stage.host.codchi(&["start", MALLORY])?.ok()?;
+    require(
+        state == "failed",
+        format!("the machine is {state}, its server has {most} KiB"),
+    )?;
+    require(most < before.1 + MEMORY, format!("it took {most} KiB"))?;
+    require(others == "works", "another machine does not work")
+}
