@@ -1249,7 +1249,7 @@ pub const ALL: &[Attempt] = &[
         "memory-bomb",
         "take more memory than the machine may have",
         BOTH,
-        "a limit of the control group, or all that a virtual machine has",
+        "a limit of the control group, on hosts whose groups count memory; or all that a virtual machine has",
         Code(misc::memory_bomb),
         Control::Code("on the host", misc::memory_bomb_control)
     ),
