@@ -80,9 +80,14 @@ impl Host {
 
     /// `codchi init` of a machine of the hello template.
     pub fn init(&mut self, name: &str, more: &[&str]) -> Result<Command, Error> {
+        let source = self.repo.join("docs/templates/hello");
+        self.init_of(name, &source, more)
+    }
+
+    /// `codchi init` of a machine of a module.
+    pub fn init_of(&mut self, name: &str, source: &Path, more: &[&str]) -> Result<Command, Error> {
         let run = self.home.path().join("run");
         codchi_fs::create_private_dir(&run)?;
-        let source = self.repo.join("docs/templates/hello");
         self.machines.push(name.into());
         let mut command = self.codchi(&["init", name, &source.to_string_lossy()]);
         command.args(more);

@@ -17,6 +17,28 @@ const NAME: &str = "imported";
 
 /// An entry of a tar.
 fn entry(kind: u8, name: &str, link: &str, mode: u32, uid: u64, data: &[u8]) -> Vec<u8> {
+    let long = [("path", name), ("linkpath", link)]
+        .into_iter()
+        .filter(|(_, v)| v.len() > 100);
+    let long: Vec<_> = long.collect();
+    if !long.is_empty() {
+        let short = |text: &'static str, of: &str| {
+            if of.len() > 100 {
+                text.to_string()
+            } else {
+                of.to_string()
+            }
+        };
+        let own = entry(
+            kind,
+            &short("long", name),
+            &short("long", link),
+            mode,
+            uid,
+            data,
+        );
+        return [extended(&long), own].concat();
+    }
     let mut head = vec![0; BLOCK];
     let mut put = |at: usize, text: &[u8]| head[at..at + text.len()].copy_from_slice(text);
     put(0, name.as_bytes());
