@@ -12,9 +12,6 @@ mod guard;
 mod mark;
 mod probe;
 
-use std::ffi::OsString;
-use std::time::Duration;
-
 use codchi_core::dirs::Dirs;
 use codchi_core::folder::Folder;
 use codchi_core::machine::IdRange;
@@ -22,17 +19,13 @@ use codchi_core::name::MachineName;
 use codchi_core::progress::Event as Told;
 use codchi_core::status::{Finding, State};
 use codchi_files::Report;
-use codchi_runtime::outer::{self, OuterConfig};
-use codchi_runtime::spec::{Launch, User};
-use codchi_runtime::{folders, ids, start, state};
-use codchi_secrets::Bundle;
+use codchi_runtime::spec::Launch;
+use codchi_runtime::{folders, ids, outer, start, state};
 use serde_json::{Value, json};
 
-use crate::agent::{self, AgentError};
-use crate::container::{self, agent_dir, failed, given, prepare, request, revision, switch, wait_for_agent};
+use crate::supervised::{self, life, prepare};
 use crate::{
-    Begun, Delivered, Driver, DriverError, Exec, Export, Given, Host, Info, Machine, Result, Running,
-    Switched,
+    Begun, Driver, DriverError, Exec, Export, Given, Host, Info, Machine, Result, Running, Switched,
 };
 
 use api::{Api, ApiError};
@@ -45,11 +38,6 @@ pub struct Incus {
 
 /// Machines on Incus.
 pub static INCUS: Incus = Incus { dialect: &dialect::INCUS };
-
-/// How long a machine may take to go down before it is killed, beyond what its attendant allows.
-const PATIENCE: Duration = Duration::from_secs(100);
-/// How long an attendant may take to see that its machine was stopped.
-const FAREWELL: Duration = Duration::from_secs(20);
 
 impl Driver for Incus {
     fn info(&self) -> &'static Info {
@@ -109,55 +97,29 @@ impl Driver for Incus {
     }
 
     fn update(&self, host: &Host, machine: &Machine) -> Result<Switched> {
-        let Some(system) = &machine.system else {
-            return Err(DriverError::Settings("there is no system".into()));
-        };
         let launch = self.launch(host, machine)?;
-        let switched = switch::switch(&agent_dir(host, machine.name), machine.name, &system.toplevel)?;
-        if matches!(switched.status, 0 | 4) {
-            // What the machine starts when it reboots itself, and what it has of its host from now on.
-            let dir = host.dirs.machine_runtime(machine.name);
-            attendant::configure(&self.connect()?, &launch, &dir)?;
-            for warning in given(machine.name, start::reload(&dir, &launch)?).refusals {
-                host.progress.report(Told::Warning(&warning));
-            }
-        }
-        Ok(switched)
+        life::update(host, machine, &launch, || {
+            Ok(attendant::configure(&self.connect()?, &launch, &host.dirs.machine_runtime(machine.name))?)
+        })
     }
 
     fn give(&self, host: &Host, machine: &Machine) -> Result<Given> {
-        let launch = self.launch(host, machine)?;
-        Ok(given(machine.name, start::reload(&host.dirs.machine_runtime(machine.name), &launch)?))
-    }
-
-    fn given(&self, host: &Host, machine: &MachineName) -> Result<Given> {
-        Ok(given(machine, state::status(&host.dirs.machine_runtime(machine))?))
+        life::give(host, machine, &self.launch(host, machine)?)
     }
 
     fn start(&self, host: &Host, machine: &Machine) -> Result<()> {
-        let dir = host.dirs.machine_runtime(machine.name);
         files::thaw(|| self.api(), host, machine.name)?;
-        // One that starts with the computer, or goes down, is not disturbed.
-        if start::join(&dir)? {
-            return Ok(());
-        }
-        // Found out here, where it can be said better than by the attendant.
-        let api = self.connect()?;
-        let instance = files::end_hold(&api, self.own(&api, host.dirs, machine.name)?, machine.name)?;
-        if runs(&instance) {
-            host.progress.report(Told::Warning(
-                "nobody looked after the machine: its network and store are connected again",
-            ));
-        }
-        prepare(host, machine.name)?;
-        let launch = self.launch(host, machine)?;
-        let program: Vec<OsString> =
-            vec![host.program.into(), "supervise".into(), machine.name.as_str().into()];
-        let started = start::start(&dir, &launch, &program, machine.secrets, &mut |event| {
-            container::events::tell(host.progress, event)
-        });
-        started.map_err(|e| container::start_failure(host, machine.name, e))?;
-        wait_for_agent(host, machine.name)
+        life::start(host, machine, || {
+            // Found out here, where it can be said better than by the attendant.
+            let api = self.connect()?;
+            let instance = files::end_hold(&api, self.own(&api, host.dirs, machine.name)?, machine.name)?;
+            if runs(&instance) {
+                host.progress.report(Told::Warning(
+                    "nobody looked after the machine: its network and store are connected again",
+                ));
+            }
+            self.launch(host, machine)
+        })
     }
 
     fn stop(&self, host: &Host, machine: &MachineName) -> Result<()> {
@@ -165,7 +127,7 @@ impl Driver for Incus {
         files::thaw(|| self.api(), host, machine)?;
         if state::status(&dir)?.supervisor.is_some() {
             // It kills a machine that does not go down, and takes its state with it when that is off.
-            let _ = start::stop(&dir, false, PATIENCE);
+            let _ = start::stop(&dir, false, life::PATIENCE);
             let left = state::status(&dir)?;
             if left.supervisor.is_some() {
                 host.progress.report(Told::Warning(
@@ -178,7 +140,7 @@ impl Driver for Incus {
         // Or started by hand, or its attendant was killed.
         self.stop_instance(host, machine)?;
         if state::status(&dir)?.supervisor.is_some() {
-            let _ = start::stop(&dir, true, FAREWELL);
+            let _ = start::stop(&dir, true, life::FAREWELL);
         }
         if state::status(&dir)?.supervisor.is_none() {
             codchi_fs::remove_if_exists(dir.join("supervisor.json"))?;
@@ -215,38 +177,13 @@ impl Driver for Incus {
             .collect()
     }
 
-    fn addresses(&self, running: &Running) -> Vec<String> {
-        running.leader.map(container::network::addresses).unwrap_or_default()
-    }
-
     fn attach(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<u8> {
-        let progress = host.progress;
-        let mut warn = |message: &str| progress.report(Told::Warning(message));
-        let client = self.dialect.client;
-        agent::exec_warning(&agent_dir(host, machine), request(exec), &mut warn).map_err(|e| match e {
-            AgentError::NoSocket { .. } | AgentError::Connect { .. } => DriverError::Host {
-                what: format!("the agent in `{machine}` does not answer"),
-                hints: vec![
-                    format!("`{client} exec {machine} -- /run/current-system/sw/bin/systemctl start codchi-agent` starts it"),
-                    format!("`codchi restart {machine}` starts the machine anew"),
-                ],
-            },
-            other => failed(machine, &other),
+        supervised::attach(host, machine, exec, || {
+            let client = self.dialect.client;
+            let way = "exec {machine} -- /run/current-system/sw/bin/systemctl start codchi-agent";
+            let way = way.replace("{machine}", machine.as_str());
+            Err(supervised::silent(machine, vec![format!("`{client} {way}` starts it")]))
         })
-    }
-
-    fn capture(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<(u8, String)> {
-        container::capture(host, machine, exec)
-    }
-
-    fn deliver(
-        &self,
-        host: &Host,
-        machine: &MachineName,
-        secrets: &Bundle,
-        keep_others: bool,
-    ) -> Result<Delivered> {
-        container::deliver(host, machine, secrets, keep_others)
     }
 
     fn remove(&self, host: &Host, machine: &MachineName) -> Result<()> {
@@ -265,8 +202,8 @@ impl Driver for Incus {
                 }
             }
         }
-        container::remove_tree(host.program, &dir)?;
-        container::forget(host, machine)
+        supervised::remove_tree(host.program, &dir)?;
+        supervised::forget(host, machine)
     }
 
     fn extras(&self, host: &Host, machine: &MachineName) -> Result<Vec<String>> {
@@ -282,14 +219,8 @@ impl Driver for Incus {
         Ok(extras)
     }
 
-    fn on_boot(&self, host: &Host, machine: &MachineName, on: bool) -> Result<()> {
-        container::on_boot(host, machine, on)
-    }
-
     fn prepare(&self, host: &Host, machine: &Machine) -> Result<()> {
-        prepare(host, machine.name)?;
-        let launch = self.launch(host, machine)?;
-        Ok(start::write_launch(&host.dirs.machine_runtime(machine.name), &launch)?)
+        life::write(host, machine, &self.launch(host, machine)?)
     }
 
     fn supervise(
@@ -304,7 +235,7 @@ impl Driver for Incus {
             Ok(Box::new(attendant) as Box<dyn codchi_runtime::attend::Engine>)
         };
         let dir = host.dirs.machine_runtime(machine);
-        Ok(codchi_runtime::attend::attend(&dir, container::begun(machine, begin, || Ok(true)), engine)?)
+        Ok(codchi_runtime::attend::attend(&dir, supervised::begun(machine, begin, || Ok(true)), engine)?)
     }
 
     fn duplicate(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<Report> {
@@ -346,10 +277,10 @@ impl Driver for Incus {
         if runs(&instance) {
             let _still = files::Still::new(&api, host, &instance, machine.name)?;
             let leader = files::leader(&api, machine.name)?;
-            return container::files::pack_inside(host, leader, export, to);
+            return supervised::files::pack_inside(host, leader, export, to);
         }
         let hold = files::Hold::new(&api, host, machine.name)?;
-        container::files::pack_inside(host, hold.leader(), export, to)
+        supervised::files::pack_inside(host, hold.leader(), export, to)
     }
 
     fn unpack(&self, host: &Host, machine: &Machine, from: std::fs::File, without: &str) -> Result<Report> {
@@ -357,7 +288,7 @@ impl Driver for Incus {
         self.clear(&api, host.dirs, machine.name)?;
         self.create(host, machine)?;
         let hold = files::Hold::new(&api, host, machine.name)?;
-        container::files::unpack_inside(host, hold.leader(), without, from)
+        supervised::files::unpack_inside(host, hold.leader(), without, from)
     }
 
     fn size(&self, _: &Host, _: &MachineName) -> Result<Option<u64>> {
@@ -384,7 +315,7 @@ impl Driver for Incus {
             Some(_) => return Err(self.foreign(to)),
             None => return Err(self.gone(&api, host.dirs, from)),
         }
-        container::rename(host, from, to)
+        supervised::rename(host, from, to)
     }
 }
 
@@ -452,38 +383,21 @@ impl Incus {
 
     /// What an attendant is told of a machine.
     fn launch(&self, host: &Host, machine: &Machine) -> Result<Launch> {
-        let Some(system) = &machine.system else {
-            return Err(DriverError::Settings("there is no system".into()));
-        };
-        let user = &system.manifest.user;
+        let system = life::system(machine)?;
         // The engine is found where it is now, also by a service manager that knows nothing of this environment.
         let engine = attendant::Said {
             socket: self.dialect.socket(),
             settings: system.manifest.engine.clone(),
             granted: system.manifest.needs.driver_settings.clone(),
         };
+        let engine = serde_json::to_value(engine).map_err(|e| DriverError::Settings(e.to_string()))?;
         Ok(Launch {
-            version: 1,
-            name: machine.name.to_string(),
-            engine: serde_json::to_value(engine).map_err(|e| DriverError::Settings(e.to_string()))?,
+            // The engine has both.
             root: std::path::PathBuf::new(),
             uid_base: None,
             uid_count: ids::COUNT,
-            user: User { uid: user.uid, gid: user.gid.unwrap_or(User::default().gid) },
-            user_is_caller: false,
-            outer: OuterConfig { nix: host.nix.map(Into::into) },
             store: host.store_dir.into(),
-            toplevel: system.toplevel.clone().into(),
-            bin: host.bin.into(),
-            closure: Vec::new(),
-            folders: machine.folders(&container::home(host))?,
-            ports: machine.ports(),
-            channels: Vec::new(),
-            git_hosts: Vec::new(),
-            devices: Vec::new(),
-            revision: revision(),
-            patience: None,
-            console_log: host.dirs.console_log(machine.name),
+            ..life::launch(host, machine, engine)?
         })
     }
 
@@ -497,7 +411,7 @@ impl Incus {
                 }
                 Some("Error") => failed_state(format!("{} says that it has failed", self.dialect.title)),
                 // Why it is down may have been written down.
-                _ => container::at_rest(host, machine)?,
+                _ => supervised::at_rest(host, machine)?,
             },
             Some(_) => failed_state(self.foreign(machine).to_string()),
             None => failed_state(match renamed(instances, host.dirs, machine) {
@@ -535,7 +449,7 @@ impl Incus {
 /// What is known of a machine that somebody looks after.
 fn attended(host: &Host, machine: &MachineName) -> Result<Option<Running>> {
     let status = state::status(&host.dirs.machine_runtime(machine))?;
-    Ok(status.supervisor.is_some().then(|| container::running(status)))
+    Ok(status.supervisor.is_some().then(|| supervised::running(status)))
 }
 
 /// Whether the engine runs an instance.

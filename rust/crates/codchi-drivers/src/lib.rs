@@ -5,11 +5,11 @@
 
 pub mod agent;
 pub mod capability;
-mod container;
 mod error;
 mod incus;
 mod native;
 mod qemu;
+mod supervised;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -31,12 +31,12 @@ use codchi_secrets::Bundle;
 use codchi_store::Store;
 use serde::{Deserialize, Serialize};
 
-pub use container::{
+pub use error::DriverError;
+pub use native::probe_here;
+pub use supervised::{
     copy_tree_here, hold_here, measure_tree_here, pack_tree_here, remove_tree, remove_tree_here,
     unpack_tree_here,
 };
-pub use error::DriverError;
-pub use native::probe_here;
 
 /// Result of a driver's verb.
 pub type Result<T, E = DriverError> = std::result::Result<T, E>;
@@ -261,8 +261,9 @@ pub trait Driver: Sync {
         Ok(())
     }
     /// What a machine has of its host now; nothing when it is off.
-    fn given(&self, _: &Host, _: &MachineName) -> Result<Given> {
-        Ok(Given::default())
+    fn given(&self, host: &Host, machine: &MachineName) -> Result<Given> {
+        let status = codchi_runtime::state::status(&host.dirs.machine_runtime(machine))?;
+        Ok(supervised::given(machine, status))
     }
     /// Starts it and waits until it is up.
     fn start(&self, host: &Host, machine: &Machine) -> Result<()>;
@@ -279,14 +280,18 @@ pub trait Driver: Sync {
         if self.state(host, machine)?.state == State::Stopped {
             return Ok(None);
         }
-        Ok(container::launched(host, machine).map(|l| l.toplevel.to_string_lossy().into_owned()))
+        Ok(supervised::launched(host, machine).map(|l| l.toplevel.to_string_lossy().into_owned()))
     }
     /// The addresses of a running machine.
-    fn addresses(&self, running: &Running) -> Vec<String>;
+    fn addresses(&self, running: &Running) -> Vec<String> {
+        running.leader.map(codchi_runtime::state::addresses_v4).unwrap_or_default()
+    }
     /// Runs a command in a running machine with this process's streams and gives its exit status.
     fn attach(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<u8>;
     /// Runs a command in a running machine and gives its exit status and what it printed.
-    fn capture(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<(u8, String)>;
+    fn capture(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<(u8, String)> {
+        supervised::capture(host, machine, exec)
+    }
     /// Puts secrets in place in a running machine, restarts the services whose secret changed, and tells which. Secrets that are
     /// not among them are removed unless `keep_others`.
     fn deliver(
@@ -295,19 +300,23 @@ pub trait Driver: Sync {
         machine: &MachineName,
         secrets: &Bundle,
         keep_others: bool,
-    ) -> Result<Delivered>;
+    ) -> Result<Delivered> {
+        supervised::deliver(host, machine, secrets, keep_others)
+    }
     /// Removes everything the machine has beyond its folder, generations and logs.
     fn remove(&self, host: &Host, machine: &MachineName) -> Result<()>;
     /// Whether the host's service manager starts the machine by itself.
     fn is_on_boot(&self, host: &Host, machine: &MachineName) -> Result<bool> {
-        Ok(container::is_on_boot(host, machine))
+        Ok(supervised::is_on_boot(host, machine))
     }
     /// What a person added to the machine by means of its driver, in words: no other driver can have it.
     fn extras(&self, _: &Host, _: &MachineName) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
     /// Has the host's service manager start the machine by itself, or no longer.
-    fn on_boot(&self, host: &Host, machine: &MachineName, on: bool) -> Result<()>;
+    fn on_boot(&self, host: &Host, machine: &MachineName, on: bool) -> Result<()> {
+        supervised::on_boot(host, machine, on)
+    }
     /// Writes down what [`Driver::supervise`] runs where nobody waits for it, because a service manager starts it.
     fn prepare(&self, host: &Host, machine: &Machine) -> Result<()>;
     /// Looks after a machine until it is off: the process that `codchi supervise NAME` is. It must have one thread. `begin` yields
@@ -340,7 +349,7 @@ pub trait Driver: Sync {
     }
     /// Bytes that the machine's own files take of the disk; none where that cannot be told.
     fn size(&self, host: &Host, machine: &MachineName) -> Result<Option<u64>> {
-        container::measure_tree(host.program, &host.dirs.machine_root(machine)).map(Some)
+        supervised::measure_tree(host.program, &host.dirs.machine_root(machine)).map(Some)
     }
     /// Gives everything that a stopped machine has beyond its folder, generations and logs to another name: the folder of
     /// its data, and what the driver keeps elsewhere.

@@ -9,20 +9,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use codchi_core::folder::{Folder, FolderState};
-use codchi_core::port::PortState;
 use codchi_fs::Context;
 use codchi_secrets::Bundle;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::mount::UnmountFlags;
 
 use crate::attend::{Has, Seen, Warn};
+use crate::connection::Connection;
 use crate::error::{Doing, Error, Result};
 use crate::mounts::{self, CREDENTIALS, Owner};
-use crate::network::{self, Network};
 use crate::outer::{attach, clone_tree};
 use crate::spec::{Launch, Mount, MountKind};
-use crate::supervise::stop_program;
-use crate::{folders, notify, ports, resolver};
+use crate::{folders, notify};
 
 /// Where the agent of a machine listens.
 const AGENT: &str = "/run/codchi/agent";
@@ -36,8 +34,7 @@ pub struct Attached {
     dir: PathBuf,
     owner: Owner,
     notify: OwnedFd,
-    resolver: OwnedFd,
-    network: Option<Network>,
+    connection: Connection,
     folders: Vec<FolderState>,
     /// The last word that was repeated: it is said again until it is.
     answered: Option<String>,
@@ -74,8 +71,7 @@ impl Attached {
             dir: dir.into(),
             owner,
             notify: notify::socket(dir)?,
-            resolver: resolver::watch()?,
-            network: None,
+            connection: Connection::new(dir, owner, false)?,
             folders: Vec::new(),
             answered: None,
         })
@@ -90,7 +86,7 @@ impl Attached {
         let secrets = clone_tree(&mounts::credentials_dir(), false).doing("show the secrets")?;
         let secrets = folders::Tree { tree: secrets, is_dir: true, target: CREDENTIALS.into() };
         folders::mount(&self.machine(leader, launch), vec![secrets])?;
-        self.connect(leader, launch, warn);
+        self.connection.connect(leader, launch, warn);
         let machine = self.machine(leader, launch);
         self.folders = folders::give_all(&machine, &launch.name, &launch.folders)?;
         Ok(self.has())
@@ -111,9 +107,8 @@ impl Attached {
 
     /// What wakes whoever looks after the machine.
     pub fn events(&self) -> Vec<BorrowedFd<'_>> {
-        let program = self.network.as_ref().and_then(|n| n.program.as_ref());
-        let mut all = vec![self.notify.as_fd(), self.resolver.as_fd()];
-        all.extend(program.map(AsFd::as_fd));
+        let mut all = vec![self.notify.as_fd()];
+        all.extend(self.connection.events());
         all
     }
 
@@ -133,7 +128,7 @@ impl Attached {
             crate::start::write_quick(&self.dir.join("host/ready"), word.as_bytes())?;
             self.answered = Some(word.clone());
         }
-        if self.follow(leader, launch, warn)? {
+        if self.connection.follow(leader, launch, warn)? {
             has = Some(self.has());
         }
         Ok(Seen { said, has })
@@ -149,41 +144,12 @@ impl Attached {
         }
     }
 
-    /// Whether the network is another one now.
-    fn follow(&mut self, leader: i32, launch: &Launch, warn: &mut Warn<'_>) -> Result<bool> {
-        let changed = resolver::changed(&self.resolver);
-        let Some(network) = &self.network else { return Ok(false) };
-        let ended = match &network.program {
-            Some(p) => p.try_wait().doing("wait for the network program")?,
-            None => None,
-        };
-        if let Some(end) = ended {
-            warn(format!("the network program ended ({end:?}) and is started again"));
-        }
-        // The program knows the resolver it asks from its own start only.
-        let elsewhere = changed
-            && network.program.is_some()
-            && network::forwarded(&network::host_resolvers()?) != network.forwards;
-        if ended.is_some() || elsewhere {
-            self.connect(leader, launch, warn);
-            return Ok(true);
-        }
-        if changed && let Err(e) = resolver::write(&self.dir, network.way) {
-            warn(e.to_string());
-        }
-        Ok(false)
-    }
-
     /// Brings what a running machine has from what `old` says to what `new` says.
     ///
     /// # Errors
     /// None that concern the machine: what it does not get is in the answer.
     pub fn change(&mut self, leader: i32, old: &Launch, new: &Launch, warn: &mut Warn<'_>) -> Result<Has> {
-        let none: &[PortState] = &[];
-        let told = self.network.as_ref().map_or(none, |n| &n.ports);
-        if ports::to_change(&self.dir, &old.ports, &new.ports, told) {
-            self.connect(leader, new, warn);
-        }
+        self.connection.change(leader, &old.ports, new, warn);
         let machine = self.machine(leader, new);
         self.folders = folders::change(&machine, std::mem::take(&mut self.folders), &new.folders);
         Ok(self.has())
@@ -191,15 +157,12 @@ impl Attached {
 
     /// The network program.
     pub fn children(&self) -> Vec<i32> {
-        self.network.iter().filter_map(|n| n.program.as_ref()).map(|p| p.pid).collect()
+        self.connection.child().into_iter().collect()
     }
 
     /// PID 1 has ended, and its namespaces with it.
     pub fn part(&mut self) {
-        if let Some(mut network) = self.network.take() {
-            let _ = stop_program(&mut network);
-        }
-        network::forget();
+        self.connection.part();
         self.folders.clear();
         let _ = codchi_fs::remove_if_exists(self.dir.join("host/ready"));
         self.hide_agent();
@@ -214,12 +177,7 @@ impl Attached {
     }
 
     fn has(&self) -> Has {
-        let network = self.network.as_ref();
-        Has {
-            network: network.map(|n| n.way),
-            ports: network.map(|n| n.ports.clone()).unwrap_or_default(),
-            folders: self.folders.clone(),
-        }
+        self.connection.has(self.folders.clone())
     }
 
     fn machine(&self, leader: i32, launch: &Launch) -> folders::Machine {
@@ -231,23 +189,6 @@ impl Attached {
             mapped: true,
             is_caller: false,
         }
-    }
-
-    /// Connects the machine; without a network it is still there.
-    fn connect(&mut self, leader: i32, launch: &Launch, warn: &mut Warn<'_>) {
-        if let Some(mut old) = self.network.take() {
-            let _ = stop_program(&mut old);
-        }
-        let network =
-            network::connect(leader, self.owner, &self.dir, &launch.ports, warn).unwrap_or_else(|e| {
-                warn(e.to_string());
-                Network::loopback(&launch.ports)
-            });
-        network.ports.iter().filter_map(|p| ports::warning(&launch.name, p)).for_each(&mut *warn);
-        if let Err(e) = resolver::write(&self.dir, network.way) {
-            warn(e.to_string());
-        }
-        self.network = Some(network);
     }
 
     /// Shows the folder in which the machine's agent listens to this host, by way of this process ([`crate::state::agent_dir`]).

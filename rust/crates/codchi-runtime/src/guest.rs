@@ -24,14 +24,15 @@ use rustix::fs::{FileType, MemfdFlags, Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::attend::Has;
+use crate::connection::Connection;
 use crate::error::{Doing, Error, Result};
 use crate::ids::{self, Extent};
 use crate::mounts::{self, Owner};
-use crate::network::{self, Network, find_program};
+use crate::network::find_program;
+use crate::outer;
 use crate::outer::{OWN_DIR, attach};
 use crate::spec::{Launch, Mount, MountKind};
-use crate::supervise::{Console, stop_program, who};
-use crate::{outer, resolver};
+use crate::supervise::{Console, who};
 
 /// The number by which a program knows the first of its descriptors.
 pub const FIRST_FD: i32 = 3;
@@ -70,13 +71,11 @@ pub struct Program {
 /// The host's side of one machine.
 pub struct Guest {
     dir: PathBuf,
-    owner: Owner,
     ids: (Vec<Extent>, Vec<Extent>),
     idmap: Option<OwnedFd>,
     secrets: Bundle,
-    resolver: OwnedFd,
+    connection: Connection,
     console: Console,
-    network: Option<Network>,
     /// What the machine cannot be without, and what it is.
     servers: Vec<(String, Child)>,
     _range: Vec<codchi_fs::Lock>,
@@ -121,13 +120,11 @@ impl Guest {
         }
         Ok(Guest {
             dir: dir.into(),
-            owner,
             ids,
             idmap,
             secrets,
-            resolver: resolver::watch()?,
+            connection: Connection::new(dir, owner, false)?,
             console: Console::open(&launch.console_log)?,
-            network: None,
             servers: Vec::new(),
             _range: range,
         })
@@ -266,7 +263,7 @@ impl Guest {
             let child = run_beside(&namespace, &program, &log)?;
             self.servers.push((format!("virtiofsd for `{}`", share.target), child));
         }
-        self.connect(leader.pid, launch, warn);
+        self.connection.connect(leader.pid, launch, warn);
         let child = serve_port(&self.dir, port)?;
         self.servers.push(("the process that serves its port".into(), child));
         Ok(())
@@ -293,23 +290,6 @@ impl Guest {
         Ok(at)
     }
 
-    /// Connects the machine's program; without a network it is still there.
-    fn connect(&mut self, leader: i32, launch: &Launch, warn: &mut dyn FnMut(String)) {
-        if let Some(mut old) = self.network.take() {
-            let _ = stop_program(&mut old);
-        }
-        let network =
-            network::connect(leader, self.owner, &self.dir, &launch.ports, warn).unwrap_or_else(|e| {
-                warn(e.to_string());
-                Network::loopback(&launch.ports)
-            });
-        network.ports.iter().filter_map(|p| crate::ports::warning(&launch.name, p)).for_each(&mut *warn);
-        if let Err(e) = resolver::write(&self.dir, network.way) {
-            warn(e.to_string());
-        }
-        self.network = Some(network);
-    }
-
     /// Connects the machine to other ports. Whether it did.
     pub fn change(
         &mut self,
@@ -318,20 +298,14 @@ impl Guest {
         new: &Launch,
         warn: &mut dyn FnMut(String),
     ) -> bool {
-        let told: &[_] = self.network.as_ref().map_or(&[], |n| &n.ports);
-        let changes = crate::ports::to_change(&self.dir, old, &new.ports, told);
-        if changes {
-            self.connect(leader, new, warn);
-        }
-        changes
+        self.connection.change(leader, old, new, warn)
     }
 
     /// What wakes whoever looks after the machine.
     pub fn events(&self) -> Vec<BorrowedFd<'_>> {
-        let mut all = vec![self.resolver.as_fd()];
+        let mut all: Vec<_> = self.connection.events().collect();
         all.extend(self.console.from.as_ref().map(AsFd::as_fd));
         all.extend(self.servers.iter().map(|(_, s)| s.as_fd()));
-        all.extend(self.network.as_ref().and_then(|n| n.program.as_ref()).map(AsFd::as_fd));
         all
     }
 
@@ -341,21 +315,7 @@ impl Guest {
     /// The program cannot be looked at.
     pub fn look(&mut self, leader: i32, launch: &Launch, warn: &mut dyn FnMut(String)) -> Result<bool> {
         self.console.read();
-        let changed = resolver::changed(&self.resolver);
-        let Some(network) = &self.network else { return Ok(false) };
-        let ended = match &network.program {
-            Some(p) => p.try_wait().doing("wait for the network program")?,
-            None => None,
-        };
-        if let Some(end) = ended {
-            warn(format!("the network program ended ({end:?}) and is started again"));
-            self.connect(leader, launch, warn);
-            return Ok(true);
-        }
-        if changed && let Err(e) = resolver::write(&self.dir, network.way) {
-            warn(e.to_string());
-        }
-        Ok(false)
+        self.connection.follow(leader, launch, warn)
     }
 
     /// Something beside the machine that has ended, which it does not go on without; told once.
@@ -377,18 +337,12 @@ impl Guest {
         let problem = Some("this driver does not show folders of the host yet".to_owned());
         let folders = launch.folders.iter();
         let folders = folders.map(|f| FolderState { folder: f.clone(), problem: problem.clone() }).collect();
-        let network = self.network.as_ref();
-        Has {
-            network: network.map(|n| n.way),
-            ports: network.map(|n| n.ports.clone()).unwrap_or_default(),
-            folders,
-        }
+        self.connection.has(folders)
     }
 
     /// Processes beside the machine.
     pub fn children(&self) -> Vec<i32> {
-        let network = self.network.iter().filter_map(|n| n.program.as_ref()).map(|p| p.pid);
-        self.servers.iter().map(|(_, s)| s.pid).chain(network).collect()
+        self.servers.iter().map(|(_, s)| s.pid).chain(self.connection.child()).collect()
     }
 
     /// The last lines of the console.
@@ -400,10 +354,7 @@ impl Guest {
     /// The machine has ended.
     pub fn part(&mut self) {
         self.console.drain();
-        if let Some(mut network) = self.network.take() {
-            let _ = stop_program(&mut network);
-        }
-        network::forget();
+        self.connection.part();
         for (_, server) in self.servers.drain(..) {
             let _ = server.signal(signal::SIGKILL);
             let _ = server.wait();

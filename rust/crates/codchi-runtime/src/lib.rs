@@ -11,6 +11,7 @@ pub mod attend;
 mod caps;
 mod cgroup;
 mod closure;
+mod connection;
 pub mod enter;
 pub mod error;
 mod filter;

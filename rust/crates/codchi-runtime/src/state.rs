@@ -172,6 +172,11 @@ fn addresses(pid: i32) -> Vec<String> {
     all
 }
 
+/// The IPv4 addresses of a machine, the loopback's left out; `leader` is its PID 1.
+pub fn addresses_v4(leader: u32) -> Vec<String> {
+    local_v4(&codchi_fs::read_to_string(format!("/proc/{leader}/net/fib_trie")).unwrap_or_default())
+}
+
 /// `|-- ADDRESS` followed by `/32 host LOCAL`; the table is printed once per routing table.
 fn local_v4(trie: &str) -> Vec<String> {
     let mut all = Vec::new();

@@ -17,17 +17,17 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::cgroup::{self, Fresh, Tree};
+use crate::connection::Connection;
 use crate::error::{Doing, Error, Result};
 use crate::inside::{self, hear, say, word};
 use crate::mounts::{self, Owner};
-use crate::network::{self, Network, Way};
 use crate::outer::{self, Outer};
 use crate::relay::{self, Relay};
 use crate::services::{self, Running, Service};
 use crate::spec::{CALLER_FILE, Launch, NetworkMode, Spec, User};
 use crate::start::Event;
 use crate::state::{News, State, Supervisor};
-use crate::{closure, folders, ids, notify, ports, resolver, state};
+use crate::{closure, folders, ids, notify, state};
 
 /// Largest size of the console log, of which one older part is kept.
 const LOG_SIZE: u64 = 1 << 20;
@@ -213,7 +213,7 @@ struct Supervision {
     notify: OwnedFd,
     told: Supervisor,
     running: Vec<Running>,
-    resolver: Option<OwnedFd>,
+    connection: Connection,
     console: Console,
     _lock: codchi_fs::Lock,
     _range: Vec<codchi_fs::Lock>,
@@ -262,6 +262,7 @@ impl Supervision {
         let tree = Tree::prepare(&launch.name, &launch.root, outer.privileged)?;
         let notify = lay_out(dir, owner)?;
         let console = Console::open(&launch.console_log)?;
+        let connection = Connection::new(dir, owner, spec.network.mode == NetworkMode::None)?;
         let told = Supervisor {
             state: State::Starting,
             revision: launch.revision,
@@ -281,7 +282,7 @@ impl Supervision {
             notify,
             told,
             running: Vec::new(),
-            resolver: None,
+            connection,
             console,
             _lock: lock,
             _range: range,
@@ -292,6 +293,10 @@ impl Supervision {
 
     fn write_state(&self) -> Result<()> {
         self.told.write(&self.dir)
+    }
+
+    fn warn_all(&mut self, messages: Vec<String>, teller: &mut Teller) {
+        messages.into_iter().for_each(|m| self.warn(m, teller));
     }
 
     fn warn(&mut self, message: String, teller: &mut Teller) {
@@ -348,22 +353,14 @@ impl Supervision {
         let limits = self.spec.resources.clone();
         let tree = self.tree.as_ref().ok_or_else(|| Error::Told("no cgroup".into()))?;
         let fresh = tree.fresh(self.owner.uid, self.owner.gid, &limits, &mut |m| said.push(m))?;
-        for m in said {
-            self.warn(m, teller);
-        }
-        let (leader, mut network) = self.start_leader(&fresh, teller)?;
+        self.warn_all(said, teller);
+        let leader = self.start_leader(&fresh, teller)?;
         drop(fresh);
         self.told.leader = Some(leader.pid);
-        self.told.network = Some(network.way);
-        self.told.ports = network.ports.clone();
-        self.write_state()?;
+        self.connected()?;
         teller.tell(&Event::Started { leader: leader.pid });
-        let outcome = self.watch(&leader, &mut network, services, teller);
-        if let Some(p) = network.program.take() {
-            let _ = p.signal(signal::SIGKILL);
-            let _ = p.wait();
-        }
-        network::forget();
+        let outcome = self.watch(&leader, services, teller);
+        self.connection.part();
         if let Some(t) = &self.tree {
             t.clear();
         }
@@ -372,7 +369,7 @@ impl Supervision {
     }
 
     /// Makes the namespaces and starts PID 1 in them.
-    fn start_leader(&mut self, cgroup: &Fresh, teller: &mut Teller) -> Result<(Child, Network)> {
+    fn start_leader(&mut self, cgroup: &Fresh, teller: &mut Teller) -> Result<Child> {
         let (ctl, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .doing("make a socket")?;
@@ -394,8 +391,9 @@ impl Supervision {
         .doing("make the machine's namespaces")?;
         let done = self.shake_hands(&ctl, &child, teller);
         match done {
-            Ok(network) => Ok((child, network)),
+            Ok(()) => Ok(child),
             Err(e) => {
+                self.connection.part();
                 let _ = child.signal(signal::SIGKILL);
                 let _ = child.wait();
                 Err(e)
@@ -403,7 +401,7 @@ impl Supervision {
         }
     }
 
-    fn shake_hands(&mut self, ctl: &OwnedFd, child: &Child, teller: &mut Teller) -> Result<Network> {
+    fn shake_hands(&mut self, ctl: &OwnedFd, child: &Child, teller: &mut Teller) -> Result<()> {
         if self.outer.privileged {
             let all = [ids::Extent { inside: 0, outside: self.owner.uid, count: self.launch.uid_count }];
             mounts::write_maps(child.pid, &all, None)?;
@@ -416,8 +414,7 @@ impl Supervision {
         say(ctl, word::MAPPED, &[]).doing("speak to the machine")?;
         self.expect(ctl, word::ROOT)?;
         // The machine mounts while its network is made.
-        let network = self.make_network(child.pid, teller)?;
-        self.follow_resolver(network.way)?;
+        self.connect(child.pid, teller)?;
         let mut ends = self.expect(ctl, word::CONSOLE)?.into_iter();
         self.console.from = ends.next();
         self.console.other_end = ends.next();
@@ -425,14 +422,8 @@ impl Supervision {
         say(ctl, word::GO, &[]).doing("speak to the machine")?;
         // Its end closes when PID 1 becomes another program.
         match hear(ctl).doing("hear from the machine")? {
-            None => Ok(network),
-            Some((w, _)) => {
-                if let Some(p) = network.program {
-                    let _ = p.signal(signal::SIGKILL);
-                    let _ = p.wait();
-                }
-                Err(self.failed(&w))
-            }
+            None => Ok(()),
+            Some((w, _)) => Err(self.failed(&w)),
         }
     }
 
@@ -449,20 +440,24 @@ impl Supervision {
         Error::Start { name: self.launch.name.clone(), why, console: self.console.tail() }
     }
 
-    /// Writes the machine's resolver file and watches the host's.
-    fn follow_resolver(&mut self, way: Way) -> Result<()> {
-        self.resolver = Some(resolver::watch()?);
-        self.write_resolver(way)
+    /// Connects the machine, and says what does not work of that.
+    fn connect(&mut self, leader: i32, teller: &mut Teller) -> Result<()> {
+        let mut said = Vec::new();
+        let done = self.connection.try_connect(leader, &self.launch, &mut |m| said.push(m));
+        self.warn_all(said, teller);
+        done
     }
 
-    fn write_resolver(&self, way: Way) -> Result<()> {
-        resolver::write(&self.dir, way)
+    /// Writes down how the machine is connected.
+    fn connected(&mut self) -> Result<()> {
+        let has = self.connection.has(Vec::new());
+        (self.told.network, self.told.ports) = (has.network, has.ports);
+        self.write_state()
     }
 
     fn watch(
         &mut self,
         leader: &Child,
-        network: &mut Network,
         services: &mut [Box<dyn Service>],
         teller: &mut Teller,
     ) -> Result<Outcome> {
@@ -480,8 +475,8 @@ impl Supervision {
                     PollFd::new(&self.notify, PollFlags::IN),
                 ];
                 fds.extend(self.console.from.as_ref().map(|f| PollFd::new(f, PollFlags::IN)));
-                fds.extend(self.resolver.as_ref().map(|f| PollFd::new(f, PollFlags::IN)));
-                fds.extend(network.program.as_ref().map(|f| PollFd::new(f, PollFlags::IN)));
+                let events: Vec<_> = self.connection.events().collect();
+                fds.extend(events.iter().map(|e| PollFd::new(e, PollFlags::IN)));
                 fds.extend(self.running.iter().map(|r| PollFd::new(&r.child, PollFlags::IN)));
                 match poll(&mut fds, timeout.as_ref()) {
                     Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -513,7 +508,7 @@ impl Supervision {
                         self.write_state()?;
                         leader.signal(self.spec.stop.number()?).doing("ask the machine to stop")?;
                     }
-                    signal::SIGHUP => self.reload(network, services, teller)?,
+                    signal::SIGHUP => self.reload(leader.pid, services, teller)?,
                     signal::SIGQUIT => {
                         asked = true;
                         leader.signal(signal::SIGKILL).doing("kill the machine")?;
@@ -525,7 +520,7 @@ impl Supervision {
                 deadline = None;
                 leader.signal(signal::SIGKILL).doing("kill the machine")?;
             }
-            self.look_after(network, services, teller)?;
+            self.look_after(leader.pid, services, teller)?;
         }
     }
 
@@ -552,75 +547,27 @@ impl Supervision {
     /// Restarts what ended, follows the resolver, reaps what was left to us.
     fn look_after(
         &mut self,
-        network: &mut Network,
+        leader: i32,
         services: &mut [Box<dyn Service>],
         teller: &mut Teller,
     ) -> Result<()> {
-        if self.resolver.as_ref().is_some_and(resolver::changed) {
-            if let Err(e) = self.write_resolver(network.way) {
-                self.warn(e.to_string(), teller);
-            }
-            // The program knows the resolver it asks from its own start only.
-            if network.program.is_some()
-                && network::forwarded(&network::host_resolvers()?) != network.forwards
-            {
-                stop_program(network)?;
-                self.reconnect(network, teller)?;
-            }
-        }
-        if let Some(p) = &network.program
-            && let Some(end) = p.try_wait().doing("wait for the network program")?
-        {
-            self.warn(format!("the network program ended ({end:?}) and is started again"), teller);
-            self.reconnect(network, teller)?;
+        let mut said = Vec::new();
+        let another = self.connection.follow(leader, &self.launch, &mut |m| said.push(m));
+        self.warn_all(said, teller);
+        if another? {
+            self.connected()?;
         }
         let mut said = Vec::new();
         services::restart_ended(&mut self.running, services, &mut |m| said.push(m))?;
-        for m in said {
-            self.warn(m, teller);
-        }
+        self.warn_all(said, teller);
         let mut keep: Vec<i32> = self.running.iter().map(|r| r.child.pid).collect();
         keep.extend(self.told.leader);
-        keep.extend(network.program.as_ref().map(|p| p.pid));
+        keep.extend(self.connection.child());
         process::reap_strays(&keep).doing("reap")
     }
 
-    fn reconnect(&mut self, network: &mut Network, teller: &mut Teller) -> Result<()> {
-        network.program = None;
-        *network = self.make_network(self.told.leader.unwrap_or(0), teller).unwrap_or_else(|e| {
-            self.warn(e.to_string(), teller);
-            Network::loopback(&self.launch.ports)
-        });
-        self.told.network = Some(network.way);
-        self.told.ports = network.ports.clone();
-        self.write_resolver(network.way)?;
-        self.write_state()
-    }
-
-    /// Connects the machine, and says which of its ports cannot be reached.
-    fn make_network(&mut self, leader: i32, teller: &mut Teller) -> Result<Network> {
-        let mut said = Vec::new();
-        let ports = &self.launch.ports;
-        let network = match self.spec.network.mode {
-            NetworkMode::Private => {
-                network::connect(leader, self.owner, &self.dir, ports, &mut |m| said.push(m))?
-            }
-            NetworkMode::None => Network::loopback(ports),
-        };
-        said.extend(network.ports.iter().filter_map(|p| ports::warning(&self.launch.name, p)));
-        for m in said {
-            self.warn(m, teller);
-        }
-        Ok(network)
-    }
-
     /// Brings what the machine has of its host to what its settings say now; the rest of them is for its next life.
-    fn reload(
-        &mut self,
-        network: &mut Network,
-        services: &mut [Box<dyn Service>],
-        teller: &mut Teller,
-    ) -> Result<()> {
+    fn reload(&mut self, leader: i32, services: &mut [Box<dyn Service>], teller: &mut Teller) -> Result<()> {
         let new = match Launch::read(&self.dir) {
             Ok(new) => new,
             // Nobody writes such a file but by hand; the machine goes on as it was.
@@ -629,11 +576,12 @@ impl Supervision {
                 return Ok(());
             }
         };
-        if ports::to_change(&self.dir, &self.launch.ports, &new.ports, &self.told.ports) {
-            self.launch.ports = new.ports;
-            stop_program(network)?;
-            self.reconnect(network, teller)?;
+        let mut said = Vec::new();
+        if self.connection.change(leader, &self.launch.ports, &new, &mut |m| said.push(m)) {
+            self.launch.ports.clone_from(&new.ports);
+            self.connected()?;
         }
+        self.warn_all(said, teller);
         self.change_folders(new.folders);
         if let Err(e) = self.extend_closure(&new.closure) {
             self.warn(e.to_string(), teller);
@@ -725,15 +673,6 @@ impl Supervision {
 fn become_caller(launch: &Launch) -> Result<Option<User>> {
     let state = launch.root.with_file_name(CALLER_FILE);
     folders::become_caller(&launch.root, &state, launch.user_is_caller.then_some(launch.user))
-}
-
-/// Ends the network program, to start it anew.
-pub(crate) fn stop_program(network: &mut Network) -> Result<()> {
-    if let Some(p) = network.program.take() {
-        p.signal(signal::SIGKILL).doing("restart the network program")?;
-        p.wait().doing("restart the network program")?;
-    }
-    Ok(())
 }
 
 /// Makes the directories that the machine sees, afresh, and the socket that PID 1 reports to.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::api::Api;
 use super::{attendant, did_not, mark, path};
-use crate::{DriverError, Host, Result, container};
+use crate::{DriverError, Host, Result, supervised};
 
 /// How long another command may take that holds the same machine still, or lets it go on.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -87,7 +87,7 @@ impl Note {
     }
 
     fn make(host: &Host, machine: &MachineName) -> Result<Note> {
-        container::prepare(host, machine)?;
+        supervised::prepare(host, machine)?;
         let until = Instant::now() + PATIENCE;
         loop {
             if let Some(note) = Note::take(Note::path(host, machine))? {

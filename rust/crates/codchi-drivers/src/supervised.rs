@@ -1,11 +1,12 @@
-//! What every driver that runs containers shares: the agent's folder, how commands reach it, how systems are switched.
+//! What every driver shares whose machines have a supervisor of Codchi's beside them (`codchi supervise`): how they start and end, the
+//! agent's folder, how commands reach it, how systems are switched, their files.
 
 pub(crate) mod events;
 pub(crate) mod files;
 pub(crate) mod ids;
+pub(crate) mod life;
 mod measure;
-pub(crate) mod network;
-mod root;
+pub(crate) mod root;
 pub(crate) mod switch;
 
 use std::path::PathBuf;
@@ -34,7 +35,7 @@ pub(crate) fn agent_dir(host: &Host, machine: &MachineName) -> PathBuf {
 }
 
 /// A command as the agent takes it.
-pub(crate) fn request(exec: &Exec) -> ExecRequest {
+fn request(exec: &Exec) -> ExecRequest {
     ExecRequest {
         argv: exec.argv.clone(),
         env: exec.env.clone(),
@@ -51,6 +52,28 @@ pub(crate) fn request(exec: &Exec) -> ExecRequest {
 /// A command that could not be run.
 pub(crate) fn failed(machine: &MachineName, error: &AgentError) -> DriverError {
     DriverError::Attach { machine: machine.clone(), reason: error.to_string(), status: error.exit_status() }
+}
+
+/// Runs a command through the agent with this process's streams. `otherwise` is for an agent that does not answer: nothing was
+/// run then.
+pub(crate) fn attach(
+    host: &Host,
+    machine: &MachineName,
+    exec: &Exec,
+    otherwise: impl FnOnce() -> Result<u8>,
+) -> Result<u8> {
+    let mut warn = |message: &str| host.progress.report(Told::Warning(message));
+    match agent::exec_warning(&agent_dir(host, machine), request(exec), &mut warn) {
+        Err(AgentError::NoSocket { .. } | AgentError::Connect { .. }) => otherwise(),
+        done => done.map_err(|e| failed(machine, &e)),
+    }
+}
+
+/// No agent answers, and there is no other way in.
+pub(crate) fn silent(machine: &MachineName, ways: Vec<String>) -> DriverError {
+    let mut hints = ways;
+    hints.push(format!("`codchi restart {machine}` starts the machine anew"));
+    DriverError::Host { what: format!("the agent in `{machine}` does not answer"), hints }
 }
 
 /// Runs a command through the agent and gives its exit status and what it printed.
@@ -99,7 +122,7 @@ fn private_runtime(host: &Host) -> Result<()> {
 }
 
 /// READY may come before the agent listens; the first command must not fail for that.
-pub(crate) fn wait_for_agent(host: &Host, machine: &MachineName) -> Result<()> {
+fn wait_for_agent(host: &Host, machine: &MachineName) -> Result<()> {
     let dir = agent_dir(host, machine);
     let until = std::time::Instant::now() + Duration::from_secs(20);
     loop {
@@ -139,19 +162,6 @@ pub(crate) fn on_boot(host: &Host, machine: &MachineName, on: bool) -> Result<()
         )));
     }
     Ok(())
-}
-
-/// Why a machine did not come up, with where its console is.
-pub(crate) fn start_failure(host: &Host, machine: &MachineName, error: codchi_runtime::Error) -> DriverError {
-    match error {
-        codchi_runtime::Error::Start { why, console, .. } => DriverError::Start {
-            machine: machine.clone(),
-            reason: why,
-            console,
-            log: host.dirs.console_log(machine),
-        },
-        other => other.into(),
-    }
 }
 
 /// What a machine has of its host, as its supervisor tells it.
