@@ -1,5 +1,7 @@
 { config, lib, ... }:
 let
+  cfg = config.codchi;
+  driver = (import ../lib/drivers.nix).${cfg.driver.name or "none"};
   size = import ../lib/size.nix { inherit lib; };
   bytes =
     description: example:
@@ -11,6 +13,8 @@ let
     };
 in
 {
+  imports = [ ./enable.nix ];
+
   options.codchi.resources = {
     memory = bytes "Most memory the machine may use, in bytes or as `8G`; null: no limit." "8G";
     disk = bytes "Most disk space the machine may use, in bytes or as `50G`; null: no limit." "50G";
@@ -27,4 +31,14 @@ in
       description = "Most processes and threads in the machine, so that one that never stops forking leaves the host alone; null: no limit.";
     };
   };
+
+  config.warnings =
+    lib.optional
+      (
+        cfg.enable
+        && driver.name != "none"
+        && cfg.resources.disk != null
+        && !(lib.elem "disk" driver.supports.resources)
+      )
+      "codchi.resources.disk is set, but the ${driver.name} driver does not limit how much of the disk a machine takes";
 }

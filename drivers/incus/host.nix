@@ -17,31 +17,11 @@ let
   };
   optional = name: value: convert: lib.optionalAttrs (value != null) { ${name} = convert value; };
 
-  # As under the native driver: refused, or missing where programs do without only then. The engine's own list answers that
-  # calls are missing, so this stands in its place.
-  refused = lib.concatMapStringsSep "\n" (call: "${call} errno 1") [
-    "acct"
-    "bpf"
-    "delete_module"
-    "finit_module"
-    "init_module"
-    "kexec_file_load"
-    "kexec_load"
-    "open_by_handle_at"
-    "perf_event_open"
-    "quotactl"
-    "swapoff"
-    "swapon"
-    "userfaultfd"
-  ];
-  absent = lib.concatMapStringsSep "\n" (call: "${call} errno 38") [
-    "add_key"
-    "io_uring_enter"
-    "io_uring_register"
-    "io_uring_setup"
-    "keyctl"
-    "request_key"
-  ];
+  calls = import ../../lib/calls.nix;
+  # The engine's own list answers that calls are missing, so this stands in its place.
+  withErrno = errno: lib.concatMapStringsSep "\n" (call: "${call} errno ${toString errno}");
+  refused = withErrno 1 calls.refused;
+  absent = withErrno 38 calls.absent;
 
   # AF_VSOCK, which no network namespace bounds, answers as if the kernel lacked it. Where the arguments of an old call lie, no
   # filter looks; whoever has that has the new one, too.

@@ -6,6 +6,7 @@
 }:
 let
   cfg = config.codchi;
+  calls = import ../../lib/calls.nix;
   shared = cfg.isolation.store == "shared";
   ttyGroup = config.users.groups.tty.gid or null;
 
@@ -145,33 +146,14 @@ in
   ];
   seccomp = {
     errno = 1;
-    # The kernel has one set of keyrings for all, and what is asked for by a ring (io_uring) passes no filter. Programs do
-    # without when there are none, but some fail when they are refused.
-    absent = [
-      "add_key"
-      "io_uring_enter"
-      "io_uring_register"
-      "io_uring_setup"
-      "keyctl"
-      "request_key"
-    ];
-    deny = [
-      "acct"
-      "bpf"
-      "create_module"
-      "delete_module"
-      "finit_module"
-      "init_module"
-      "kexec_file_load"
-      "kexec_load"
-      "open_by_handle_at"
-      "perf_event_open"
-      "quotactl"
-      "quotactl_fd"
-      "swapoff"
-      "swapon"
-      "userfaultfd"
-    ];
+    inherit (calls) absent;
+    deny = lib.sort (a: b: a < b) (
+      calls.refused
+      ++ [
+        "create_module"
+        "quotactl_fd"
+      ]
+    );
     # It leads to the hypervisor, and no network namespace bounds it.
     families = [ "AF_VSOCK" ];
   };

@@ -16,9 +16,5 @@ in
         DefaultDependencies=no
       '';
     };
-
-    warnings = lib.optional (cfg.resources.disk != null) ''
-      codchi.resources.disk is set, but the native driver keeps machines in ordinary folders and cannot limit them
-    '';
   };
 }

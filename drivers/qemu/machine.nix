@@ -52,9 +52,5 @@ in
         RemainAfterExit = true;
       };
     };
-
-    warnings = lib.optional (cfg.resources.disk != null) ''
-      codchi.resources.disk is set, but the ${driver.name} driver keeps machines in ordinary folders and cannot limit them
-    '';
   };
 }

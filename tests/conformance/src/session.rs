@@ -59,6 +59,19 @@ fn with(h: &Host, vars: &[(&str, &Path)], args: &[&str]) -> Result<Done, Failed>
     run(&mut c, b"")
 }
 
+/// A shell script in the machine, called with variables of a session.
+fn sh_with(h: &Host, vars: &[(&str, &Path)], script: &str) -> Result<Done, Failed> {
+    with(h, vars, &["exec", "ses", "--", "sh", "-c", script])
+}
+
+/// An agent at a socket in the home, with one key.
+fn ssh_agent<'a>(h: &'a Host, socket: &str, key: &str) -> Result<(Peer<'a>, PathBuf), Failed> {
+    let peer = Peer::start(h, &format!("exec ssh-agent -D -a ~/{socket}"))?;
+    let add = format!("SSH_AUTH_SOCK=~/{socket} ssh-add {key}");
+    eventually("the agent is there", || Ok(on_host(h, &add)?.status == 0))?;
+    Ok((peer, h.home.join(socket)))
+}
+
 const GRANTED: [&str; 8] = [
     "--accept",
     "host-secret",
@@ -216,44 +229,24 @@ fn agent(h: &Host) -> Result<(), Failed> {
     )?
     .ok()?;
     let log_in = "ssh -p 2222 -o StrictHostKeyChecking=no -o BatchMode=yes 127.0.0.1 id -un";
-    let first = h.home.join("agent-1");
-    let peer = Peer::start(h, "exec ssh-agent -D -a ~/agent-1")?;
-    eventually("the agent is there", || {
-        Ok(on_host(h, "SSH_AUTH_SOCK=~/agent-1 ssh-add key-one")?.status == 0)
-    })?;
+    let (peer, first) = ssh_agent(h, "agent-1", "key-one")?;
     let vars: [(&str, &Path); 1] = [("SSH_AUTH_SOCK", &first)];
     // The first that calls with an agent has it at once.
     same(
         "the agent of the first call",
-        with(
-            h,
-            &vars,
-            &[
-                "exec",
-                "ses",
-                "--",
-                "sh",
-                "-c",
-                "echo $SSH_AUTH_SOCK; ssh-add -l | wc -l",
-            ],
-        )?
-        .text(),
+        sh_with(h, &vars, "echo $SSH_AUTH_SOCK; ssh-add -l | wc -l")?.text(),
         "/run/codchi/host/ssh-agent\n1".into(),
     )?;
     // A program that holds on to the path.
-    with(
+    sh_with(
         h,
         &vars,
-        &[
-            "exec", "ses", "--", "sh", "-c",
-            "systemd-run --user --quiet --unit=holds --setenv=SSH_AUTH_SOCK=$SSH_AUTH_SOCK --setenv=PATH=$PATH \
-             sh -c 'while :; do ssh-add -l > ~/keys.new 2>&1; mv ~/keys.new ~/keys; sleep 0.2; done'",
-        ],
+        "systemd-run --user --quiet --unit=holds --setenv=SSH_AUTH_SOCK=$SSH_AUTH_SOCK --setenv=PATH=$PATH \
+         sh -c 'while :; do ssh-add -l > ~/keys.new 2>&1; mv ~/keys.new ~/keys; sleep 0.2; done'",
     )?
     .ok()?;
-    let shell = ["exec", "ses", "--", "sh", "-c", log_in];
     eventually("the agent logs in", || {
-        Ok(with(h, &vars, &shell)?.text().ends_with("codchi"))
+        Ok(sh_with(h, &vars, log_in)?.text().ends_with("codchi"))
     })?;
     eventually("the first key is seen", || {
         Ok(h.sh("ses", "cat ~/keys")?.contains(" one "))
@@ -264,15 +257,11 @@ fn agent(h: &Host) -> Result<(), Failed> {
         "others may use the agent: {other}"
     );
     drop(peer);
-    let second = h.home.join("agent-2");
-    let _peer = Peer::start(h, "exec ssh-agent -D -a ~/agent-2")?;
-    eventually("the agent is there", || {
-        Ok(on_host(h, "SSH_AUTH_SOCK=~/agent-2 ssh-add key-two")?.status == 0)
-    })?;
+    let (_peer, second) = ssh_agent(h, "agent-2", "key-two")?;
     let vars: [(&str, &Path); 1] = [("SSH_AUTH_SOCK", &second)];
     same(
         "log in by the second",
-        with(h, &vars, &shell)?.text(),
+        sh_with(h, &vars, log_in)?.text(),
         "codchi".into(),
     )?;
     eventually("the second key is seen at the same path", || {
@@ -352,16 +341,9 @@ fn x11(h: &Host) -> Result<(), Failed> {
         &["rebuild", "ses", "--accept", "capability:display"],
     )?
     .ok()?;
-    let draws = [
-        "exec",
-        "ses",
-        "--",
-        "sh",
-        "-c",
-        "echo $DISPLAY; xwininfo -root | grep -o 320x200",
-    ];
+    let draws = "echo $DISPLAY; xwininfo -root | grep -o 320x200";
     eventually("the machine sees the screen", || {
-        Ok(with(h, &vars, &draws)?.text() == ":0\n320x200")
+        Ok(sh_with(h, &vars, draws)?.text() == ":0\n320x200")
     })?;
     // The window of a client in the machine is on the host's screen.
     let _window = h.sh(
@@ -429,16 +411,9 @@ fn wayland(h: &Host) -> Result<(), Failed> {
     )?
     .ok()?;
     // A picture goes through memory that both share.
-    let picture = [
-        "exec",
-        "ses",
-        "--",
-        "sh",
-        "-c",
-        "grim - | head -c 4 | tail -c 3",
-    ];
+    let picture = "grim - | head -c 4 | tail -c 3";
     eventually("the machine takes a picture of the screen", || {
-        Ok(with(h, &vars, &picture)?.text() == "PNG")
+        Ok(sh_with(h, &vars, picture)?.text() == "PNG")
     })?;
     let on_pulse = |script: &str| {
         on_host(
@@ -452,18 +427,7 @@ fn wayland(h: &Host) -> Result<(), Failed> {
     );
     recorded?.ok()?;
     let play = "timeout 20 sh -c 'yes abcdefg | pacat -d null --format=s16le --channels=1 --rate=8000' & echo";
-    with(
-        h,
-        &vars,
-        &[
-            "exec",
-            "ses",
-            "--",
-            "sh",
-            "-c",
-            &format!("({play}) >/dev/null 2>&1"),
-        ],
-    )?;
+    sh_with(h, &vars, &format!("({play}) >/dev/null 2>&1"))?;
     eventually("what the machine plays is heard", || {
         Ok(on_host(h, "wc -c < ~/heard")?.text().trim() == "2000")
     })?;

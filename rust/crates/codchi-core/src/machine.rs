@@ -93,6 +93,23 @@ pub fn parse_subids(text: &str) -> Vec<(String, IdRange)> {
 }
 
 impl Host {
+    /// Of a machine that was made at the Unix time `created`, with nothing else of this host yet.
+    pub fn new(driver: DriverName, base: &str, suite: Option<String>, created: u64) -> Host {
+        Host {
+            version: HOST_VERSION,
+            driver,
+            base: base.into(),
+            suite,
+            declared: false,
+            created,
+            ids: None,
+            granted: Vec::new(),
+            checkouts: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            mounts: BTreeMap::new(),
+        }
+    }
+
     /// Parses `host.toml`; `file` is named in errors.
     pub fn parse(file: &Path, text: &str) -> Result<Host, DocumentError> {
         parse_toml(file, text, HOST_VERSION)

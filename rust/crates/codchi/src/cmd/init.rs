@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use codchi_core::flake::{Flake, NewFlake};
-use codchi_core::machine::{HOST_VERSION, Host as Attachment, IdRange};
+use codchi_core::machine::{Host as Attachment, IdRange};
 use codchi_core::name::{DriverName, InputName, MachineName};
 use codchi_core::plan::{Activation, Plan, Step};
 use codchi_core::source::Source;
@@ -137,19 +137,7 @@ pub fn make(app: &App, args: &cli::Init) -> Result<()> {
         refresh_local: true,
     };
     let locked = tools.lock(app, &folder, &request)?;
-    let mut attachment = Attachment {
-        version: HOST_VERSION,
-        driver: driver.info().name.parse()?,
-        base: base.clone(),
-        suite,
-        declared: false,
-        created: now(),
-        ids: None,
-        granted: Vec::new(),
-        checkouts: Default::default(),
-        ports: Default::default(),
-        mounts: Default::default(),
-    };
+    let mut attachment = Attachment::new(driver.info().name.parse()?, &base, suite, now());
     let nix = tools.nix.version().to_string();
     let fingerprint = crate::worker::fingerprint_of(app, &name, &folder, &attachment, &nix);
     tools.only_local(&base);

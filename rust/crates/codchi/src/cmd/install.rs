@@ -1,6 +1,6 @@
 //! `codchi install`: a machine whose system was built elsewhere, as a NixOS host's configuration declares it.
 
-use codchi_core::machine::{HOST_VERSION, Host as Attachment};
+use codchi_core::machine::Host as Attachment;
 use codchi_core::manifest::Manifest;
 use codchi_core::name::MachineName;
 use codchi_core::plan::{Activation, Plan, Step};
@@ -139,18 +139,12 @@ fn make(
         show_plan(app, &plan);
         return Ok(());
     }
+    let name_of_base = &system.manifest.base.name;
     let attachment = Attachment {
-        version: HOST_VERSION,
-        driver: driver.info().name.parse()?,
-        base: system.manifest.base.name.clone(),
-        suite: None,
         declared: true,
-        created: now(),
         ids,
         granted: system.granted,
-        checkouts: Default::default(),
-        ports: Default::default(),
-        mounts: Default::default(),
+        ..Attachment::new(driver.info().name.parse()?, name_of_base, None, now())
     };
     codchi_fs::create_dir_all(&folder)?;
     codchi_fs::write_atomic(folder.join("host.toml"), attachment.render(), 0o644)?;

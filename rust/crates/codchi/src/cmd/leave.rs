@@ -5,7 +5,7 @@ use std::io::{BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use codchi_core::export::{EXPORT_VERSION, Export, Exported, FILE, FOLDERS, input_folder};
-use codchi_core::machine::{HOST_VERSION, Host as Attachment};
+use codchi_core::machine::Host as Attachment;
 use codchi_core::name::MachineName;
 use codchi_core::plan::{Activation, Plan, Step};
 use codchi_core::progress::{Event, Progress};
@@ -297,19 +297,8 @@ pub fn import(app: &App, args: &cli::Import) -> Result<()> {
     tools.nix.examine_machine(&folder)?;
     let text = |file: &str| codchi_fs::read_beneath(&folder, file, 16 << 20).map(Option::unwrap_or_default);
     let (flake_text, lock_text) = (text("flake.nix")?, text("flake.lock")?);
-    let mut attachment = Attachment {
-        version: HOST_VERSION,
-        driver: driver.info().name.parse()?,
-        base: export.base.clone(),
-        suite: export.suite.clone(),
-        declared: false,
-        created: now(),
-        ids: None,
-        granted: Vec::new(),
-        checkouts: Default::default(),
-        ports: Default::default(),
-        mounts: Default::default(),
-    };
+    let mut attachment =
+        Attachment::new(driver.info().name.parse()?, &export.base, export.suite.clone(), now());
     let nix = tools.nix.version().to_string();
     let fingerprint = worker::fingerprint_of(app, &name, &folder, &attachment, &nix);
     tools.only_local(&export.base);
