@@ -303,6 +303,17 @@ pub trait Driver: Sync {
     ) -> Result<Delivered> {
         supervised::deliver(host, machine, secrets, keep_others)
     }
+    /// Whether the files of its machines are a folder of this host (`Dirs::machine_root`), with the machine's owners: drivers of
+    /// which this is true have them in common.
+    fn keeps_folder(&self) -> bool {
+        false
+    }
+    /// Removes what a machine has by this driver beside its files, where another driver has these now.
+    fn leave(&self, host: &Host, machine: &MachineName) -> Result<()> {
+        self.stop(host, machine)?;
+        remove_tree(host.program, &host.dirs.machine_runtime(machine))?;
+        supervised::forget(host, machine)
+    }
     /// Removes everything the machine has beyond its folder, generations and logs.
     fn remove(&self, host: &Host, machine: &MachineName) -> Result<()>;
     /// Whether the host's service manager starts the machine by itself.

@@ -103,6 +103,10 @@ impl Driver for Native {
         })
     }
 
+    fn keeps_folder(&self) -> bool {
+        true
+    }
+
     fn remove(&self, host: &Host, machine: &MachineName) -> Result<()> {
         self.stop(host, machine)?;
         root::remove(host, machine)

@@ -82,6 +82,10 @@ impl Driver for Qemu {
         supervised::attach(host, machine, exec, || Err(supervised::silent(machine, Vec::new())))
     }
 
+    fn keeps_folder(&self) -> bool {
+        true
+    }
+
     fn remove(&self, host: &Host, machine: &MachineName) -> Result<()> {
         self.stop(host, machine)?;
         root::remove(host, machine)

@@ -408,6 +408,14 @@ impl<'a> MachineWorker<'a> {
         };
         let (from, to) = (codchi_drivers::find(from)?, codchi_drivers::find(to)?);
         let parts = HostParts::of(app, self.store)?;
+        if have_in_common(from, to) {
+            // It stays where it is; that the new driver can be used is found out.
+            let none = Bundle::new();
+            let system = Some(self.system(&moving.toplevel, &parts)?);
+            let machine =
+                Machine { name: &self.name, attachment: &moving.attachment, system, secrets: &none };
+            return Ok(to.create(&parts.host(app, self.store), &machine)?);
+        }
         let before = self.attachment()?;
         let none = Bundle::new();
         let machine = |attachment, toplevel: &str| -> Result<Machine<'_>> {
@@ -545,6 +553,11 @@ impl<'a> MachineWorker<'a> {
     }
 }
 
+/// Whether two drivers keep the files of a machine in the same folder, so that they stay there when it moves from one to the other.
+fn have_in_common(one: &dyn Driver, other: &dyn Driver) -> bool {
+    one.keeps_folder() && other.keeps_folder()
+}
+
 /// The file that says which init script has still to run.
 pub fn pending_script(app: &App, name: &MachineName) -> PathBuf {
     app.dirs.machine_data(name).join("init-script")
@@ -663,7 +676,12 @@ impl Worker for MachineWorker<'_> {
                 let host = parts.host(app, self.store);
                 // Where it was killed in this before, the driver does not know any more.
                 let boots = *on_boot || driver.is_on_boot(&host, &self.name)?;
-                driver.remove(&host, &self.name)?;
+                let other = self.driver()?;
+                let in_common = other.info().name != driver.info().name && have_in_common(driver, other);
+                match in_common {
+                    true => driver.leave(&host, &self.name)?,
+                    false => driver.remove(&host, &self.name)?,
+                }
                 if boots {
                     self.driver()?.on_boot(&host, &self.name, true)?;
                 }
