@@ -3,6 +3,7 @@
 use libtest_mimic::Failed;
 
 use crate::cases::{Case, build};
+use crate::copies;
 use crate::host::Host;
 
 /// The cases. They use the machine `conf` and leave it running.
@@ -12,6 +13,10 @@ pub const ALL: &[Case] = &[
         rebuilt_and_rolled_back,
     ),
     ("qemu_a_machine_is_off_and_on_with_its_files", off_and_on),
+    (
+        "qemu_copies_and_moves_keep_every_file_of_a_running_machine",
+        copies_and_moves,
+    ),
 ];
 
 fn expect<T: PartialEq + std::fmt::Debug>(what: &str, got: T, wanted: T) -> Result<(), Failed> {
@@ -59,4 +64,53 @@ fn off_and_on(h: &Host) -> Result<(), Failed> {
     expect("file", file, "kept\n1234:99".into())?;
     let held = h.sh("conf", "cat ~/result; rm ~/result")?;
     expect("what a result link holds", held, "sandboxed".into())
+}
+
+/// Copied while it runs; looked at where that takes no boot; and back, under other names.
+fn copies_and_moves(h: &Host) -> Result<(), Failed> {
+    let boot = h.sh("conf", "cat /proc/sys/kernel/random/boot_id")?;
+    // A socket is made by who listens there, and no tar holds one.
+    let socket = |text: String| -> String {
+        let other = |l: &&str| !l.contains("copies/socket|") && !l.starts_with("var/lib/copies|");
+        text.lines().filter(other).collect::<Vec<_>>().join("\n")
+    };
+    let before = socket(copies::make(h, "conf")?);
+    let done = h.codchi(&["duplicate", "conf", "twin"])?.ok()?;
+    if !done.err.contains("held still") {
+        return Err(format!("not a word of the machine's being held still: {}", done.err).into());
+    }
+    copies::answers(h, "conf")?;
+    for driver in ["native", "qemu"] {
+        h.codchi(&["move", "twin", "--driver", driver])?.ok()?;
+        let files = socket(copies::look(h, "twin")?);
+        expect(&format!("files on {driver}"), files, before.clone())?;
+        let status = h.status("twin")?;
+        expect("driver", status["driver"].as_str(), Some(driver))?;
+        expect("config", status["config"].as_str(), Some("up-to-date"))?;
+        let is_virtual = status["acceleration"].is_string();
+        expect("acceleration is told", is_virtual, driver == "qemu")?;
+    }
+    if h.sh("twin", "cat /etc/machine-id")? == h.sh("conf", "cat /etc/machine-id")? {
+        return Err("both have the same machine id".into());
+    }
+    let tar = h.home.join("twin.tar");
+    let tar = tar.to_string_lossy();
+    h.codchi(&["tar", "twin", &tar])?.ok()?;
+    copies::answers(h, "twin")?;
+    h.codchi(&["stop", "twin"])?.ok()?;
+    h.codchi(&["rename", "twin", "other"])?.ok()?;
+    h.codchi(&["status", "twin"])?.exits(5)?;
+    h.codchi(&["import", &tar, "back"])?.ok()?;
+    // Both are off, and their files are where another driver finds them.
+    for name in ["other", "back"] {
+        expect("driver", h.status(name)?["driver"].as_str(), Some("qemu"))?;
+        h.codchi(&["move", name, "--driver", "native"])?.ok()?;
+        let files = socket(copies::look(h, name)?);
+        expect(&format!("files of {name}"), files, before.clone())?;
+        expect("host name", h.sh(name, "hostname")?, name.into())?;
+        h.codchi(&["delete", "--yes", name])?.ok()?;
+    }
+    codchi_fs::remove_file(h.home.join("twin.tar"))?;
+    let same_boot = h.sh("conf", "cat /proc/sys/kernel/random/boot_id")?;
+    expect("boot of the machine that was copied", same_boot, boot)
 }

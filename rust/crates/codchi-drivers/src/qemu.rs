@@ -14,6 +14,7 @@ use codchi_files::Report;
 use codchi_runtime::spec::Launch;
 use codchi_runtime::{outer, state};
 
+use crate::supervised::files::Held;
 use crate::supervised::{self, ids, life, prepare, root};
 use crate::{
     Begun, Driver, DriverError, Exec, Export, Flavour, Given, Host, Info, Machine, Result, Running, Switched,
@@ -111,12 +112,11 @@ impl Driver for Qemu {
     }
 
     fn duplicate(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<Report> {
-        off(host, from, "duplicate a virtual machine that runs")?;
-        root::duplicate(host, from, to, || Ok(()))
+        root::duplicate(host, from, to, || still(host, from))
     }
 
     fn pack(&self, host: &Host, machine: &Machine, export: &Export, to: std::fs::File) -> Result<Report> {
-        off(host, machine.name, "export the files of a virtual machine that runs")?;
+        let _still = still(host, machine.name)?;
         root::pack(host, machine, export, to)
     }
 
@@ -130,15 +130,26 @@ impl Driver for Qemu {
     }
 }
 
-/// Refuses what is only done with a machine that is off: what it has not written yet is in its own memory. One that somebody looks
-/// after is about to start.
-fn off(host: &Host, machine: &MachineName, what: &'static str) -> Result<()> {
-    match state::status(&host.dirs.machine_runtime(machine))?.supervisor {
-        Some(_) => Err(DriverError::Host {
-            what: format!("cannot {what}"),
-            hints: vec![format!("`codchi stop {machine}` first")],
-        }),
-        None => Ok(()),
+/// Holds a machine still that runs, after it has written what it has in its own memory. One that is on its way up or down cannot
+/// say that it has.
+fn still(host: &Host, machine: &MachineName) -> Result<Option<Held>> {
+    let dir = host.dirs.machine_runtime(machine);
+    let told = state::status(&dir)?;
+    if told.supervisor.is_none() {
+        return Ok(None);
+    }
+    let not = |why: String| DriverError::Host {
+        what: format!("`{machine}` cannot be held still: {why}"),
+        hints: vec![format!("`codchi stop {machine}` first")],
+    };
+    if told.state != state::State::Running {
+        return Err(not("it is on its way up or down".into()));
+    }
+    let sync =
+        Exec { argv: vec!["sync".into()], user: Some("root".into()), tty: Some(false), ..Exec::default() };
+    match supervised::capture(host, machine, &sync)? {
+        (0, _) => Ok(Some(Held::new(host.program, &dir)?)),
+        (_, said) => Err(not(said.trim().into())),
     }
 }
 

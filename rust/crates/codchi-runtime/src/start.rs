@@ -364,7 +364,17 @@ pub fn stop(dir: &Path, force: bool, patience: Duration) -> Result<()> {
 /// [`Error::NotRunning`], or that it could not be held.
 pub fn while_held<T>(dir: &Path, f: impl FnOnce() -> T) -> Result<T> {
     let name = || dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let leader = state::living(dir)?.and_then(|s| s.leader).ok_or_else(|| Error::NotRunning(name()))?;
+    let told = state::living(dir)?.ok_or_else(|| Error::NotRunning(name()))?;
+    let leader = told.leader.ok_or_else(|| Error::NotRunning(name()))?;
+    if told.root.is_some() {
+        // A virtual machine is one process of the host.
+        let leader = process::pidfd_open(leader).doing("find the machine")?;
+        let tell = |signal| process::pidfd_signal(leader.as_fd(), signal).doing("hold the machine still");
+        tell(signal::SIGSTOP)?;
+        let done = f();
+        tell(signal::SIGCONT)?;
+        return Ok(done);
+    }
     let held = crate::cgroup::hold(leader)?;
     let done = f();
     drop(held);
