@@ -90,6 +90,7 @@ impl Host {
             "root" => (Kind::Root, "native"),
             "rootless" => (Kind::Rootless, "native"),
             "qemu" => (Kind::Root, "qemu"),
+            "rootlessqemu" => (Kind::Rootless, "qemu"),
             other => match engine {
                 Some(engine) => (Kind::Root, engine.name),
                 None => return Err(format!("unknown kind `{other}`").into()),

@@ -1,6 +1,6 @@
 //! The documents that `status` and others print as JSON.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::folder::Folder;
 use crate::name::MachineName;
@@ -33,6 +33,8 @@ pub struct MachineStatus {
     pub reason: Option<String>,
     /// Host process id of its PID 1.
     pub leader: Option<u32>,
+    /// What its processors are, where it is a virtual machine that runs.
+    pub acceleration: Option<Acceleration>,
     /// The generation in use.
     pub generation: Option<u32>,
     /// How that relates to the machine folder.
@@ -116,6 +118,27 @@ impl State {
             State::Starting => "starting",
             State::Failed => "failed",
             State::NeedsSecrets => "needs-secrets",
+        }
+    }
+}
+
+/// What the processors of a virtual machine are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "host", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Acceleration {
+    /// The host's.
+    Kvm,
+    /// A program's, which is slow.
+    Tcg,
+}
+
+impl Acceleration {
+    /// For people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Acceleration::Kvm => "the host's (kvm)",
+            Acceleration::Tcg => "emulated (tcg)",
         }
     }
 }

@@ -25,7 +25,7 @@ use codchi_core::progress::Progress;
 pub use codchi_core::protocol::Delivered;
 use codchi_core::session::Session;
 use codchi_core::settings::Settings;
-use codchi_core::status::{Finding, State};
+use codchi_core::status::{Acceleration, Finding, State};
 use codchi_files::{Compression, Report};
 use codchi_secrets::Bundle;
 use codchi_store::Store;
@@ -200,6 +200,8 @@ pub struct Running {
     pub attended: bool,
     /// Host process id of its PID 1.
     pub leader: Option<u32>,
+    /// What a virtual machine's processors are.
+    pub acceleration: Option<Acceleration>,
     /// Why it is not up, where it failed.
     pub reason: Option<String>,
 }
@@ -212,7 +214,7 @@ impl Running {
 
     /// Off.
     pub fn stopped() -> Running {
-        Running { state: State::Stopped, attended: true, leader: None, reason: None }
+        Running { state: State::Stopped, attended: true, leader: None, acceleration: None, reason: None }
     }
 }
 

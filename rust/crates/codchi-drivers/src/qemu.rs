@@ -1,6 +1,7 @@
 //! The QEMU driver: machines as virtual machines of a QEMU that a process of Codchi's own starts and looks after. No daemon, no
 //! disk image: files come by shared folders, the kernel from the machine's own system.
 
+mod acceleration;
 mod attendant;
 mod control;
 mod kernel;
@@ -33,8 +34,10 @@ impl Driver for Qemu {
         &INFO
     }
 
-    fn probe(&self, _: &Host) -> Vec<Finding> {
-        probe::probe()
+    fn probe(&self, host: &Host) -> Vec<Finding> {
+        let mut all = probe::probe();
+        all.push(acceleration::finding(&host.dirs.runtime));
+        all
     }
 
     fn ids(&self, taken: &[IdRange]) -> Result<Option<IdRange>> {
@@ -104,7 +107,7 @@ impl Driver for Qemu {
     ) -> Result<()> {
         prepare(host, machine)?;
         let engine = |launch: &Launch, dir: &std::path::Path| {
-            let attendant = attendant::Attendant::new(launch, dir)?;
+            let attendant = attendant::Attendant::new(launch, dir, &host.dirs.runtime)?;
             Ok(Box::new(attendant) as Box<dyn codchi_runtime::attend::Engine>)
         };
         let dir = host.dirs.machine_runtime(machine);

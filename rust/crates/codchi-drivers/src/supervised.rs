@@ -181,6 +181,7 @@ pub(crate) fn running(status: state::Status) -> Running {
         },
         attended: true,
         leader: status.leader.and_then(|l| u32::try_from(l).ok()),
+        acceleration: status.acceleration,
         reason: Some(status.text).filter(|t| !t.is_empty()),
     }
 }

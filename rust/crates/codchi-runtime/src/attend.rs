@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use codchi_core::folder::FolderState;
 use codchi_core::port::PortState;
+use codchi_core::status::Acceleration;
 use codchi_secrets::Bundle;
 use codchi_sys::process;
 use codchi_sys::signal::{self, Signals};
@@ -35,6 +36,10 @@ pub trait Engine {
     fn open(&mut self, launch: &Launch, secrets: Bundle) -> Result<()>;
     /// Where this host has the machine's root file system, where that is not what its PID 1 sees.
     fn root(&self) -> Option<PathBuf> {
+        None
+    }
+    /// What the processors of a virtual machine are, once it was started.
+    fn acceleration(&self) -> Option<Acceleration> {
         None
     }
     /// PID 1, by the host's ids; none when the machine is off.
@@ -237,6 +242,7 @@ impl Attendance {
     ) -> Result<()> {
         let Ok(process) = process::pidfd_open(leader) else { return Ok(()) };
         self.told.leader = Some(leader);
+        self.told.acceleration = self.engine.acceleration();
         self.told.write(&self.dir)?;
         teller.tell(&Event::Started { leader });
         if self.told.state == State::Running {

@@ -417,23 +417,14 @@ fn in_machine(leader: i32, f: impl FnOnce() -> Result<()>) -> Result<()> {
 ///
 /// Answers whether, and which account it is.
 pub(crate) fn become_caller(root: &Path, state: &Path, wanted: Option<User>) -> Result<Option<User>> {
-    let text = codchi_fs::read_if_exists(state)?.unwrap_or_default();
-    let mut words = text.split_whitespace();
-    let now = match (words.next().map(str::parse), words.next().map(str::parse)) {
-        (Some(Ok(uid)), Some(Ok(gid))) => Some(User { uid, gid }),
-        _ => None,
-    };
-    let whole = words.next() == Some("done");
+    let (now, whole) = callers(state)?;
     let user = match (now, wanted) {
         (Some(now), None) => now,
         (Some(now), Some(wanted)) if now == wanted => now,
         (None, Some(wanted)) => wanted,
         // The account has another number: its old files are that number's.
         (Some(now), Some(wanted)) => {
-            codchi_fs::write_atomic(state, format!("{} {} changing\n", now.uid, now.gid), 0o600)?;
-            let (from, to) = (User { uid: crate::ids::CALLER, gid: crate::ids::CALLER }, now);
-            reown(root, from, to)?;
-            codchi_fs::remove_if_exists(state)?;
+            give_back(root, state, now)?;
             wanted
         }
         (None, None) => return Ok(None),
@@ -445,6 +436,34 @@ pub(crate) fn become_caller(root: &Path, state: &Path, wanted: Option<User>) -> 
         codchi_fs::write_atomic(state, format!("{} {} done\n", user.uid, user.gid), 0o600)?;
     }
     Ok(Some(user))
+}
+
+/// The account of the machine that is the caller on disk, and whether all its files are.
+fn callers(state: &Path) -> Result<(Option<User>, bool)> {
+    let text = codchi_fs::read_if_exists(state)?.unwrap_or_default();
+    let mut words = text.split_whitespace();
+    let now = match (words.next().map(str::parse), words.next().map(str::parse)) {
+        (Some(Ok(uid)), Some(Ok(gid))) => Some(User { uid, gid }),
+        _ => None,
+    };
+    Ok((now, words.next() == Some("done")))
+}
+
+/// Sees that no account of a machine is the caller on disk.
+///
+/// # Errors
+/// A file cannot be given to another account.
+pub(crate) fn part_from_caller(root: &Path, state: &Path) -> Result<()> {
+    match callers(state)? {
+        (Some(now), _) => give_back(root, state, now),
+        (None, _) => Ok(()),
+    }
+}
+
+fn give_back(root: &Path, state: &Path, now: User) -> Result<()> {
+    codchi_fs::write_atomic(state, format!("{} {} changing\n", now.uid, now.gid), 0o600)?;
+    reown(root, User { uid: crate::ids::CALLER, gid: crate::ids::CALLER }, now)?;
+    Ok(codchi_fs::remove_if_exists(state)?)
 }
 
 /// Gives every file of one account to another, in a tree that nobody uses.

@@ -10,18 +10,21 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use codchi_core::folder::FolderState;
 use codchi_core::port::Forward;
 use codchi_core::protocol::{AGENT_CHANNEL, STORE_CHANNEL};
 use codchi_fs::Context;
 use codchi_secrets::Bundle;
+use codchi_sys::mount::{Attributes, NO_SUID, READ_ONLY, set_attributes};
 use codchi_sys::mux::{Mux, Side};
 use codchi_sys::process::{self, Child, Namespaces};
 use codchi_sys::{identity, signal};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FileType, MemfdFlags, Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::time::Timespec;
 
 use crate::attend::Has;
 use crate::connection::Connection;
@@ -29,10 +32,10 @@ use crate::error::{Doing, Error, Result};
 use crate::ids::{self, Extent};
 use crate::mounts::{self, Owner};
 use crate::network::find_program;
-use crate::outer;
 use crate::outer::{OWN_DIR, attach};
-use crate::spec::{Launch, Mount, MountKind};
+use crate::spec::{CALLER_FILE, Launch, Mount, MountKind};
 use crate::supervise::{Console, who};
+use crate::{folders, outer};
 
 /// The number by which a program knows the first of its descriptors.
 pub const FIRST_FD: i32 = 3;
@@ -66,6 +69,15 @@ pub struct Program {
     pub args: Vec<String>,
     /// Descriptors.
     pub fds: Vec<OwnedFd>,
+}
+
+/// What a program of a machine did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Happened {
+    /// It said something.
+    Word,
+    /// It ended.
+    End,
 }
 
 /// The host's side of one machine.
@@ -113,6 +125,10 @@ impl Guest {
             }
         };
         mounts::prepare_root(&launch.root, Owner { uid: 0, gid: 0 })?;
+        if !privileged {
+            // The program has the whole host in sight: nothing it is may be the caller.
+            folders::part_from_caller(&launch.root, &launch.root.with_file_name(CALLER_FILE))?;
+        }
         for name in ["agent", "daemon", "host"] {
             let d = dir.join(name);
             codchi_fs::create_dir_all(&d)?;
@@ -214,7 +230,11 @@ impl Guest {
         let (console_r, console_w) = outer::pipe()?;
         let command = Command::of(program)?;
         let kept = crate::caps::numbers(&[KEPT.into()])?;
-        let namespaces = Namespaces::USER.and(Namespaces::NET).and(Namespaces::IPC).and(Namespaces::UTS);
+        let namespaces = Namespaces::USER
+            .and(Namespaces::NET)
+            .and(Namespaces::IPC)
+            .and(Namespaces::UTS)
+            .and(Namespaces::MOUNT);
         let child = process::clone(namespaces, None, || {
             let kill = Some(rustix::process::Signal::KILL);
             if rustix::process::set_parent_process_death_signal(kill).is_err() {
@@ -225,6 +245,12 @@ impl Guest {
             }
             let run = || -> Result<std::convert::Infallible> {
                 process::loopback_up().doing("start the network")?;
+                // It writes no file. Without the host's root, an own store is of the same id as this.
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let root = rustix::fs::open("/", flags, Mode::empty()).doing("open `/`")?;
+                let sealed =
+                    Attributes { set: READ_ONLY | NO_SUID, recursive: true, ..Attributes::default() };
+                set_attributes(root.as_fd(), &sealed).doing("make the host's files read-only")?;
                 for capability in (0..64).filter(|c| !kept.contains(c)) {
                     identity::drop_bounding(capability).doing("drop capabilities")?;
                 }
@@ -343,6 +369,32 @@ impl Guest {
     /// Processes beside the machine.
     pub fn children(&self) -> Vec<i32> {
         self.servers.iter().map(|(_, s)| s.pid).chain(self.connection.child()).collect()
+    }
+
+    /// Waits until a program says something or ends; none: until then it did neither.
+    ///
+    /// # Errors
+    /// That cannot be waited for.
+    pub fn hear(&mut self, program: &Child, until: Instant) -> Result<Option<Happened>> {
+        let mut fds = vec![PollFd::new(program, PollFlags::IN)];
+        fds.extend(self.console.from.as_ref().map(|f| PollFd::new(f, PollFlags::IN)));
+        loop {
+            match poll(&mut fds, Some(&left(until))) {
+                Ok(0) => return Ok(None),
+                Ok(_) => break,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e).doing("wait for a program"),
+            }
+        }
+        let ended = !fds[0].revents().is_empty();
+        drop(fds);
+        self.console.read();
+        Ok(Some(if ended { Happened::End } else { Happened::Word }))
+    }
+
+    /// Of what was said until now, nothing is the machine's.
+    pub fn forget_console(&mut self) {
+        self.console.forget();
     }
 
     /// The last lines of the console.
@@ -602,6 +654,12 @@ pub fn connected(tag: &str) -> Result<(UnixListener, OwnedFd)> {
     let other = UnixStream::connect(&path).at("connect to", &path)?;
     codchi_fs::remove_if_exists(&path)?;
     Ok((listener, other.into()))
+}
+
+/// The time that is left, as system calls take it.
+pub fn left(until: Instant) -> Timespec {
+    let left = until.saturating_duration_since(Instant::now());
+    Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos() as _ }
 }
 
 /// The name by which a process opens one of its descriptors.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use codchi_core::folder::FolderState;
 use codchi_core::port::PortState;
+use codchi_core::status::Acceleration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Result};
@@ -45,6 +46,9 @@ pub struct Supervisor {
     /// Where this host has the machine's root file system, where that is not what its PID 1 sees: a virtual machine's.
     #[serde(default)]
     pub root: Option<PathBuf>,
+    /// What a virtual machine's processors are.
+    #[serde(default)]
+    pub acceleration: Option<Acceleration>,
     /// What the machine does.
     pub state: State,
     /// What PID 1 says of itself.
@@ -98,6 +102,7 @@ impl Supervisor {
             start_time: start_time(pid).unwrap_or(0),
             leader: None,
             root: None,
+            acceleration: None,
             state: State::Stopped,
             text: String::new(),
             network: None,
@@ -140,6 +145,8 @@ pub struct Status {
     pub state: State,
     /// Its PID 1, by the host's ids.
     pub leader: Option<i32>,
+    /// What a virtual machine's processors are.
+    pub acceleration: Option<Acceleration>,
     /// Its supervisor, by the host's ids.
     pub supervisor: Option<i32>,
     /// How it reaches others.
@@ -249,6 +256,7 @@ pub fn status(dir: &Path) -> Result<Status> {
         Some(s) if alive => Status {
             state: s.state,
             leader: s.leader,
+            acceleration: s.acceleration,
             supervisor: Some(s.pid),
             network: s.network,
             ports: s.ports,
@@ -265,6 +273,7 @@ pub fn status(dir: &Path) -> Result<Status> {
                 Some(_) => State::Failed,
             },
             leader: None,
+            acceleration: None,
             supervisor: None,
             network: None,
             ports: vec![],

@@ -767,6 +767,11 @@ impl Console {
         }
     }
 
+    /// What was said is not shown any more.
+    pub(crate) fn forget(&mut self) {
+        self.last.clear();
+    }
+
     pub(crate) fn tail(&self) -> Vec<String> {
         let bytes: Vec<u8> = self.last.iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);

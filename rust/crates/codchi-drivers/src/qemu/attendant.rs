@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use codchi_core::port::Forward;
+use codchi_core::status::Acceleration;
 use codchi_runtime::attend::{Engine, Has, Said, Seen, Warn};
-use codchi_runtime::guest::{self, FIRST_FD, Guest, Program, Share};
+use codchi_runtime::guest::{self, FIRST_FD, Guest, Happened, Program, Share};
 use codchi_runtime::spec::Launch;
 use codchi_runtime::{Error, Result};
 use codchi_secrets::Bundle;
 use codchi_sys::process::{self, Child};
 use rustix::event::{PollFd, PollFlags, poll};
 
+use super::acceleration::{self, Outcome, Trials};
 use super::control::{self, Control, End};
 use super::kernel::Settings;
 use super::probe;
@@ -33,21 +35,12 @@ const MOMENT: Duration = Duration::from_secs(3);
 const WORKS: &str = "codchi: it works";
 /// What QEMU says when the host's processor cannot do what KVM says it can, and waits for a person.
 const FAILS: &str = "KVM internal error";
-/// Where what was found out about the processor is kept, in the machine's runtime directory.
-const FOUND: &str = "acceleration";
-
-/// How the machine's processor comes about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Processor {
-    /// By the host's.
-    Kvm,
-    /// By a program.
-    Emulated,
-}
 
 /// The engine, for one machine.
 pub struct Attendant {
     dir: PathBuf,
+    /// The runtime directory of Codchi.
+    runtime: PathBuf,
     root: PathBuf,
     guest: Option<Guest>,
     child: Option<Child>,
@@ -64,6 +57,7 @@ pub struct Attendant {
     ready: bool,
     /// How QEMU ended.
     ended: Option<process::End>,
+    acceleration: Option<Acceleration>,
 }
 
 fn failed(what: &str, e: impl std::fmt::Display) -> Error {
@@ -71,11 +65,12 @@ fn failed(what: &str, e: impl std::fmt::Display) -> Error {
 }
 
 impl Attendant {
-    /// For the machine whose runtime directory is `dir`.
-    pub fn new(launch: &Launch, dir: &Path) -> Result<Attendant> {
+    /// For the machine whose runtime directory is `dir`; `runtime` is that of Codchi.
+    pub fn new(launch: &Launch, dir: &Path, runtime: &Path) -> Result<Attendant> {
         Settings::read(&launch.engine)?;
         Ok(Attendant {
             dir: dir.into(),
+            runtime: runtime.into(),
             root: launch.root.clone(),
             guest: None,
             child: None,
@@ -87,6 +82,7 @@ impl Attendant {
             name: launch.name.clone(),
             ready: false,
             ended: None,
+            acceleration: None,
         })
     }
 
@@ -102,15 +98,30 @@ impl Attendant {
         }
     }
 
+    /// Has QEMU's own network lead into the machine what arrives in it.
+    fn lead(&mut self, has: &Has) {
+        let Some(control) = &mut self.control else { return };
+        let wanted = control::led(&has.ports);
+        for port in self.forwards.iter().filter(|p| !wanted.contains(p)) {
+            control.forward(port, false);
+        }
+        for port in wanted.iter().filter(|p| !self.forwards.contains(p)) {
+            control.forward(port, true);
+        }
+        self.forwards = wanted;
+    }
+
     /// Whether QEMU has ended, or says it does, within a moment.
     fn ends(&mut self) -> bool {
         let until = Instant::now() + MOMENT;
-        while let Some(child) = &self.child
-            && Instant::now() < until
-        {
-            let at_once = rustix::time::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-            if poll(&mut [PollFd::new(child, PollFlags::IN)], Some(&at_once)) == Ok(1) {
-                return true;
+        while let Some(child) = &self.child {
+            let said = self.control.as_ref().filter(|c| !c.is_over());
+            let mut fds = vec![PollFd::new(child, PollFlags::IN)];
+            fds.extend(said.map(|c| PollFd::new(c, PollFlags::IN)));
+            match poll(&mut fds, Some(&guest::left(until))) {
+                Ok(0) | Err(_) => return false,
+                Ok(_) if !fds[0].revents().is_empty() => return true,
+                Ok(_) => {}
             }
             if let Some(control) = &mut self.control {
                 control.hear();
@@ -119,49 +130,60 @@ impl Attendant {
                 }
             }
         }
-        self.child.is_none()
+        true
     }
 
-    /// Finds out which processor works: that one is there says little.
-    fn processor(&mut self, settings: &Settings, launch: &Launch) -> Result<Processor> {
-        let usable =
-            |p: &str| rustix::fs::access(p, rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK);
-        if usable("/dev/kvm").is_err() {
-            return Ok(Processor::Emulated);
+    /// Finds out which processor works.
+    fn processor(&mut self, settings: &Settings, launch: &Launch) -> Result<Acceleration> {
+        if !acceleration::is_open() {
+            return Ok(Acceleration::Tcg);
         }
-        let file = self.dir.join(FOUND);
-        let image = settings.image()?;
-        let key = |found: Processor| format!("{found:?} {}\n", image.display());
-        let known = codchi_fs::read_if_exists(&file)?.unwrap_or_default();
-        for found in [Processor::Kvm, Processor::Emulated] {
-            if known == key(found) {
-                return Ok(found);
+        let (qemu, image) = (qemu()?, settings.image()?);
+        let trials = Trials::of(&self.runtime, &qemu)?;
+        let outcome = match trials.known(&image)? {
+            Some(outcome) => outcome,
+            None => {
+                let outcome = self.try_kvm(&qemu, &image, settings, launch)?;
+                trials.remember(&image, outcome)?;
+                outcome
             }
-        }
+        };
+        Ok(if outcome == Outcome::Works { Acceleration::Kvm } else { Acceleration::Tcg })
+    }
+
+    fn try_kvm(
+        &mut self,
+        qemu: &Path,
+        image: &Path,
+        settings: &Settings,
+        launch: &Launch,
+    ) -> Result<Outcome> {
         let guest = self.guest()?;
         let memory = guest.memory(&launch.bin.join("codchi-boot"), &[], "try\n")?;
-        let mut args = machine(Processor::Kvm, settings);
-        args.extend(kernel(&image, 0));
-        let program = Program { path: qemu()?, args, fds: vec![memory] };
+        let mut args = machine(Acceleration::Kvm, settings);
+        args.extend(kernel(image, 0));
+        let program = Program { path: qemu.into(), args, fds: vec![memory] };
         let child = guest.start_alone(&program)?;
         let until = Instant::now() + TRIAL;
-        let mut ended = None;
-        while ended.is_none() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(20));
-            ended = child.try_wait().map_err(|e| failed("wait for QEMU", e))?;
-        }
-        if ended.is_none() {
-            let _ = child.signal(codchi_sys::signal::SIGKILL);
-            let _ = child.wait();
-        }
-        let console = guest.console();
-        let says = |what: &str| console.iter().any(|line| line.contains(what));
-        let found = if says(WORKS) { Processor::Kvm } else { Processor::Emulated };
-        // What took too long may be the host's having much to do.
-        if found == Processor::Kvm || ended.is_some() || says(FAILS) {
-            codchi_fs::write(&file, key(found))?;
-        }
-        Ok(found)
+        let outcome = loop {
+            let happened = guest.hear(&child, until)?;
+            let console = guest.console();
+            let says = |what: &str| console.iter().any(|line| line.contains(what));
+            if says(WORKS) {
+                break Outcome::Works;
+            }
+            if says(FAILS) || happened == Some(Happened::End) {
+                break Outcome::Fails;
+            }
+            if happened.is_none() {
+                break Outcome::Late;
+            }
+        };
+        let _ = child.signal(codchi_sys::signal::SIGKILL);
+        let _ = child.wait();
+        // What it said is not said of the machine.
+        guest.forget_console();
+        Ok(outcome)
     }
 
     /// A process that asks the machine's systemd something as soon as somebody answers, and ends when it has an answer. It is
@@ -195,15 +217,15 @@ fn words<'a>(list: impl IntoIterator<Item = &'a str>) -> Vec<String> {
 }
 
 /// The machine itself.
-fn machine(processor: Processor, settings: &Settings) -> Vec<String> {
+fn machine(processor: Acceleration, settings: &Settings) -> Vec<String> {
     let memory = settings.memory >> 20;
     let accel = match processor {
-        Processor::Kvm => "kvm",
-        Processor::Emulated => "tcg,thread=multi",
+        Acceleration::Kvm => "kvm",
+        Acceleration::Tcg => "tcg,thread=multi",
     };
     let cpu = match processor {
-        Processor::Kvm => "host",
-        Processor::Emulated => "max",
+        Acceleration::Kvm => "host",
+        Acceleration::Tcg => "max",
     };
     let mut args = words([
         "-M",
@@ -246,6 +268,10 @@ impl Engine for Attendant {
     fn root(&self) -> Option<PathBuf> {
         // What QEMU sees is this host.
         Some(self.root.clone())
+    }
+
+    fn acceleration(&self) -> Option<Acceleration> {
+        self.acceleration
     }
 
     fn leader(&mut self) -> Result<Option<i32>> {
@@ -316,11 +342,12 @@ impl Engine for Attendant {
         let child = guest.start(launch, &program, served, port.into(), &mut |m| said.push(m))?;
         let pid = child.pid;
         self.child = Some(child);
+        self.acceleration = Some(processor);
         (self.ready, self.ended) = (false, None);
         self.control = Some(control);
         self.forwards = forwards;
         self.waiting = Some(self.ask(&["is-system-running", "--wait"])?);
-        if processor == Processor::Emulated {
+        if processor == Acceleration::Tcg {
             said.push("KVM does not work here, so that the machine's processor is emulated, and slow".into());
         }
         self.news = Some(said);
@@ -361,7 +388,9 @@ impl Engine for Attendant {
             return Err(self.failure(lost));
         }
         if self.guest()?.look(leader, launch, warn)? {
-            seen.has = Some(self.guest()?.has(launch));
+            let has = self.guest()?.has(launch);
+            self.lead(&has);
+            seen.has = Some(has);
         }
         Ok(seen)
     }
@@ -369,15 +398,8 @@ impl Engine for Attendant {
     fn change(&mut self, leader: i32, old: &Launch, new: &Launch, warn: &mut Warn<'_>) -> Result<Has> {
         let changed = self.guest()?.change(leader, &old.ports, new, warn);
         let has = self.guest()?.has(new);
-        if changed && let Some(control) = &mut self.control {
-            let wanted = control::led(&has.ports);
-            for port in self.forwards.iter().filter(|p| !wanted.contains(p)) {
-                control.forward(port, false);
-            }
-            for port in wanted.iter().filter(|p| !self.forwards.contains(p)) {
-                control.forward(port, true);
-            }
-            self.forwards = wanted;
+        if changed {
+            self.lead(&has);
         }
         Ok(has)
     }
@@ -466,6 +488,7 @@ mod tests {
         control.end = told;
         let mut a = Attendant {
             dir: "/nonexistent".into(),
+            runtime: "/nonexistent".into(),
             root: "/nonexistent/root".into(),
             guest: None,
             child: None,
@@ -477,6 +500,7 @@ mod tests {
             name: "m".into(),
             ready,
             ended: Some(ended),
+            acceleration: None,
         };
         match a.next(1, asked) {
             Ok(_) => "off".into(),

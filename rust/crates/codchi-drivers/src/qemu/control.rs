@@ -26,6 +26,8 @@ pub struct Control {
     heard: Vec<u8>,
     /// How it ended, by its own word.
     pub end: Option<End>,
+    /// Whether nothing more is said.
+    over: bool,
 }
 
 impl Control {
@@ -33,7 +35,7 @@ impl Control {
     pub fn new() -> io::Result<(Control, OwnedFd)> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
-        let mut control = Control { stream: ours.into(), heard: Vec::new(), end: None };
+        let mut control = Control { stream: ours.into(), heard: Vec::new(), end: None, over: false };
         control.say(&json!({ "execute": "qmp_capabilities" }));
         Ok((control, theirs.into()))
     }
@@ -60,12 +62,20 @@ impl Control {
         self.say(&json!({ "execute": "human-monitor-command", "arguments": { "command-line": line } }));
     }
 
+    /// Whether nothing more is said.
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
     /// Takes what was said.
     pub fn hear(&mut self) {
         let mut buffer = [0; 4096];
         loop {
             match rustix::io::read(&self.stream, &mut buffer) {
-                Ok(0) => break,
+                Ok(0) => {
+                    self.over = true;
+                    break;
+                }
                 Ok(n) => self.heard.extend_from_slice(&buffer[..n]),
                 Err(Errno::INTR) => {}
                 Err(_) => break,

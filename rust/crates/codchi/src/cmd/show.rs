@@ -74,6 +74,7 @@ fn machine_status(app: &App, name: &MachineName, running: Running, measure: bool
         state: running.state,
         reason: running.reason.clone().filter(|_| running.state == State::Failed),
         leader: running.leader,
+        acceleration: running.acceleration,
         generation: current.as_ref().map(|g| g.number as u32),
         config,
         addresses: driver.addresses(&running),
@@ -159,6 +160,7 @@ fn print_status(app: &App, machines: Vec<MachineStatus>, one: bool) -> Result<()
             ];
             rows.extend(m.reason.iter().map(|r| ("reason", text::printable_line(r))));
             rows.extend(m.leader.map(|l| ("process", l.to_string())));
+            rows.extend(m.acceleration.map(|a| ("processor", a.as_str().to_string())));
             rows.extend((!m.addresses.is_empty()).then(|| ("addresses", m.addresses.join(", "))));
             rows.extend(m.disk_bytes.map(|b| ("disk", text::bytes(b))));
             rows.push(("folder", app.shown(&app.dirs.machine(&m.name))));
