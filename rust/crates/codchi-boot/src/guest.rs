@@ -92,17 +92,29 @@ fn load_modules() {
     let mut modules: Vec<PathBuf> =
         codchi_fs::read_dir(MODULES).unwrap_or_default().iter().map(std::fs::DirEntry::path).collect();
     modules.sort();
-    for module in modules {
+    let load = |module: &Path| {
         // MODULE_INIT_COMPRESSED_FILE of finit_module(2).
         let flags = if module.extension().is_some_and(|e| e == "ko") { 0 } else { 4 };
-        let load = || {
-            let file = rustix::fs::open(&module, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-            rustix::system::finit_module(&file, c"", flags)
-        };
-        match load() {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(e) => eprintln!("codchi-boot: cannot load `{}`: {e}", module.display()),
+        let file = rustix::fs::open(module, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::system::finit_module(&file, c"", flags)
+    };
+    loop {
+        let before = modules.len();
+        // Which needs which is another matter in each kernel: one that lacks what a later one has is loaded after that.
+        modules.retain(|module| match load(module) {
+            Err(Errno::NOENT) => true,
+            Ok(()) | Err(Errno::EXIST) => false,
+            Err(e) => {
+                eprintln!("codchi-boot: cannot load `{}`: {e}", module.display());
+                false
+            }
+        });
+        if modules.len() == before {
+            break;
         }
+    }
+    for module in modules {
+        eprintln!("codchi-boot: `{}` lacks what it needs of other modules", module.display());
     }
 }
 
