@@ -24,6 +24,7 @@ pub const NAMES: &[&str] = &[
     "many",
     "duplicate",
     "export",
+    "qemu",
 ];
 
 /// Measures one.
@@ -41,6 +42,7 @@ pub fn measure(name: &str, host: &mut Host, runs: usize) -> Result<Vec<Figure>, 
         "many" => crate::life::many(host, runs),
         "duplicate" => crate::life::duplicate(host),
         "export" => crate::life::export(host),
+        "qemu" => crate::qemu::measure(host, runs),
         _ => start(host),
     }
 }

@@ -89,9 +89,9 @@ impl Host {
         let run = self.home.path().join("run");
         codchi_fs::create_private_dir(&run)?;
         self.machines.push(name.into());
-        let mut command = self.codchi(&["init", name, &source.to_string_lossy()]);
-        command.args(more);
-        Ok(command)
+        let mut command = self.codchi(&["init", name]);
+        command.arg(source).args(args);
+        command
     }
 
     /// `codchi duplicate`.

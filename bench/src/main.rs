@@ -7,6 +7,7 @@ mod incus;
 mod life;
 mod measure;
 mod peers;
+mod qemu;
 mod secrets;
 
 use std::os::unix::process::CommandExt;
