@@ -676,9 +676,12 @@ impl Worker for MachineWorker<'_> {
                 let host = parts.host(app, self.store);
                 // Where it was killed in this before, the driver does not know any more.
                 let boots = *on_boot || driver.is_on_boot(&host, &self.name)?;
-                let other = self.driver()?;
-                let in_common = other.info().name != driver.info().name && have_in_common(driver, other);
-                match in_common {
+                let now = self.driver()?;
+                if now.info().name == driver.info().name {
+                    // What was to be taken back has happened after all.
+                    return Err(Failure::failed(format!("`{}` runs on `{}`", self.name, now.info().name)));
+                }
+                match have_in_common(driver, now) {
                     true => driver.leave(&host, &self.name)?,
                     false => driver.remove(&host, &self.name)?,
                 }
