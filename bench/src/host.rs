@@ -90,7 +90,7 @@ impl Host {
         codchi_fs::create_private_dir(&run)?;
         self.machines.push(name.into());
         let mut command = self.codchi(&["init", name]);
-        command.arg(source).args(args);
+        command.arg(source).args(more);
         command
     }
 

@@ -80,13 +80,14 @@ fn copies_and_moves(h: &Host) -> Result<(), Failed> {
         return Err(format!("not a word of the machine's being held still: {}", done.err).into());
     }
     copies::answers(h, "conf")?;
+    let config = h.status("twin")?["config"].clone();
     for driver in ["native", "qemu"] {
         h.codchi(&["move", "twin", "--driver", driver])?.ok()?;
         let files = socket(copies::look(h, "twin")?);
         expect(&format!("files on {driver}"), files, before.clone())?;
         let status = h.status("twin")?;
         expect("driver", status["driver"].as_str(), Some(driver))?;
-        expect("config", status["config"].as_str(), Some("up-to-date"))?;
+        expect("config", &status["config"], &config)?;
         let is_virtual = status["acceleration"].is_string();
         expect("acceleration is told", is_virtual, driver == "qemu")?;
     }
