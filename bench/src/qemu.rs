@@ -15,7 +15,7 @@ const NAME: &str = "bench-vm";
 /// What the machine writes to its console when its units have been started.
 const UP: &str = "codchi-bench: up";
 /// How long a machine may take for that.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(150);
 /// Starts that count; a boot takes half a minute where processors are emulated.
 const STARTS: usize = 3;
 
@@ -43,7 +43,10 @@ pub fn measure(host: &mut Host, runs: usize) -> Result<Vec<Figure>, Error> {
     codchi_fs::write(source.join("module.nix"), MODULE)?;
     timed(host.init_of(NAME, &source, &["--driver", "qemu"])?)?;
     let mut figures = exec(host, runs)?;
-    figures.push(start(host)?);
+    match start(host) {
+        Ok(figure) => figures.push(figure),
+        Err(e) => eprintln!("start: not measured: {e}"),
+    }
     Ok(figures)
 }
 
