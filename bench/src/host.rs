@@ -91,7 +91,7 @@ impl Host {
         self.machines.push(name.into());
         let mut command = self.codchi(&["init", name]);
         command.arg(source).args(more);
-        command
+        Ok(command)
     }
 
     /// `codchi duplicate`.
