@@ -27,6 +27,7 @@ pub const ALL: &[Case] = &[
         duplicate,
     ),
     ("rename_killed_at_every_step_is_one_machine", rename),
+    ("a_build_whose_nix_is_killed_changes_nothing", killed_build),
     ("a_full_disk_takes_nothing_away", crate::full::full),
     ("a_disk_that_fails_takes_nothing_away", crate::full::failing),
     ("delete_killed_at_every_step_is_finished", delete),
@@ -340,6 +341,77 @@ fn rename(h: &Host) -> Result<(), Failed> {
     )?;
     h.codchi(&["rename", "g", "f"])?.ok()?;
     Ok(())
+}
+
+/// Kills whatever of Nix runs for a rebuild, in the middle of a build.
+fn killed_build(h: &Host) -> Result<(), Failed> {
+    let modules = crate::whole::modules(h, "killedmodules")?;
+    h.codchi(&["init", "killed", &modules, "default"])?.ok()?;
+    // No other process on this computer sleeps so long.
+    let long = format!("8.{}", std::process::id());
+    let arch = std::env::consts::ARCH;
+    let text = format!(
+        r#"{{ pkgs, ... }}: {{
+  environment.etc."fixture/value".source = derivation {{
+    name = "slow";
+    system = "{arch}-linux";
+    builder = "${{pkgs.bash}}/bin/bash";
+    args = [ "-c" "${{pkgs.coreutils}}/bin/sleep {long}; echo slow > $out" ];
+  }};
+}}
+"#
+    );
+    h.file("killedmodules/module.nix", &text)?;
+    let sleeps = || {
+        codchi_fs::read_dir("/proc")
+            .unwrap_or_default()
+            .iter()
+            .any(|e| {
+                codchi_fs::read(e.path().join("cmdline"))
+                    .is_ok_and(|c| c.ends_with(format!("sleep\0{long}\0").as_bytes()))
+            })
+    };
+    let mut child = h
+        .codchi_command(&["rebuild", "killed"])
+        .stdin(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()?;
+    crate::cases::eventually("the build begins", || Ok(sleeps()))?;
+    let nix = |p: &&String| {
+        p.split(' ')
+            .nth(1)
+            .is_some_and(|program| program.contains("/nix"))
+    };
+    let mut killed = 0;
+    for process in h.processes().iter().filter(nix) {
+        let pid = process
+            .split(' ')
+            .next()
+            .and_then(|p| p.parse().ok())
+            .and_then(rustix::process::Pid::from_raw);
+        if let Some(pid) = pid {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            killed += 1;
+        }
+    }
+    let mut said = String::new();
+    if let Some(mut err) = child.stderr.take() {
+        std::io::Read::read_to_string(&mut err, &mut said)?;
+    }
+    let status = child.wait()?.code().unwrap_or(-1);
+    if killed == 0 || status != 1 || !said.lines().any(|l| l.starts_with("error: ")) {
+        return Err(format!("{killed} processes were killed; status {status}: {said}").into());
+    }
+    crate::cases::eventually("the builder is gone", || Ok(!sleeps()))?;
+    if h.sh("killed", "cat /etc/fixture/value")? != "0" {
+        return Err("the running generation is another".into());
+    }
+    h.codchi(&["rebuild", "killed"])?.ok()?;
+    if h.sh("killed", "cat /etc/fixture/value")? != "slow" {
+        return Err("it was not built after all".into());
+    }
+    h.codchi(&["delete", "--yes", "killed"])?.ok()?;
+    crate::whole::clean(h, &|name| name == "killed")
 }
 
 fn delete(h: &Host) -> Result<(), Failed> {

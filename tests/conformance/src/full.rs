@@ -278,35 +278,50 @@ const FAIL: &[&[&str]] = &[
     &["delete", "--yes", "M"],
 ];
 
-/// The calls, and one in how many of them fails in turn.
-const CALLS: [(&str, usize); 5] = [
-    ("fsync", 3),
-    ("rename", 1),
-    ("mkdir", 4),
-    ("unlink", 3),
-    ("write", 4),
+/// Removes the temporary files of writers that were killed: how many there were.
+fn remove_half_written(h: &Host) -> Result<usize, Failed> {
+    let script = r#"cd "$HOME"; find .config/codchi .local/state/codchi .local/share/codchi/secrets \
+        -name '.*.[0-9]*.new' -print -delete 2>/dev/null || true"#;
+    let found = run(h.command("sh").args(["-c", script]), b"")?.ok()?;
+    Ok(found.text().lines().count())
+}
+
+/// What happens at a call, the call, and one in how many of them it happens to in turn where not to each.
+const AT: [(&str, &str, usize); 7] = [
+    ("error=EIO", "fsync", 4),
+    ("error=EIO", "rename", 3),
+    ("error=EIO", "mkdir", 6),
+    ("error=EIO", "unlink", 5),
+    ("error=EIO", "write", 6),
+    ("signal=SIGKILL", "fsync", 4),
+    ("signal=SIGKILL", "rename", 6),
 ];
 
-/// Calls that change a file fail, one after the other.
+/// Calls that change a file fail, or are the last, one after the other. `CODCHI_TEST_FAULTS=all`: each of them.
 pub fn failing(h: &Host) -> Result<(), Failed> {
     let begun = Instant::now();
+    if !has(h, GOLD)? {
+        make(h)?;
+    }
     let trace = h.home.join("trace");
-    let (mut failures, mut count) = (Vec::new(), 0);
+    let all = std::env::var("CODCHI_TEST_FAULTS").is_ok_and(|v| v == "all");
+    let (mut failures, mut count, mut half) = (Vec::new(), 0, 0);
     for args in FAIL {
         let shown = args.join(" ");
-        for (call, step) in CALLS {
-            for n in (1..).step_by(step) {
+        for (what, call, step) in AT {
+            for n in (1..).step_by(if all { 1 } else { step }) {
                 count += 1;
                 reset(h, 1000 + count, true)?;
-                let inject = format!("inject={call}:error=EIO:when={n}");
+                let inject = format!("inject={call}:{what}:when={n}");
                 let mut c = h.command("strace");
                 c.args(["-qq", "-e", &format!("trace={call}"), "-e", &inject, "-o"])
                     .arg(&trace);
                 let done = run(c.arg(h.program()).args(words(h, args)), b"value")?;
                 let log = codchi_fs::read_to_string(&trace)?;
-                if !log.contains("(INJECTED)") {
+                let killed = done.status == 137;
+                if !killed && !log.contains("(INJECTED)") {
                     if n == 1 && call != "unlink" {
-                        failures.push(format!("`{shown}`: no `{call}` failed\n  {}", told(&done)));
+                        failures.push(format!("`{shown}`: no `{call}` was met\n  {}", told(&done)));
                     }
                     break;
                 }
@@ -315,9 +330,14 @@ pub fn failing(h: &Host) -> Result<(), Failed> {
                 let silent = call == "write" && done.err.trim().is_empty();
                 if done.status != 0
                     && !silent
+                    && !killed
                     && (done.status != 1 || !done.err.contains("Input/output error"))
                 {
                     wrong.push("it does not say what failed".to_string());
+                }
+                if killed {
+                    // The file that was being written then; what it was to replace is whole.
+                    half += remove_half_written(h)?;
                 }
                 let again = h.codchi_with(&words(h, args), b"value")?;
                 let over = match again.status {
@@ -353,7 +373,8 @@ pub fn failing(h: &Host) -> Result<(), Failed> {
         }
     }
     println!(
-        "    {count} times one call failed, in {} s",
+        "    {count} calls failed or were the last, in {} s; each of them: CODCHI_TEST_FAULTS=all; \
+         {half} killed writes left their temporary file",
         begun.elapsed().as_secs()
     );
     if !failures.is_empty() {

@@ -139,10 +139,9 @@ impl Command {
             Command::Start(a) => format!("start {}", NAMES[*a]),
             Command::Stop(a) => format!("stop {}", NAMES[*a]),
             Command::Restart(a) => format!("restart {}", NAMES[*a]),
-            Command::Write(a, n) => format!(
-                "exec {} -- sh -c echo\u{a0}{n}\u{a0}>~/keep;sync",
-                NAMES[*a]
-            ),
+            Command::Write(a, n) => {
+                format!("exec {} -- sh -c echo\u{a0}{n}\u{a0}>~/keep", NAMES[*a])
+            }
             Command::AddModule(a) => {
                 format!("module add {} {modules} second --as extra", NAMES[*a])
             }
