@@ -278,23 +278,35 @@ const FAIL: &[&[&str]] = &[
     &["delete", "--yes", "M"],
 ];
 
-/// Removes the temporary files of writers that were killed: how many there were.
-fn remove_half_written(h: &Host) -> Result<usize, Failed> {
+/// Removes what writers that were killed had not put in place yet, which nothing reads: how much there was. Scratch folders go
+/// with the next command that needs one.
+fn remove_half_made(h: &Host) -> Result<usize, Failed> {
     let script = r#"cd "$HOME"; find .config/codchi .local/state/codchi .local/share/codchi/secrets \
-        -name '.*.[0-9]*.new' -print -delete 2>/dev/null || true"#;
+            -name '.*.[0-9]*.new' -print -delete 2>/dev/null
+        find .config/codchi/.staging -mindepth 1 -maxdepth 1 -type d -print -exec rm -rf {} + || true"#;
     let found = run(h.command("sh").args(["-c", script]), b"")?.ok()?;
     Ok(found.text().lines().count())
 }
 
+/// Whichever name it has, the machine has its file, which is looked at from outside.
+fn kept(h: &Host) -> Result<(), Failed> {
+    let there = whole::names(h)?;
+    let name = [MACHINE, NEW]
+        .into_iter()
+        .find(|n| there.contains(*n))
+        .ok_or("the machine is gone")?;
+    let file = format!(".local/share/codchi/machines/{name}/root/home/codchi/keep");
+    let text = codchi_fs::read_to_string(h.home.join(file))?;
+    crate::cases::same("its file", text.trim(), KEPT)
+}
+
 /// What happens at a call, the call, and one in how many of them it happens to in turn where not to each.
-const AT: [(&str, &str, usize); 7] = [
-    ("error=EIO", "fsync", 4),
-    ("error=EIO", "rename", 3),
-    ("error=EIO", "mkdir", 6),
-    ("error=EIO", "unlink", 5),
-    ("error=EIO", "write", 6),
-    ("signal=SIGKILL", "fsync", 4),
-    ("signal=SIGKILL", "rename", 6),
+const AT: [(&str, &str, usize); 5] = [
+    ("error=EIO", "fsync", 8),
+    ("error=EIO", "rename", 5),
+    ("error=EIO", "unlink", 7),
+    ("error=EIO", "write", 9),
+    ("signal=SIGKILL", "fsync", 7),
 ];
 
 /// Calls that change a file fail, or are the last, one after the other. `CODCHI_TEST_FAULTS=all`: each of them.
@@ -306,10 +318,13 @@ pub fn failing(h: &Host) -> Result<(), Failed> {
     let trace = h.home.join("trace");
     let all = std::env::var("CODCHI_TEST_FAULTS").is_ok_and(|v| v == "all");
     let (mut failures, mut count, mut half) = (Vec::new(), 0, 0);
-    for args in FAIL {
+    for (i, args) in FAIL.iter().enumerate() {
         let shown = args.join(" ");
+        let before = count;
         for (what, call, step) in AT {
-            for n in (1..).step_by(if all { 1 } else { step }) {
+            // Not of each command the same.
+            let (from, step) = if all { (1, 1) } else { (1 + i % step, step) };
+            for n in (from..).step_by(step) {
                 count += 1;
                 reset(h, 1000 + count, true)?;
                 let inject = format!("inject={call}:{what}:when={n}");
@@ -335,11 +350,10 @@ pub fn failing(h: &Host) -> Result<(), Failed> {
                 {
                     wrong.push("it does not say what failed".to_string());
                 }
-                if killed {
-                    // The file that was being written then; what it was to replace is whole.
-                    half += remove_half_written(h)?;
-                }
                 let again = h.codchi_with(&words(h, args), b"value")?;
+                if killed {
+                    half += remove_half_made(h)?;
+                }
                 let over = match again.status {
                     0 => true,
                     1 => again.err.contains("already"),
@@ -351,7 +365,7 @@ pub fn failing(h: &Host) -> Result<(), Failed> {
                 }
                 let rest = match args[0] {
                     "delete" if !has(h, MACHINE)? => Ok(()),
-                    _ => intact(h),
+                    _ => kept(h),
                 };
                 if let Err(e) = rest.and_then(|()| whole::clean(h, &mine)) {
                     wrong.push(e.message().unwrap_or_default().into());
@@ -371,10 +385,13 @@ pub fn failing(h: &Host) -> Result<(), Failed> {
                 }
             }
         }
+        println!("    `{shown}`: {} calls", count - before);
+        reset(h, 1000 + count, false)?;
+        intact(h)?;
     }
     println!(
         "    {count} calls failed or were the last, in {} s; each of them: CODCHI_TEST_FAULTS=all; \
-         {half} killed writes left their temporary file",
+         {half} files and folders that killed ones were writing were left",
         begun.elapsed().as_secs()
     );
     if !failures.is_empty() {
