@@ -279,10 +279,10 @@ const FAIL: &[&[&str]] = &[
 ];
 
 /// Removes what writers that were killed had not put in place yet, which nothing reads: how much there was. Scratch folders go
-/// with the next command that needs one.
+/// with the next command that needs one, claims on names with the next deletion.
 fn remove_half_made(h: &Host) -> Result<usize, Failed> {
     let script = r#"cd "$HOME"; find .config/codchi .local/state/codchi .local/share/codchi/secrets \
-            -name '.*.[0-9]*.new' -print -delete 2>/dev/null
+            \( -name '.*.[0-9]*.new' -o -path '*/locks/*.new' \) -print -delete 2>/dev/null
         find .config/codchi/.staging -mindepth 1 -maxdepth 1 -type d -print -exec rm -rf {} + || true"#;
     let found = run(h.command("sh").args(["-c", script]), b"")?.ok()?;
     Ok(found.text().lines().count())
@@ -351,7 +351,7 @@ pub fn failing(h: &Host) -> Result<(), Failed> {
                     wrong.push("it does not say what failed".to_string());
                 }
                 let again = h.codchi_with(&words(h, args), b"value")?;
-                if killed {
+                if killed || call == "unlink" {
                     half += remove_half_made(h)?;
                 }
                 let over = match again.status {
@@ -391,7 +391,7 @@ pub fn failing(h: &Host) -> Result<(), Failed> {
     }
     println!(
         "    {count} calls failed or were the last, in {} s; each of them: CODCHI_TEST_FAULTS=all; \
-         {half} files and folders that killed ones were writing were left",
+         {half} half-made files and folders were left",
         begun.elapsed().as_secs()
     );
     if !failures.is_empty() {
