@@ -274,7 +274,7 @@ const FAIL: &[&[&str]] = &[
     &["rebuild", "--yes", "M"],
     &["rename", "M", "N"],
     &["duplicate", "M", "N"],
-    &["tar", "M", "HOME/full-out.tar"],
+    &["tar", "--yes", "M", "HOME/full-out.tar"],
     &["delete", "--yes", "M"],
 ];
 
