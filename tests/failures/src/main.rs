@@ -1,10 +1,9 @@
 //! `codchi-failures NOTES...`: which errors that the sources can give were printed while the tests ran, by the notes that
-//! debug builds of the program leave in a file `failures` beside themselves. Errors that no test can reach here are listed
-//! with the reason. Last comes the line with the sum.
+//! debug builds of the program leave in a file `failures` beside themselves; and whether those that were are said as the others
+//! are. Those that no test has reached are listed. Last comes the line with the sum.
 #![allow(clippy::print_stdout)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod left_out;
 mod sources;
 
 use std::collections::BTreeMap;
@@ -13,7 +12,10 @@ use std::process::ExitCode;
 
 use serde_json::Value;
 
-use left_out::LEFT_OUT;
+use sources::Site;
+
+/// How many errors the tests reach whatever chance brings. Whoever adds tests raises it.
+const AT_LEAST: usize = 100;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -34,33 +36,23 @@ fn main() -> Result<ExitCode, Failure> {
         }
     }
     let mut bad = ill_said(&said);
-    let (mut reached, mut excused) = (0, 0);
-    let mut unused: Vec<&str> = LEFT_OUT.iter().map(|(template, _)| *template).collect();
-    for site in &sites {
-        let told = said.iter().any(|s| site.pattern.is_match(&s.message));
-        let reason = LEFT_OUT
-            .iter()
-            .find(|(template, _)| *template == site.template);
-        unused.retain(|template| *template != site.template);
-        match (told, reason) {
-            (true, _) => reached += 1,
-            (false, Some(_)) => excused += 1,
-            (false, None) => bad.push(format!("{}: no test reaches `{}`", site.at, site.template)),
-        }
+    let is_reached = |site: &&Site| said.iter().any(|s| site.pattern.is_match(&s.message));
+    let (reached, unreached): (Vec<_>, Vec<_>) = sites.iter().partition(is_reached);
+    for site in &unreached {
+        println!("not reached: {}: `{}`", site.at, site.template);
     }
-    bad.extend(
-        unused
-            .iter()
-            .map(|template| format!("no error is called `{template}` any more")),
-    );
+    if reached.len() < AT_LEAST {
+        bad.push(format!("at least {AT_LEAST} errors were reached before"));
+    }
     for line in &bad {
         println!("{line}");
     }
     println!(
-        "{} errors: {reached} reached, {excused} left out with a reason",
-        sites.len()
+        "of {} errors, {} were not reached",
+        sites.len(),
+        unreached.len()
     );
-    println!("{} passed, {} failed", reached, bad.len());
+    println!("{} passed, {} failed", reached.len(), bad.len());
     Ok(ExitCode::from(u8::from(!bad.is_empty())))
 }
 

@@ -301,7 +301,8 @@ pub fn symlink_atomic(target: impl AsRef<Path>, link: impl AsRef<Path>) -> Resul
 
 /// An exclusive lock on a file, released when dropped. The file says who holds it.
 pub struct Lock {
-    _file: File,
+    file: File,
+    path: PathBuf,
 }
 
 /// Why a lock was not taken.
@@ -337,7 +338,17 @@ impl Lock {
         match file.write_all(who.as_bytes()).at("write", path) {
             // On a full disk it holds all the same; others are not told by whom.
             Err(e) if !e.is_full() => Err(e.into()),
-            _ => Ok(Lock { _file: file }),
+            _ => Ok(Lock { file, path: path.into() }),
+        }
+    }
+
+    /// Removes the file of the lock, with what it locked; not one that another has put in its place.
+    pub fn remove(&self) -> Result<()> {
+        let here = std::fs::metadata(&self.path).ok().map(|m| (m.dev(), m.ino()));
+        let ours = self.file.metadata().at("examine", &self.path)?;
+        match here == Some((ours.dev(), ours.ino())) {
+            true => remove_if_exists(&self.path),
+            false => Ok(()),
         }
     }
 

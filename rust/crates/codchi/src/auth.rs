@@ -137,6 +137,7 @@ fn one(app: &App, origin: &Origin, server: &Server) -> Result<Option<Credentials
         Origin::Env(name) => {
             let text = std::env::var(name).map_err(|_| {
                 Failure::new(Kind::Declined, format!("there is no variable `{}`", text::printable_line(name)))
+                    .hint("`export NAME=TOKEN` sets one for the commands that follow")
             })?;
             Credentials::parse(&text, login).map(Some).ok_or_else(|| {
                 Failure::failed(format!("`{}` holds no token", text::printable_line(name)))

@@ -37,18 +37,13 @@ git ls-files -z --recurse-submodules >"$list" || exit 92
 tar --null --verbatim-files-from --no-recursion --ignore-failed-read --sort=none -T "$list" -cf -
 "#;
 
-/// Prints the id of the tree that git would record of what it tracks in the folder `$1`, as it is there now. Nothing is left in the
-/// repository; of a submodule its commit counts.
-const TREE: &str = r#"
+/// Prints a sum of what [`SEND`] would send, times of change apart.
+const SUM: &str = r#"
 cd; cd -- "$1" || exit 91
-objects=$(git rev-parse --path-format=absolute --git-path objects) || exit 92
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-mkdir "$scratch/objects"
-cp -- "$(git rev-parse --git-path index)" "$scratch/index"
-export GIT_INDEX_FILE="$scratch/index" GIT_OBJECT_DIRECTORY="$scratch/objects" GIT_ALTERNATE_OBJECT_DIRECTORIES="$objects"
-prefix=$(git rev-parse --show-prefix)
-git add -u . && git write-tree ${prefix:+"--prefix=$prefix"}
+list=$(mktemp)
+trap 'rm -f "$list"' EXIT
+git ls-files -z --recurse-submodules >"$list" || exit 92
+tar --null --verbatim-files-from --no-recursion --ignore-failed-read --sort=none --mtime=@0 -T "$list" -cf - | sha256sum
 "#;
 
 /// Unpacks standard input, the `.git` of a repository, into the folder `$1`, which is made, and checks out `$2`, or what its HEAD
@@ -69,8 +64,8 @@ pwd
 const MOST: Most = Most { bytes: 4 << 30, entries: 1 << 20 };
 /// The most that is read of a line that a machine says.
 const LINE: u64 = 64 << 10;
-/// How long a machine may take to say whether a checkout changed.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a machine may take to say what a checkout holds, when that is about to be built.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn inside(app: &App, name: &MachineName, words: &[&str]) -> Command {
     let mut command = Command::new(&app.program);
@@ -141,17 +136,17 @@ fn missing(name: &MachineName, folder: &str) -> Failure {
     Failure::new(Kind::NotFound, format!("there is no folder `{folder}` in `{name}`"))
 }
 
-/// What was taken of a checkout last.
+/// What was taken of a checkout.
 #[derive(Deserialize, Serialize)]
 struct Taken {
     /// The path in the store.
     path: StorePath,
-    /// The id of its tree, as the machine said.
-    tree: String,
+    /// The sum of it, as the machine said.
+    sum: String,
 }
 
-/// By input.
-type AllTaken = BTreeMap<String, Taken>;
+/// By input: what the lock names, and what was taken last.
+type AllTaken = BTreeMap<String, Vec<Taken>>;
 
 /// Where it is noted what was taken.
 pub fn notes(app: &App, name: &MachineName) -> PathBuf {
@@ -163,34 +158,45 @@ fn taken(app: &App, name: &MachineName) -> AllTaken {
     serde_json::from_str(&text).unwrap_or_default()
 }
 
-/// The inputs that are taken from checkouts of a machine which hold something else now than what the lock names. Of a machine that
-/// does not run, does not say it in time, or was built by an older Codchi, nothing is known.
-pub fn changed(app: &App, name: &MachineName, checkouts: &BTreeMap<InputName, String>) -> Vec<InputName> {
-    let taken = taken(app, name);
-    let lock = codchi_fs::read_if_exists(app.dirs.machine(name).join("flake.lock")).ok().flatten();
-    let lock = lock.unwrap_or_default();
-    let is_changed = |(input, folder): (&InputName, &String)| {
-        let last = taken.get(input.as_str())?;
-        if make::locked_path(&lock, &[input.as_str()]).as_ref() != Some(&last.path) {
-            return Some(input.clone());
-        }
-        let now = tree(app, name, folder)?;
-        (now != last.tree).then(|| input.clone())
-    };
-    checkouts.iter().filter_map(is_changed).collect()
+fn locked(app: &App, name: &MachineName, input: &str) -> Option<StorePath> {
+    let lock = codchi_fs::read_if_exists(app.dirs.machine(name).join("flake.lock")).ok()??;
+    make::locked_path(&lock, &[input])
 }
 
-/// The id of the tree that a checkout holds; none where the machine does not say it in time.
-fn tree(app: &App, name: &MachineName, folder: &str) -> Option<String> {
-    let mut asks = inside(app, name, &["sh", "-c", TREE, "sh", folder]);
+/// Whether a checkout of a machine that runs holds something else now than what the lock names. Where the machine does not say it
+/// in time, or it was built by an older Codchi, that is not known, and not told.
+pub fn is_changed(
+    app: &App,
+    name: &MachineName,
+    checkouts: &BTreeMap<InputName, String>,
+    end: Instant,
+) -> bool {
+    let taken = taken(app, name);
+    for (input, folder) in checkouts {
+        let path = locked(app, name, input.as_str());
+        let all = taken.get(input.as_str()).map(Vec::as_slice).unwrap_or_default();
+        let Some(built) = all.iter().find(|t| Some(&t.path) == path.as_ref()) else { continue };
+        match sum(app, name, folder, end) {
+            Some(now) if now == built.sum => {}
+            Some(_) => return true,
+            // Nor will it say anything of the others.
+            None => return false,
+        }
+    }
+    false
+}
+
+/// The sum of what a checkout holds; none where the machine does not say it in time. A machine that does not run is not started.
+fn sum(app: &App, name: &MachineName, folder: &str, end: Instant) -> Option<String> {
+    let mut asks = Command::new(&app.program);
+    asks.args(["exec", "--no-tty", "--only-running", name.as_str(), "--", "sh", "-c", SUM, "sh", folder]);
     let (mut child, mut out) = start(asks.stdin(Stdio::null()).stderr(Stdio::null())).ok()?;
-    let end = Instant::now() + PATIENCE;
     let mut text = Vec::new();
     let ended = loop {
         let left = end.saturating_duration_since(Instant::now());
         let mut fds = [PollFd::new(&out, PollFlags::IN)];
         let mut part = [0; 256];
-        match poll(&mut fds, Some(&left.try_into().ok()?)) {
+        match poll(&mut fds, left.try_into().ok().as_ref()) {
             Err(rustix::io::Errno::INTR) => {}
             Ok(1..) => match out.read(&mut part) {
                 Ok(0) => break true,
@@ -204,9 +210,9 @@ fn tree(app: &App, name: &MachineName, folder: &str) -> Option<String> {
         let _ = child.kill();
     }
     let text = String::from_utf8(text).ok()?;
-    let id = text.trim_end_matches('\n');
-    let is_id = matches!(id.len(), 40 | 64) && id.bytes().all(|b| b.is_ascii_hexdigit());
-    (wait(&mut child).ok()?.success() && ended && is_id).then(|| id.to_owned())
+    let sum = text.split(' ').next()?;
+    let is_sum = sum.len() == 64 && sum.bytes().all(|b| b.is_ascii_hexdigit());
+    (wait(&mut child).ok()?.success() && ended && is_sum).then(|| sum.to_owned())
 }
 
 /// Puts what git tracks in a folder of a machine, which is started when it is stopped, into the store.
@@ -258,15 +264,19 @@ pub fn fetch_all(
     name: &MachineName,
     checkouts: &BTreeMap<InputName, String>,
 ) -> Result<BTreeMap<String, StorePath>> {
-    let (mut all, mut noted) = (BTreeMap::new(), AllTaken::new());
+    let (mut all, mut noted) = (BTreeMap::new(), taken(app, name));
+    noted.retain(|input, _| checkouts.keys().any(|i| i.as_str() == input));
     for (input, folder) in checkouts {
-        // Asked first, so that what is changed meanwhile is seen as a change. The first starts the machine.
+        // This starts the machine.
         require_git(app, name)?;
-        let tree = tree(app, name, folder);
+        // Asked first, so that what is changed meanwhile is seen as a change.
+        let sum = sum(app, name, folder, Instant::now() + PATIENCE);
         let path = take(app, tools, name, folder)?;
-        if let Some(tree) = tree {
-            noted.insert(input.to_string(), Taken { path: path.clone(), tree });
-        }
+        // What is taken now may never be built: what is in force is not forgotten for it.
+        let in_force = locked(app, name, input.as_str());
+        let notes = noted.entry(input.to_string()).or_default();
+        notes.retain(|t| Some(&t.path) == in_force.as_ref() && t.path != path);
+        notes.extend(sum.map(|sum| Taken { path: path.clone(), sum }));
         all.insert(input.to_string(), path);
     }
     if !app.globals.dry_run {

@@ -311,6 +311,9 @@ pub struct Exec {
     /// Without a terminal, whatever stdin is
     #[arg(long, short = 'T')]
     pub no_tty: bool,
+    /// Not where the machine would have to be started for it, and without a look at the caller's session
+    #[arg(long, hide = true)]
+    pub only_running: bool,
     /// The command and its arguments
     #[arg(trailing_var_arg = true, required = true, value_name = "CMD")]
     pub cmd: Vec<OsString>,

@@ -152,6 +152,7 @@ fn plain_exec(args: &[OsString]) -> Option<Cli> {
         env: Vec::new(),
         tty: false,
         no_tty: false,
+        only_running: false,
         cmd: cmd.to_vec(),
     };
     Some(Cli { globals: cli::Globals::default(), command: Some(Command::Exec(exec)) })

@@ -61,8 +61,7 @@ pub struct Evaluation {
 
 /// There are machines, and the store is not there.
 pub fn no_store() -> Failure {
-    Failure::new(Kind::Host, "the store is gone")
-        .hint("`codchi rebuild NAME` makes it anew, and in it what that machine needs")
+    Failure::new(Kind::Host, "the store is gone").hint("`codchi doctor` says more")
 }
 
 impl Tools {

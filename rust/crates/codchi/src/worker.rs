@@ -738,7 +738,14 @@ impl Worker for MachineWorker<'_> {
                 codchi_fs::write_atomic(path.join("flake.nix"), record.flake_nix, 0o644)?;
                 Ok(codchi_fs::write_atomic(path.join("flake.lock"), record.flake_lock, 0o644)?)
             }
-            Step::WriteHost { path, text, .. } => Ok(codchi_fs::write_atomic(path, text, 0o644)?),
+            Step::WriteHost { path, text, .. } => match codchi_fs::write_atomic(path, text, 0o644) {
+                // In its place, and not known to be on the disk: what it says is in force all the same.
+                Err(e) if codchi_fs::read_to_string(path).is_ok_and(|there| there == *text) => {
+                    app.printer.warn(&e.to_string());
+                    Ok(())
+                }
+                written => Ok(written?),
+            },
             Step::Give => self.give(),
             Step::UpdateLock { number, path } => {
                 let record = app.generations(&self.name).get(u64::from(*number))?.record;
@@ -825,7 +832,7 @@ pub fn hold(app: &App, name: &MachineName, command: &str) -> Result<codchi_fs::L
     let lock = app.lock(name, command)?;
     recover(app, &lock, name)?;
     if !app.exists(name) {
-        codchi_fs::remove_if_exists(app.dirs.lock(name))?;
+        lock.remove()?;
     }
     app.machine(name.as_str())?;
     Ok(lock)

@@ -114,6 +114,7 @@ fn status_is_one_json_document_that_fits_its_schema() {
           "state": "stopped",
           "reason": null,
           "leader": null,
+          "acceleration": null,
           "generation": null,
           "config": "modified",
           "addresses": [],

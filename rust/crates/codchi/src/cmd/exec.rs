@@ -28,7 +28,7 @@ pub fn exec(app: &App, args: &cli::Exec) -> Result<u8> {
         None
     };
     let exec = Exec { argv: args.cmd.clone(), env, cwd: args.cwd.clone(), user: args.user.clone(), tty };
-    attach(app, &name, &exec)
+    if args.only_running { within(app, &name, &exec) } else { attach(app, &name, &exec) }
 }
 
 /// Runs `shell` and gives the shell's status.
@@ -47,6 +47,17 @@ pub fn attach(app: &App, name: &MachineName, exec: &Exec) -> Result<u8> {
         life::start_one(app, name)?;
     } else {
         driver.follow(&host, name, codchi_drivers::capability::session())?;
+    }
+    within(app, name, exec)
+}
+
+/// Runs a command in a machine as it is.
+fn within(app: &App, name: &MachineName, exec: &Exec) -> Result<u8> {
+    let driver = codchi_drivers::find(&app.attachment(name)?.driver)?;
+    let parts = HostParts::none();
+    let host = parts.host(app, None);
+    if !driver.state(&host, name)?.is_up() {
+        return Err(DriverError::NotRunning(name.clone()).into());
     }
     match driver.attach(&host, name, exec) {
         Ok(status) => Ok(status),

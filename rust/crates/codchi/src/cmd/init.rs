@@ -396,12 +396,14 @@ pub fn show_plan(app: &App, plan: &Plan) {
 
 /// A range of ids for a new machine, where its driver chooses one beforehand.
 pub fn choose_ids(app: &App, driver: &dyn Driver) -> Result<Option<IdRange>> {
-    let mut taken = Vec::new();
-    for other in app.names()? {
-        match app.attachment(&other) {
-            Err(_) if !app.exists(&other) => {}
-            attachment => taken.extend(attachment?.ids),
+    let taken = loop {
+        let all = app.names()?;
+        let found: Vec<_> = all.iter().map(|other| app.attachment(other)).collect();
+        // One that is gone may have another name by now, which was not among these.
+        if all.iter().zip(&found).all(|(other, a)| a.is_ok() || app.exists(other)) {
+            break found.into_iter().collect::<Result<Vec<_>>>()?;
         }
-    }
+    };
+    let taken: Vec<IdRange> = taken.into_iter().filter_map(|a| a.ids).collect();
     Ok(driver.ids(&taken)?)
 }

@@ -79,7 +79,7 @@ pub fn start_one(app: &App, name: &MachineName) -> Result<()> {
     if is_up(app, name)? && !journal::is_open(app, name) {
         return Ok(());
     }
-    if app.generations(name).current_number()?.is_none() {
+    if !journal::is_open(app, name) && app.generations(name).current_number()?.is_none() {
         return Err(worker::no_generation(name));
     }
     let mut steps = vec![Step::Start];

@@ -20,7 +20,6 @@ use codchi_nix::drv::Source;
 use codchi_nix::generations::Generation;
 use codchi_nix::lock::{Locked, Update};
 use codchi_secrets::Bundle;
-use codchi_store::Store;
 
 use crate::app::App;
 use crate::checkout;
@@ -249,9 +248,7 @@ fn begin(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<O
     let current = generations.current()?;
     let rolled_back = is_rolled_back(app, name);
     let attachment = app.attachment(name)?;
-    let has_store = Store::open(&app.dirs, &app.settings)?.is_some();
-    let plain = has_store
-        && !rolled_back
+    let plain = !rolled_back
         && how.update == Update::Missing
         && flags.override_input.is_empty()
         && how.secrets.is_empty()
@@ -279,10 +276,7 @@ fn begin(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<O
         codchi_fs::write_atomic(folder.join("flake.lock"), &current.record.flake_lock, 0o644)?;
     }
     let flake = read_flake(app, name, &folder)?;
-    let mut tools = match has_store || app.globals.dry_run {
-        true => Tools::needed(app, flags)?,
-        false => Tools::make(app, flags)?,
-    };
+    let mut tools = Tools::needed(app, flags)?;
     tools.authenticate(app, flags, &needs::addresses(&flake))?;
     let old_lock = codchi_fs::read_if_exists(folder.join("flake.lock"))?.unwrap_or_default();
     let checkouts = checkouts(app, &tools, name, &attachment, how)?;

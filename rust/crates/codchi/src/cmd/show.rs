@@ -1,6 +1,7 @@
 //! `codchi status`, `list`, `generations`, `logs`, `option`.
 
 use std::io::{Read, Seek, SeekFrom};
+use std::time::{Duration, Instant};
 
 use codchi_core::name::{DriverName, MachineName};
 use codchi_core::status::{Config, GenerationStatus, Generations, InputState, MachineStatus, State, Status};
@@ -15,6 +16,9 @@ use crate::failure::{Failure, Result};
 use crate::make::{Scratch, Tools, copy_folder};
 use crate::worker::HostParts;
 use crate::{checkout, needs, updates};
+
+/// How long all machines together may take to say whether their checkouts changed.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What machines do now, in their order. Each driver is asked once.
 fn running(app: &App, names: &[MachineName]) -> Vec<Result<Running>> {
@@ -48,18 +52,22 @@ fn running(app: &App, names: &[MachineName]) -> Vec<Result<Running>> {
     all.into_iter().map(|r| r.unwrap_or_else(|| Err(Failure::failed("its driver does not answer")))).collect()
 }
 
-fn machine_status(app: &App, name: &MachineName, running: Running, measure: bool) -> Result<MachineStatus> {
+/// What a machine says of its checkouts is waited for until `end`.
+fn machine_status(
+    app: &App,
+    name: &MachineName,
+    running: Running,
+    measure: bool,
+    end: Instant,
+) -> Result<MachineStatus> {
     let attachment = app.attachment(name)?;
     let driver = codchi_drivers::find(&attachment.driver)?;
     let current = app.generations(name).current()?;
     let inputs = updates::inputs(app, name);
-    let changed = match running.state {
-        State::Running => checkout::changed(app, name, &attachment.checkouts),
-        _ => Vec::new(),
-    };
+    let changed = running.is_up() && checkout::is_changed(app, name, &attachment.checkouts, end);
     let config = if rebuild::is_rolled_back(app, name) {
         Config::RolledBack
-    } else if !rebuild::is_up_to_date(app, name) || !changed.is_empty() {
+    } else if !rebuild::is_up_to_date(app, name) || changed {
         Config::Modified
     } else if inputs.iter().any(|i| i.state == InputState::UpdatesAvailable) {
         Config::UpdatesAvailable
@@ -107,9 +115,10 @@ pub fn status(app: &App, args: &cli::Status) -> Result<()> {
             None => app.names()?,
         };
         let (mut machines, mut broken) = (Vec::new(), None);
+        let end = Instant::now() + PATIENCE;
         for (name, running) in names.iter().zip(running(app, &names)) {
             let measure = app.globals.json || given.is_some();
-            match running.and_then(|r| machine_status(app, name, r, measure)) {
+            match running.and_then(|r| machine_status(app, name, r, measure, end)) {
                 Ok(status) => machines.push(status),
                 // Deleted or renamed since the names were read.
                 Err(_) if given.is_none() && !app.exists(name) => {}

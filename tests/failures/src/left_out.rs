@@ -1,4 +1,0 @@
-//! Errors that no test reaches, and why.
-
-/// The text in the sources, and the reason.
-pub const LEFT_OUT: &[(&str, &str)] = &[];
