@@ -15,12 +15,17 @@ use crate::require;
 use crate::stage::{HELPER, MALLORY, Place, Stage, Who};
 
 /// Waits for something the machine does.
-pub fn eventually(what: &str, mut check: impl FnMut() -> bool) -> Result<(), Failed> {
-    let until = Instant::now() + Duration::from_secs(30);
+pub fn eventually(what: &str, check: impl FnMut() -> bool) -> Result<(), Failed> {
+    within(30, what, check)
+}
+
+/// The same within so many seconds.
+pub fn within(seconds: u64, what: &str, mut check: impl FnMut() -> bool) -> Result<(), Failed> {
+    let until = Instant::now() + Duration::from_secs(seconds);
     while !check() {
         require(
             Instant::now() < until,
-            format!("did not happen within half a minute: {what}"),
+            format!("did not happen within {seconds} seconds: {what}"),
         )?;
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -72,7 +72,7 @@ pub fn serve(mode: &str) -> Result {
     systemctl("stop")?;
     let done = device().and_then(|device| {
         // Somebody of the agent's may not have gone yet.
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + Duration::from_secs(120);
         loop {
             let port = fs::OpenOptions::new()
                 .read(true)
@@ -158,7 +158,7 @@ fn speak(mode: &str, file: fs::File) -> Result {
         arrived: Vec::new(),
     };
     // Until the host is heard to begin.
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + Duration::from_secs(120);
     while !port.arrived.windows(BEGIN.len()).any(|w| w == BEGIN) {
         if Instant::now() > until {
             return Err("the host does not begin".into());
@@ -170,7 +170,7 @@ fn speak(mode: &str, file: fs::File) -> Result {
     match mode {
         "noise" => {
             let mut seed = 0x2545_f491_4f6c_dd1d;
-            for n in 0..200_000u32 {
+            for n in 0..20_000u32 {
                 let r = noise(&mut seed);
                 match n % 8 {
                     // All that a frame can be, of channels that are the host's, the machine's, or nobody's.
@@ -200,7 +200,7 @@ fn speak(mode: &str, file: fs::File) -> Result {
             for n in 0..5000u32 {
                 port.out.extend(frame(2 * n + 3, OPEN, &[STORE]));
             }
-            let until = Instant::now() + Duration::from_secs(20);
+            let until = Instant::now() + Duration::from_secs(120);
             while refused < 4900 && Instant::now() < until {
                 port.turn(true)?;
                 while let Some((_, kind, _)) = port.next() {

@@ -100,7 +100,7 @@ pub fn watch(marker: &str, seconds: &str) -> Result {
     use std::os::unix::fs::MetadataExt;
     println!("watching");
     let (mut seen, mut last) = (std::collections::BTreeSet::new(), String::new());
-    while Instant::now() < until {
+    while Instant::now() < until && !crate::agent::is_enough() {
         for p in fs::read_dir("/proc").map_err(|e| e.to_string())?.flatten() {
             let name = p.file_name().to_string_lossy().into_owned();
             if !name.bytes().all(|b| b.is_ascii_digit()) {
@@ -116,6 +116,9 @@ pub fn watch(marker: &str, seconds: &str) -> Result {
                 }
                 Ok(_) => {}
                 Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+                    if seen.is_empty() {
+                        println!("in sight");
+                    }
                     seen.insert(name.clone());
                     last = format!("{} processes hide their program", seen.len());
                 }
