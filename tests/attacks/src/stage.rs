@@ -520,8 +520,6 @@ impl Stage {
             self.root(ALICE).join("home/codchi/keep"),
         ];
         for host in [
-            "/etc/passwd",
-            "/etc/shadow",
             "/etc/hostname",
             "/proc/sys/kernel/core_pattern",
             "/proc/sys/kernel/modprobe",
@@ -539,6 +537,9 @@ impl Stage {
         for name in [MALLORY, ALICE] {
             let file = self.runtime(name).join("spec.json");
             all.insert(file.display().to_string(), unnumbered(&file)?);
+        }
+        for file in ["/etc/passwd", "/etc/shadow"] {
+            all.insert(file.into(), accounts(Path::new(file))?);
         }
         for f in files {
             all.insert(f.display().to_string(), describe(&f));
@@ -623,6 +624,41 @@ pub fn unnumbered(file: &Path) -> Result<String, Failed> {
         fields.remove("revision");
     }
     Ok(value.to_string())
+}
+
+/// What may not change of a file of the host's accounts, to which packages and other suites add theirs meanwhile: its owner and
+/// mode, the lines of the system's accounts, who else is root, and who needs no password.
+fn accounts(file: &Path) -> Result<String, Failed> {
+    static FIRST: OnceLock<Vec<String>> = OnceLock::new();
+    let system = |l: &str| {
+        let mut fields = l.split(':');
+        let name = fields.next()?;
+        let uid: u32 = fields.nth(1)?.parse().ok()?;
+        (uid < 1000).then(|| name.to_string())
+    };
+    if FIRST.get().is_none() {
+        let passwd = codchi_fs::read_to_string("/etc/passwd")?;
+        let _ = FIRST.set(passwd.lines().filter_map(system).collect());
+    }
+    let names = FIRST.get().ok_or("no accounts")?;
+    let meta = file.symlink_metadata()?;
+    let mut text = format!(
+        "{}:{} {:o}",
+        meta.uid(),
+        meta.gid(),
+        meta.permissions().mode()
+    );
+    for line in codchi_fs::read_to_string(file)?.lines() {
+        let fields: Vec<&str> = line.split(':').collect();
+        let guarded = names.iter().any(|n| fields.first() == Some(&n.as_str()));
+        // In both files the second is the password; the user id is the third of one.
+        let root = fields.len() == 7 && fields.get(2) == Some(&"0");
+        if guarded || root || fields.get(1).is_none_or(|p| p.is_empty()) {
+            text.push('\n');
+            text.push_str(line);
+        }
+    }
+    Ok(text)
 }
 
 /// Owner, mode, kind and content of a file, in a line.
