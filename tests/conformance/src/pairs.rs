@@ -17,7 +17,7 @@ use crate::whole;
 pub const ALL: &[Case] = &[("two_commands_at_once", two_at_once)];
 
 /// How long two commands may take. Whatever waits for a lock without an end is found by it.
-const LONGEST: Duration = Duration::from_secs(120);
+const LONGEST: Duration = Duration::from_secs(400);
 
 /// How a command says that another is at work on what it is about.
 const BUSY: [&str; 3] = ["(process ", "changed meanwhile", "is being made for"];

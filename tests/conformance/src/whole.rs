@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::Failed;
 use serde_json::Value;
@@ -178,10 +179,16 @@ fn groups(h: &Host) -> Vec<PathBuf> {
     )
 }
 
-/// Requires that there is nothing of the kind.
+/// Requires that there is nothing of the kind, once what is on its way out has gone.
 pub fn clean(h: &Host, mine: &dyn Fn(&str) -> bool) -> Result<(), Failed> {
-    match strays(h, mine)?.as_slice() {
-        [] => Ok(()),
-        all => Err(format!("left behind: {}", all.join("; ")).into()),
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        match strays(h, mine)?.as_slice() {
+            [] => return Ok(()),
+            all if Instant::now() > until => {
+                return Err(format!("left behind: {}", all.join("; ")).into());
+            }
+            _ => std::thread::sleep(Duration::from_millis(200)),
+        }
     }
 }
