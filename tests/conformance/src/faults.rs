@@ -343,6 +343,15 @@ fn rename(h: &Host) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Does something at the end, however that comes.
+struct Ended<F: Fn()>(F);
+
+impl<F: Fn()> Drop for Ended<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 /// Kills whatever of Nix runs for a rebuild, in the middle of a build.
 fn killed_build(h: &Host) -> Result<(), Failed> {
     let modules = crate::whole::modules(h, "killedmodules")?;
@@ -372,12 +381,29 @@ fn killed_build(h: &Host) -> Result<(), Failed> {
         let pids = processes.iter().filter(builds).filter_map(pid);
         pids.filter_map(rustix::process::Pid::from_raw).collect()
     };
+    // Nix lets go of its builders where it is killed itself.
+    let ended = Ended(|| {
+        for pid in builders() {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    });
     let mut child = h
         .codchi_command(&["rebuild", "killed"])
         .stdin(std::process::Stdio::null())
         .stderr(std::process::Stdio::piped())
         .spawn()?;
-    crate::cases::eventually("the build begins", || Ok(!builders().is_empty()))?;
+    let begins = std::time::Instant::now() + std::time::Duration::from_secs(300);
+    while builders().is_empty() {
+        if std::time::Instant::now() > begins || child.try_wait()?.is_some() {
+            let _ = child.kill();
+            let mut said = String::new();
+            if let Some(mut err) = child.stderr.take() {
+                let _ = std::io::Read::read_to_string(&mut err, &mut said);
+            }
+            return Err(format!("the build did not begin within 300 s: {said}").into());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
     let nix = |p: &&String| {
         p.split(' ')
             .nth(1)
@@ -403,10 +429,7 @@ fn killed_build(h: &Host) -> Result<(), Failed> {
     if killed == 0 || status != 1 || !said.lines().any(|l| l.starts_with("error: ")) {
         return Err(format!("{killed} processes were killed; status {status}: {said}").into());
     }
-    // Nix lets go of its builders where it is killed itself.
-    for pid in builders() {
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-    }
+    drop(ended);
     if h.sh("killed", "cat /etc/fixture/value")? != "0" {
         return Err("the running generation is another".into());
     }
