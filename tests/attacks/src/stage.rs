@@ -649,10 +649,7 @@ fn accounts(file: &Path) -> Result<String, Failed> {
         meta.permissions().mode()
     );
     // Who may not read one sees its owner and mode.
-    for line in codchi_fs::read_to_string(file)
-        .unwrap_or_default()
-        .lines()
-    {
+    for line in codchi_fs::read_to_string(file).unwrap_or_default().lines() {
         let fields: Vec<&str> = line.split(':').collect();
         let guarded = names.iter().any(|n| fields.first() == Some(&n.as_str()));
         // In both files the second is the password; the user id is the third of one.
