@@ -14,6 +14,10 @@ pub const ALL: &[Case] = &[
     ),
     ("qemu_a_machine_is_off_and_on_with_its_files", off_and_on),
     (
+        "qemu_what_serves_a_machine_has_no_file_of_the_host_to_write",
+        nothing_to_write,
+    ),
+    (
         "qemu_copies_and_moves_keep_every_file_of_a_running_machine",
         copies_and_moves,
     ),
@@ -45,6 +49,74 @@ fn rebuilt_and_rolled_back(h: &Host) -> Result<(), Failed> {
         h.sh("conf", "cat /proc/sys/kernel/random/boot_id")?,
         boot,
     )
+}
+
+/// The mounts of a process that it may write to, and those that follow the host's; see proc_pid_mountinfo(5).
+fn open_mounts(pid: i32) -> Result<(Vec<String>, Vec<String>), Failed> {
+    // Its own root may be a part of what it could reach.
+    let target = format!("--target={pid}");
+    let list = std::process::Command::new("nsenter")
+        .args([&target, "--mount", "--", "cat", "/proc/self/mountinfo"])
+        .output()?;
+    let table = String::from_utf8_lossy(&list.stdout);
+    if table.is_empty() {
+        return Err(String::from_utf8_lossy(&list.stderr).into_owned().into());
+    }
+    let fields = table
+        .lines()
+        .map(|l| l.split(' ').collect::<Vec<_>>())
+        .filter(|f| f.len() > 6);
+    let (mut written, mut following) = (Vec::new(), Vec::new());
+    for f in fields {
+        if f[5].split(',').any(|o| o == "rw") {
+            written.push(f[4].to_owned());
+        }
+        if f[6] != "-" {
+            following.push(f[4].to_owned());
+        }
+    }
+    Ok((written, following))
+}
+
+fn nothing_to_write(h: &Host) -> Result<(), Failed> {
+    let leader = h.status("conf")?["leader"].as_i64().ok_or("no leader")? as i32;
+    let of = |pid: i32| -> Option<(String, i32)> {
+        let stat = codchi_fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (name, rest) = stat.rsplit_once(')')?;
+        let name = name.split_once('(')?.1.to_owned();
+        Some((name, rest.split_whitespace().nth(1)?.parse().ok()?))
+    };
+    let supervisor = of(leader).ok_or("it does not run")?.1;
+    let (written, following) = open_mounts(leader)?;
+    expect("what QEMU may write to", written, vec![])?;
+    expect("what it sees of the host's mounts", following, vec![])?;
+    let mut servers = 0;
+    for entry in codchi_fs::read_dir("/proc")? {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|n| n.parse::<i32>().ok())
+        else {
+            continue;
+        };
+        if of(pid) != Some(("virtiofsd".into(), supervisor)) {
+            continue;
+        }
+        servers += 1;
+        let arguments = codchi_fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
+        let (written, following) = open_mounts(pid)?;
+        let share =
+            |path: &String| path.ends_with("/shares/root") && arguments.contains(path.as_str());
+        if !written.iter().all(share) {
+            return Err(format!("virtiofsd may write to {written:?}").into());
+        }
+        expect(
+            "what virtiofsd sees of the host's mounts",
+            following,
+            vec![],
+        )?;
+    }
+    expect("processes that share folders", servers, 4)
 }
 
 fn off_and_on(h: &Host) -> Result<(), Failed> {

@@ -69,6 +69,7 @@ const ON_VIRTUAL_MACHINES: &[&str] = &[
     "a_rebuild_without_changes_does_nothing",
     "qemu_a_machine_is_rebuilt_and_rolled_back",
     "qemu_a_machine_is_off_and_on_with_its_files",
+    "qemu_what_serves_a_machine_has_no_file_of_the_host_to_write",
     "qemu_copies_and_moves_keep_every_file_of_a_running_machine",
     "logs_show_console_and_units",
     "caches_of_the_packages_are_there",

@@ -41,6 +41,8 @@ use crate::{folders, outer};
 pub const FIRST_FD: i32 = 3;
 /// The one right of the root that a program is: its network leads low ports, too, to the machine.
 const KEPT: &str = "CAP_NET_BIND_SERVICE";
+/// The right that whoever shares a folder is without: to make mounts writable again.
+const MOUNTS: &str = "CAP_SYS_ADMIN";
 /// The socket by which this host reaches the agent: a stream that carries no descriptors.
 pub const SOCKET: &str = "stream";
 
@@ -246,11 +248,7 @@ impl Guest {
             let run = || -> Result<std::convert::Infallible> {
                 process::loopback_up().doing("start the network")?;
                 // It writes no file. Without the host's root, an own store is of the same id as this.
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                let root = rustix::fs::open("/", flags, Mode::empty()).doing("open `/`")?;
-                let sealed =
-                    Attributes { set: READ_ONLY | NO_SUID, recursive: true, ..Attributes::default() };
-                set_attributes(root.as_fd(), &sealed).doing("make the host's files read-only")?;
+                seal(None)?;
                 for capability in (0..64).filter(|c| !kept.contains(c)) {
                     identity::drop_bounding(capability).doing("drop capabilities")?;
                 }
@@ -286,7 +284,8 @@ impl Guest {
         for (share, socket) in shares {
             let at = self.show(&share)?;
             let program = server.program(&share, &at, socket.into());
-            let child = run_beside(&namespace, &program, &log)?;
+            let written = (!share.read_only).then_some(at.as_path());
+            let child = run_beside(&namespace, &program, written, &log)?;
             self.servers.push((format!("virtiofsd for `{}`", share.target), child));
         }
         self.connection.connect(leader.pid, launch, warn);
@@ -468,16 +467,37 @@ impl Command<'_> {
     }
 }
 
-/// Starts a program in the machine's user namespace, with no network.
-fn run_beside(namespace: &OwnedFd, program: &Program, log: &Path) -> Result<Child> {
+/// Makes every file of this mount namespace read-only, but those of the mount at `written`, and what the host mounts from now
+/// on unseen.
+fn seal(written: Option<&Path>) -> Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = |path: &Path| rustix::fs::open(path, flags, Mode::empty()).at("open", path);
+    let sealed =
+        Attributes { set: READ_ONLY | NO_SUID, private: true, recursive: true, ..Attributes::default() };
+    set_attributes(open(Path::new("/"))?.as_fd(), &sealed).doing("make the host's files read-only")?;
+    if let Some(path) = written {
+        let opened = Attributes { clear: READ_ONLY, ..Attributes::default() };
+        set_attributes(open(path)?.as_fd(), &opened).doing("open what is shared to the machine")?;
+    }
+    Ok(())
+}
+
+/// Starts a program in the machine's user namespace, with no network, that writes to the mount at `written` only.
+fn run_beside(namespace: &OwnedFd, program: &Program, written: Option<&Path>, log: &Path) -> Result<Child> {
     let command = Command::of(program)?;
+    let dropped = crate::caps::numbers(&[MOUNTS.into()])?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
     let log = rustix::fs::open(log, flags, Mode::from_raw_mode(0o600)).at("open", log)?;
     process::fork(|| {
         let run = || -> Result<std::convert::Infallible> {
             identity::set_dumpable(false).doing("close this process to others")?;
             process::setns(namespace.as_fd(), Namespaces::USER).doing("join the machine's ids")?;
-            process::unshare(Namespaces::NET).doing("leave the host's network")?;
+            process::unshare(Namespaces::NET.and(Namespaces::MOUNT))
+                .doing("leave the host's network and mounts")?;
+            seal(written)?;
+            for capability in &dropped {
+                identity::drop_bounding(*capability).doing("drop capabilities")?;
+            }
             // A descriptor for each file that the machine's kernel remembers.
             let files = getrlimit(Resource::Nofile);
             let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
