@@ -13,7 +13,7 @@ use codchi_core::name::MachineName;
 use codchi_core::status::Finding;
 use codchi_files::Report;
 use codchi_runtime::spec::Launch;
-use codchi_runtime::{outer, state};
+use codchi_runtime::{outer, state, still};
 
 use crate::supervised::files::Held;
 use crate::supervised::{self, ids, life, prepare, root};
@@ -74,6 +74,8 @@ impl Driver for Qemu {
     }
 
     fn state(&self, host: &Host, machine: &MachineName) -> Result<Running> {
+        // Whoever comes next finds it at work, though a copy of it was killed.
+        still::go_on(&host.dirs.machine_runtime(machine))?;
         supervised::at_rest(host, machine)
     }
 

@@ -324,9 +324,17 @@ pub enum LockError {
 impl Lock {
     /// Takes the lock without waiting. `who` is shown to others, such as `codchi rebuild (process 4711)`.
     pub fn try_take(path: impl AsRef<Path>, who: &str) -> Result<Lock, LockError> {
-        let path = path.as_ref();
+        Lock::take_as(path.as_ref(), who, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Takes the lock as soon as nobody else has it.
+    pub fn take(path: impl AsRef<Path>, who: &str) -> Result<Lock, LockError> {
+        Lock::take_as(path.as_ref(), who, rustix::fs::FlockOperation::LockExclusive)
+    }
+
+    fn take_as(path: &Path, who: &str, how: rustix::fs::FlockOperation) -> Result<Lock, LockError> {
         let mut file = loop {
-            let file = Lock::open(path)?;
+            let file = Lock::open(path, how)?;
             // Who held it may have removed the file with what it locked: then this is a lock on nothing.
             let here = std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
             let ours = file.metadata().at("examine", path)?;
@@ -352,7 +360,7 @@ impl Lock {
         }
     }
 
-    fn open(path: &Path) -> Result<File, LockError> {
+    fn open(path: &Path, how: rustix::fs::FlockOperation) -> Result<File, LockError> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -361,14 +369,16 @@ impl Lock {
             .mode(0o600)
             .open(path)
             .at("open", path)?;
-        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(LockError::Held { path: path.into(), holder: Lock::holder(path) });
+        loop {
+            match rustix::fs::flock(&file, how) {
+                Ok(()) => return Ok(file),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(LockError::Held { path: path.into(), holder: Lock::holder(path) });
+                }
+                Err(e) => Err(e).at("lock", path)?,
             }
-            Err(e) => Err(e).at("lock", path)?,
         }
-        Ok(file)
     }
 
     /// What the holder wrote about itself, which it does right after it took the lock.

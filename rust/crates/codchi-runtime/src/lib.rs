@@ -34,6 +34,7 @@ pub mod services;
 pub mod spec;
 pub mod start;
 pub mod state;
+pub mod still;
 pub mod supervise;
 pub mod within;
 mod x11;

@@ -17,9 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Error, Result};
 use crate::manager::Manager;
-use crate::outer;
 use crate::spec::Launch;
-use crate::state;
+use crate::{outer, state, still};
 
 /// What a supervisor tells whoever started it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -367,12 +366,9 @@ pub fn while_held<T>(dir: &Path, f: impl FnOnce() -> T) -> Result<T> {
     let told = state::living(dir)?.ok_or_else(|| Error::NotRunning(name()))?;
     let leader = told.leader.ok_or_else(|| Error::NotRunning(name()))?;
     if told.root.is_some() {
-        // A virtual machine is one process of the host.
-        let leader = process::pidfd_open(leader).doing("find the machine")?;
-        let tell = |signal| process::pidfd_signal(leader.as_fd(), signal).doing("hold the machine still");
-        tell(signal::SIGSTOP)?;
+        let held = still::hold(dir)?.ok_or_else(|| Error::NotRunning(name()))?;
         let done = f();
-        tell(signal::SIGCONT)?;
+        drop(held);
         return Ok(done);
     }
     let held = crate::cgroup::hold(leader)?;

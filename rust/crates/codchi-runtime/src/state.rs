@@ -211,16 +211,30 @@ fn local_v6(table: &str) -> Vec<String> {
 /// The file's name in a machine's runtime directory.
 pub(crate) const FILE: &str = "supervisor.json";
 
-/// When a process began, in ticks; `None` when there is no such process.
-pub(crate) fn start_time(pid: i32) -> Option<u64> {
-    let stat = codchi_fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+/// What the kernel tells of a process or of one of its tasks: see proc_pid_stat(5).
+pub(crate) struct Stat {
+    /// What it does, in a letter.
+    pub state: char,
+    /// Its parent.
+    pub parent: i32,
+    /// When it began, in ticks.
+    pub start_time: u64,
+}
+
+/// Of the one whose folder in /proc this is; `None` when there is no such process.
+pub(crate) fn stat(folder: &Path) -> Option<Stat> {
+    let stat = codchi_fs::read_to_string(folder.join("stat")).ok()?;
     // The name in brackets may hold anything; what follows the last bracket is fields 3 and on.
     let mut f = stat.rsplit_once(')')?.1.split_whitespace();
-    let state = f.next()?;
-    if state == "Z" || state == "X" {
-        return None;
-    }
-    f.nth(18)?.parse().ok()
+    let state = f.next()?.chars().next()?;
+    let parent = f.next()?.parse().ok()?;
+    Some(Stat { state, parent, start_time: f.nth(17)?.parse().ok()? })
+}
+
+/// When a process began, in ticks; `None` when there is no such process.
+pub(crate) fn start_time(pid: i32) -> Option<u64> {
+    let stat = stat(&Path::new("/proc").join(pid.to_string()))?;
+    (!matches!(stat.state, 'Z' | 'X')).then_some(stat.start_time)
 }
 
 /// The supervisor's file, when that supervisor lives.
