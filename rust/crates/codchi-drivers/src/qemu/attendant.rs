@@ -10,7 +10,7 @@ use codchi_core::status::Acceleration;
 use codchi_runtime::attend::{Engine, Has, Said, Seen, Warn};
 use codchi_runtime::guest::{self, FIRST_FD, Guest, Happened, Program, Share};
 use codchi_runtime::spec::Launch;
-use codchi_runtime::{Error, Result};
+use codchi_runtime::{Error, Result, still};
 use codchi_secrets::Bundle;
 use codchi_sys::process::{self, Child};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -133,31 +133,51 @@ impl Attendant {
         true
     }
 
-    /// Finds out which processor works.
-    fn processor(&mut self, settings: &Settings, launch: &Launch) -> Result<Acceleration> {
-        if !acceleration::is_open() {
-            return Ok(Acceleration::Tcg);
+    /// Why the machine's processor is emulated; none where KVM works. What is remembered of it is no condition of a start.
+    fn emulated(
+        &mut self,
+        settings: &Settings,
+        launch: &Launch,
+        said: &mut Vec<String>,
+    ) -> Result<Option<String>> {
+        if let Some(obstacle) = acceleration::obstacle() {
+            return Ok(Some(obstacle.why));
         }
         let (qemu, image) = (qemu()?, settings.image()?);
         let trials = Trials::of(&self.runtime, &qemu)?;
-        let outcome = match trials.known(&image)? {
-            Some(outcome) => outcome,
-            None => {
-                let outcome = self.try_kvm(&qemu, &image, settings, launch)?;
-                trials.remember(&image, outcome)?;
-                outcome
+        let mut told = |e: Error| said.push(format!("what came of trying KVM is not remembered: {e}"));
+        let known = |told: &mut dyn FnMut(Error)| match trials.known(&image) {
+            Ok(known) => known,
+            Err(e) => {
+                told(e);
+                None
             }
         };
-        Ok(if outcome == Outcome::Works { Acceleration::Kvm } else { Acceleration::Tcg })
+        let why = |outcome: Outcome| Ok(outcome.why().map(String::from));
+        if let Some(outcome) = known(&mut told) {
+            return why(outcome);
+        }
+        let _lock = trials.lock().map_err(&mut told).ok();
+        if let Some(outcome) = known(&mut told) {
+            return why(outcome);
+        }
+        match self.try_kvm(&qemu, &image, settings, launch)? {
+            Ok(outcome) => {
+                let _ = trials.remember(&image, outcome).map_err(told);
+                why(outcome)
+            }
+            Err(ended) => Ok(Some(ended)),
+        }
     }
 
+    /// What comes of a trial; or how it ended, where that says nothing of the next one.
     fn try_kvm(
         &mut self,
         qemu: &Path,
         image: &Path,
         settings: &Settings,
         launch: &Launch,
-    ) -> Result<Outcome> {
+    ) -> Result<Result<Outcome, String>> {
         let guest = self.guest()?;
         let memory = guest.memory(&launch.bin.join("codchi-boot"), &[], "try\n")?;
         let mut args = machine(Acceleration::Kvm, settings);
@@ -165,25 +185,26 @@ impl Attendant {
         let program = Program { path: qemu.into(), args, fds: vec![memory] };
         let child = guest.start_alone(&program)?;
         let until = Instant::now() + TRIAL;
-        let outcome = loop {
+        let (mut outcome, console) = loop {
             let happened = guest.hear(&child, until)?;
             let console = guest.console();
             let says = |what: &str| console.iter().any(|line| line.contains(what));
-            if says(WORKS) {
-                break Outcome::Works;
-            }
-            if says(FAILS) || happened == Some(Happened::End) {
-                break Outcome::Fails;
-            }
-            if happened.is_none() {
-                break Outcome::Late;
-            }
+            let outcome = match happened {
+                _ if says(WORKS) => Some(Outcome::Works),
+                _ if says(FAILS) => Some(Outcome::Fails),
+                None => Some(Outcome::Late),
+                Some(Happened::End) => None,
+                Some(Happened::Word) => continue,
+            };
+            break (outcome, console);
         };
         let _ = child.signal(codchi_sys::signal::SIGKILL);
-        let _ = child.wait();
+        let end = child.wait().map_err(|e| failed("wait for QEMU", e))?;
         // What it said is not said of the machine.
         guest.forget_console();
-        Ok(outcome)
+        outcome = outcome.or_else(|| Outcome::of_end(end, &console));
+        let last = || console.last().map(|l| format!(": {l}")).unwrap_or_default();
+        Ok(outcome.ok_or_else(|| format!("QEMU ended while it was tried, {}{}", how(Some(end)), last())))
     }
 
     /// A process that asks the machine's systemd something as soon as somebody answers, and ends when it has an answer. It is
@@ -205,6 +226,15 @@ impl Attendant {
             }
         });
         child.map_err(|e| failed("start a process", e))
+    }
+}
+
+/// How QEMU ended, in words.
+fn how(end: Option<process::End>) -> String {
+    match end {
+        Some(process::End::Code(code)) => format!("with status {code}"),
+        Some(process::End::Signal(signal)) => format!("by signal {signal}"),
+        None => "nobody knows how".into(),
     }
 }
 
@@ -281,7 +311,9 @@ impl Engine for Attendant {
 
     fn start(&mut self, launch: &Launch) -> Result<i32> {
         let settings = Settings::read(&launch.engine)?;
-        let processor = self.processor(&settings, launch)?;
+        let mut said = Vec::new();
+        let emulated = self.emulated(&settings, launch, &mut said)?;
+        let processor = if emulated.is_some() { Acceleration::Tcg } else { Acceleration::Kvm };
         let guest = self.guest()?;
         let share = |tag, source: &Path, target, read_only, idmap, still| Share {
             tag,
@@ -338,7 +370,6 @@ impl Engine for Attendant {
         args.extend(kernel(&settings.image()?, fds.len()));
         fds.push(memory);
         let program = Program { path: qemu()?, args, fds };
-        let mut said = Vec::new();
         let child = guest.start(launch, &program, served, port.into(), &mut |m| said.push(m))?;
         let pid = child.pid;
         self.child = Some(child);
@@ -347,8 +378,10 @@ impl Engine for Attendant {
         self.control = Some(control);
         self.forwards = forwards;
         self.waiting = Some(self.ask(&["is-system-running", "--wait"])?);
-        if processor == Acceleration::Tcg {
-            said.push("KVM does not work here, so that the machine's processor is emulated, and slow".into());
+        if let Some(why) = emulated {
+            said.push(format!(
+                "the machine's processor is emulated, and slow: {why} (`codchi doctor` says what mends it)"
+            ));
         }
         self.news = Some(said);
         Ok(pid)
@@ -419,6 +452,8 @@ impl Engine for Attendant {
             }
             return Ok(());
         }
+        // Whoever held it still may be no more.
+        let _ = still::go_on(&self.dir);
         self.stopping = Some(self.ask(&["poweroff", "--no-block"])?);
         Ok(())
     }
@@ -450,12 +485,7 @@ impl Engine for Attendant {
             // Nothing says that it gets further the next time.
             Some(_) => return Err(self.failure("it restarted itself before it was ready".into())),
             None => {
-                let how = match self.ended {
-                    Some(process::End::Code(code)) => format!("with status {code}"),
-                    Some(process::End::Signal(signal)) => format!("by signal {signal}"),
-                    None => "nobody knows how".into(),
-                };
-                return Err(self.failure(format!("QEMU ended by itself ({how})")));
+                return Err(self.failure(format!("QEMU ended by itself ({})", how(self.ended))));
             }
         }
         let launch = Launch::read(&self.dir)?;
