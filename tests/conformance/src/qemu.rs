@@ -18,6 +18,10 @@ pub const ALL: &[Case] = &[
         nothing_to_write,
     ),
     (
+        "qemu_a_machine_goes_on_that_a_killed_copy_left_stopped",
+        left_stopped,
+    ),
+    (
         "qemu_copies_and_moves_keep_every_file_of_a_running_machine",
         copies_and_moves,
     ),
@@ -117,6 +121,15 @@ fn nothing_to_write(h: &Host) -> Result<(), Failed> {
         )?;
     }
     expect("processes that share folders", servers, 4)
+}
+
+fn left_stopped(h: &Host) -> Result<(), Failed> {
+    let leader = h.status("conf")?["leader"].to_string();
+    let signalled = std::process::Command::new("kill")
+        .args(["-STOP", &leader])
+        .status()?;
+    expect("kill", signalled.success(), true)?;
+    expect("answer", h.sh("conf", "echo here")?, "here".into())
 }
 
 fn off_and_on(h: &Host) -> Result<(), Failed> {
