@@ -19,6 +19,8 @@ in
       environment.CODCHI_USER = cfg.user.name;
       # What runs through it would end with it.
       restartIfChanged = false;
+      # However often it ends, it is what lets anybody in.
+      unitConfig.StartLimitIntervalSec = 0;
       serviceConfig = {
         # A machine that is up can be entered.
         Type = "notify";

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Failed;
 
-use crate::cases::{build, same};
+use crate::cases::{build, collect, same};
 use crate::host::Host;
 
 /// Files of every kind, in a home and in /var/lib; what is meant to be hard to copy.
@@ -132,8 +132,7 @@ pub fn duplicate(h: &Host) -> Result<(), Failed> {
     h.sh("conf", "rm ~/work/result")?;
     h.codchi(&["stop", "twin"])?.ok()?;
     crate::cases::eventually("the root of the first link goes", || {
-        h.codchi(&["store", "shell", "--as-root", "--", "nix-store", "--gc"])?
-            .ok()?;
+        collect(h)?;
         Ok(h.codchi(&["exec", "twin", "--", "test", "-e", &result])?
             .status
             == 0)
@@ -160,8 +159,7 @@ pub fn rename(h: &Host) -> Result<(), Failed> {
     same("what has the old name", named(h, "twin")?, String::new())?;
     h.codchi(&["generations", "other"])?.ok()?;
     // Roots made inside hold under the new name.
-    h.codchi(&["store", "shell", "--as-root", "--", "nix-store", "--gc"])?
-        .ok()?;
+    collect(h)?;
     h.sh("other", "test -e ~/work/result")?;
     // The same while it is off.
     h.codchi(&["stop", "other"])?.ok()?;
