@@ -24,6 +24,7 @@ pub fn with_port<T>(
     let opt = stage.root(MALLORY).join("opt");
     let (serving, enough) = (opt.join(".serving"), opt.join(".enough"));
     codchi_fs::remove_if_exists(&serving)?;
+    codchi_fs::remove_if_exists(&enough)?;
     let unit = format!("--unit=attempt-{mode}");
     let words = [
         "systemd-run",

@@ -62,6 +62,8 @@ fn with_agent<T>(
         agent_file(stage, ".kept")?,
         stage.root(MALLORY).join("opt/.enough"),
     );
+    // Whoever was told before may not have waited for it.
+    codchi_fs::remove_if_exists(&enough)?;
     let unit = format!("--unit=attempt-{}", mode.split(':').next().unwrap_or(mode));
     let words = [
         "systemd-run",

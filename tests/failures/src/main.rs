@@ -83,14 +83,14 @@ fn ill_said(said: &[Said]) -> Vec<String> {
         if s.message.trim().is_empty() {
             wrong("says nothing");
         }
-        if s.message.ends_with('.')
-            || s.hints
-                .iter()
-                .any(|h| h.ends_with('.') && !h.ends_with(".."))
-        {
+        // What another program says stands after a colon, as that program says it.
+        let own = |t: &&String| !t.contains(": ") && t.ends_with('.') && !t.ends_with("..");
+        if std::iter::once(&s.message).chain(&s.hints).any(|t| own(&t)) {
             wrong("ends with a full stop");
         }
-        if matches!(s.status, 3 | 4 | 6) && s.hints.is_empty() && s.message != "nothing was changed"
+        if matches!(s.status, 3 | 4 | 6)
+            && s.hints.is_empty()
+            && !s.message.ends_with("nothing was changed")
         {
             wrong("does not say what to do next");
         }

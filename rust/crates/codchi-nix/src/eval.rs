@@ -148,7 +148,10 @@ impl Nix {
             let message = format!("the build of `{}` failed", crate::log::package_name(drv));
             return Err(NixError::Build { message, drv: Some(drv.into()), log: log.to_vec() });
         }
-        let text = parser.errors();
+        let mut text = parser.errors();
+        if text.trim().is_empty() {
+            text = format!("error: Nix ended with {status} and said nothing");
+        }
         if what == "building" {
             let message = trace::shorten(&text, &self.options().labels);
             return Err(NixError::Build { message, drv: None, log: Vec::new() });

@@ -82,7 +82,8 @@ pub fn run(app: &App, args: &cli::Doctor) -> Result<()> {
     Err(Failure::new(
         Kind::Host,
         format!("{} missing for machines to run", text::count(missing, "thing is", "things are")),
-    ))
+    )
+    .hint("above is what mends each"))
 }
 
 /// What the drivers find. One that lacks something is wrong only when a machine needs it, or when none works.
