@@ -179,7 +179,14 @@ fn interrupted(h: &Host) -> Result<(), Failed> {
     // New content each time, so that there is something to build.
     for phase in ["evaluating", "building", "starting"] {
         codchi_fs::write(&module, original.replace("generation one", phase))?;
-        interrupt_at(h, &["init", "g", &source], phase)?.exits(130)?;
+        // Where the machine was up before the interrupt came, its init script is what was interrupted: then it is kept.
+        while interrupt_at(h, &["init", "g", &source], phase)?
+            .exits(130)?
+            .err
+            .contains("running the init script")
+        {
+            h.codchi(&["delete", "g", "--yes"])?.ok()?;
+        }
         let left = left(h, "g")?;
         if !left.is_empty() || exists(h, "g")? {
             return Err(format!("interrupted at `{phase}`, it left:\n{left}").into());
@@ -187,7 +194,13 @@ fn interrupted(h: &Host) -> Result<(), Failed> {
     }
     h.codchi(&["init", "g", &source])?.ok()?;
     h.codchi(&["stop", "g"])?.ok()?;
-    interrupt_at(h, &["start", "g"], "starting")?.exits(130)?;
+    // As above: one that was up before the interrupt came has done what it was to do.
+    let mut done = interrupt_at(h, &["start", "g"], "starting")?;
+    while done.status == 0 {
+        h.codchi(&["stop", "g"])?.ok()?;
+        done = interrupt_at(h, &["start", "g"], "starting")?;
+    }
+    done.exits(130)?;
     if runs(h, "g") {
         return Err("it runs after an interrupted start".into());
     }
