@@ -7,6 +7,7 @@ use codchi_core::document::parse_json;
 use codchi_core::name::MachineName;
 use codchi_core::settings::{SecretKey, SecretPlace, SecretSettings};
 use codchi_sys::memory::Private;
+use rustix::fs::{AtFlags, CWD, unlinkat};
 use serde::{Deserialize, Serialize};
 
 use crate::file::{self, Key, Keys};
@@ -108,7 +109,19 @@ impl<'a> Vault<'a> {
     fn write_index(&self, machine: &MachineName, place: Place, names: Vec<String>) -> Result<()> {
         let index = Index { version: VERSION, place, names };
         let text = serde_json::to_string_pretty(&index).unwrap_or_default();
-        Ok(codchi_fs::write_atomic(self.index_file(machine), text, 0o600)?)
+        self.put(&self.index_file(machine), text.as_bytes())
+    }
+
+    /// Writes a file of the folder, which goes with the last machine's secrets, also while this is at it.
+    fn put(&self, file: &Path, content: &[u8]) -> Result<()> {
+        for _ in 0..100 {
+            codchi_fs::create_private_dir(&self.folder)?;
+            match codchi_fs::write_atomic(file, content, 0o600) {
+                Err(e) if e.is_not_found() => {}
+                written => return Ok(written?),
+            }
+        }
+        Ok(codchi_fs::write_atomic(file, content, 0o600)?)
     }
 
     fn keyring<'b>(&'b self, machine: &'b MachineName) -> Keyring<'b> {
@@ -211,7 +224,7 @@ impl<'a> Vault<'a> {
 
     fn write_file(&self, machine: &MachineName, key: Key, all: &Bundle) -> Result<()> {
         let sealed = self.keys().seal(key, &all.encode()?)?;
-        Ok(codchi_fs::write_atomic(self.age_file(machine), sealed, 0o600)?)
+        self.put(&self.age_file(machine), &sealed)
     }
 
     /// Removes one secret of a machine; whether there was one.
@@ -260,17 +273,13 @@ impl<'a> Vault<'a> {
     fn clean_up(&self, machine: &MachineName) -> Result<()> {
         codchi_fs::remove_if_exists(self.age_file(machine))?;
         codchi_fs::remove_if_exists(self.index_file(machine))?;
-        // With the last machine's secrets goes the key; a folder that is not empty stays.
-        if is_empty(&self.folder) {
-            codchi_fs::remove_dir_all(&self.folder)?;
+        // With the last machine's secrets goes the key; a folder that is not empty stays, also where another has only now put
+        // something there.
+        if unlinkat(CWD, &self.folder, AtFlags::REMOVEDIR).is_ok() && !self.folder.exists() {
             for extension in ["age", "sealed"] {
                 codchi_fs::remove_if_exists(self.key.with_extension(extension))?;
             }
         }
         Ok(())
     }
-}
-
-fn is_empty(folder: &Path) -> bool {
-    codchi_fs::read_dir(folder).is_ok_and(|entries| entries.is_empty())
 }
