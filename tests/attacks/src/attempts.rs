@@ -1227,6 +1227,15 @@ pub const ALL: &[Attempt] = &[
         Control::Code("a reader that follows it", exports::inputs_control)
     ),
     attempt!(
+        EXPORTS,
+        "export-grants",
+        "a machine flake that takes a folder of the person's and her ssh agent, as if she had written it",
+        ROOT,
+        "what only a person can grant is asked for, and `--yes` is no answer",
+        Code(exports::grants),
+        Control::Code("`--accept`", exports::grants_control)
+    ),
+    attempt!(
         LIMITS,
         "runtime-folder",
         "fill the host's runtime folder through the agent's",

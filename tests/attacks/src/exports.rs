@@ -425,3 +425,72 @@ pub fn inputs_control(stage: &Stage) -> Result<(), Failed> {
     codchi_fs::remove_dir_all(&to)?;
     require(read? == "the person's own\n", "the link leads nowhere")
 }
+
+/// The flake of the export asks for what only a person can grant: a folder of hers to write to, and her ssh agent.
+fn asking(stage: &Stage) -> Result<Vec<u8>, Failed> {
+    let (head, _) = export(stage)?;
+    let tar = stage.host.home.join("head.tar");
+    codchi_fs::write(&tar, [head, &[0; 2 * BLOCK]].concat())?;
+    let mut c = Command::new("tar");
+    let flake = run(c.arg("-xOf").arg(&tar).arg("etc/nixos/flake.nix"), b"")?
+        .ok()?
+        .text();
+    require(
+        flake.contains("modules = ["),
+        format!("no list of modules: {flake}"),
+    )?;
+    let private = stage.host.home.join("private");
+    codchi_fs::create_dir_all(&private)?;
+    stage.give(&private)?;
+    let asks = format!(
+        "modules = [ {{ codchi.mounts.\"/srv/theirs\".source = \"{}\"; codchi.hostSecrets.sshAgent.enable = true; }}",
+        private.display()
+    );
+    let flake = flake.replace("modules = [", &asks);
+    Ok(file("etc/nixos/flake.nix", &flake))
+}
+
+pub fn grants(stage: &Stage, _: Who) -> Result<(), Failed> {
+    let forged = forge(stage, &[asking(stage)?], &[])?;
+    let done = is_refused(stage, &forged, "--accept mount:")?;
+    require(
+        done.status == 4 && done.err.contains("--accept host-secret:sshAgent"),
+        format!("it asked for something else: {}", done.err),
+    )?;
+    // A yes to all that is usual is none to this.
+    let done = stage.host.codchi(&["import", "--yes", &forged, NAME])?;
+    let there = is_there(stage);
+    if there {
+        stage.host.codchi(&["delete", "--yes", NAME])?.ok()?;
+    }
+    require(
+        done.status == 4 && !there,
+        format!("`--yes` granted it: {}", done.err),
+    )
+}
+
+pub fn grants_control(stage: &Stage) -> Result<(), Failed> {
+    let forged = forge(stage, &[asking(stage)?], &[])?;
+    let yes = [
+        "import",
+        &forged,
+        NAME,
+        "--accept",
+        "mount",
+        "--accept",
+        "host-secret",
+    ];
+    stage.host.codchi(&yes)?.ok()?;
+    let kept = stage
+        .host
+        .home
+        .join(".config/codchi/machines")
+        .join(NAME)
+        .join("host.toml");
+    let kept = codchi_fs::read_to_string(kept);
+    stage.host.codchi(&["delete", "--yes", NAME])?.ok()?;
+    require(
+        kept?.contains("= /srv/theirs rw"),
+        "who says yes does not get it",
+    )
+}
