@@ -111,7 +111,8 @@ fn missing(h: &Host) -> Result<(), Failed> {
     h.commit(&repo)
 }
 
-fn delivered(h: &Host) -> Result<(), Failed> {
+/// Makes a private certificate authority in `~/ca`, with a server's certificate and key, and has the settings name it.
+pub fn private_authority(h: &Host) -> Result<(), Failed> {
     on_host(
         h,
         "mkdir -p ~/ca ~/.config/codchi && cd ~/ca &&
@@ -123,6 +124,11 @@ fn delivered(h: &Host) -> Result<(), Failed> {
          printf 'version = 1\\n[certificates]\\nextra = [\"%s/ca/ca.pem\"]\\n' ~ > ~/.config/codchi/config.toml",
     )?
     .ok()?;
+    Ok(())
+}
+
+fn delivered(h: &Host) -> Result<(), Failed> {
+    private_authority(h)?;
     h.file(
         ".netrc",
         "machine private.example login me password s3cret\n",

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use libtest_mimic::{Failed, Trial};
 
+use crate::cases::{eventually, same};
 use crate::host::{Host, run};
+use crate::require;
+use crate::session::private_authority;
 
 /// One case per folder of `docs/templates`.
 pub fn all(which: &str, host: &Arc<Host>) -> Vec<Trial> {
@@ -19,6 +22,12 @@ pub fn all(which: &str, host: &Arc<Host>) -> Vec<Trial> {
             ));
         }
     }
+    // With what the templates have fetched already.
+    let trusts = host.clone();
+    trials.push(Trial::test(
+        format!("{which}::node_and_java_trust_what_the_host_trusts"),
+        move || trust(&trusts),
+    ));
     let host = host.clone();
     trials.push(Trial::test(format!("{which}::leave_nothing"), move || {
         host.codchi(&["store", "remove", "--yes"])?.ok()?;
@@ -84,5 +93,62 @@ fn boot(h: &Host, name: &str) -> Result<(), Failed> {
         }
     }
     h.codchi(&["delete", "--yes", &machine])?.ok()?;
+    Ok(())
+}
+
+/// Interpreters that look for certificates in ways of their own, at a server with one that only the person's settings vouch for.
+fn trust(h: &Host) -> Result<(), Failed> {
+    private_authority(h)?;
+    let repo = h.checkout("tests/fixtures/trust", "trust-project")?;
+    let source = repo.to_string_lossy();
+    let certificates = "host-secret:certificates";
+    h.codchi(&["init", "trust", &source, "--accept", certificates])?
+        .ok()?;
+    for file in [
+        h.home.join("ca/cert.pem"),
+        h.home.join("ca/key.pem"),
+        repo.join("Get.java"),
+        repo.join("server.js"),
+    ] {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let write = format!("cat > ~/{name}");
+        h.codchi_with(
+            &["exec", "trust", "--", "sh", "-c", &write],
+            &codchi_fs::read(&file)?,
+        )?
+        .ok()?;
+    }
+    h.sh(
+        "trust",
+        "systemd-run --user --quiet --setenv=PATH=$PATH $(command -v node) ~/server.js",
+    )?;
+    eventually("the server listens", || {
+        Ok(h.sh("trust", "ls")?.contains("listens"))
+    })?;
+    let url = "https://127.0.0.1:8443/";
+    let node = format!(
+        "node -e 'fetch(\"{url}\").then(r => r.text()).then(t => process.stdout.write(t))'"
+    );
+    same("node", h.sh("trust", &node)?, "hello".into())?;
+    let java = format!("java ~/Get.java {url}");
+    same("java", h.sh("trust", &java)?, "hello".into())?;
+    // It is the host's certificates that count.
+    for (what, script) in [
+        (
+            "node",
+            format!(
+                "NODE_EXTRA_CA_CERTS=/dev/null SSL_CERT_FILE=/dev/null SSL_CERT_DIR=/dev/null {node}"
+            ),
+        ),
+        (
+            "java",
+            format!("java -Djavax.net.ssl.trustStore=NONE ~/Get.java {url}"),
+        ),
+    ] {
+        let done = h.codchi(&["exec", "trust", "--", "sh", "-lc", &script])?;
+        require!(done.status != 0, "{what} trusts anybody: {}", done.text());
+    }
+    h.codchi(&["delete", "--yes", "trust"])?.ok()?;
+    codchi_fs::remove_file(h.home.join(".config/codchi/config.toml"))?;
     Ok(())
 }
