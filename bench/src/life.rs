@@ -1,6 +1,6 @@
 //! Many machines, copies and exports.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::Error;
 use crate::host::Host;
@@ -19,6 +19,9 @@ pub fn many(host: &mut Host, runs: usize) -> Result<Vec<Figure>, Error> {
     for n in 2..=MACHINES {
         timed(host.copy(first, &format!("many-{n}")))?;
     }
+    // What changed in the second before may change again unseen, and is read each time.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    timed(host.codchi(&["status"]))?;
     let ours = || host.codchi(&["status"]);
     let floor = || host.codchi(&["--version"]);
     let times = in_turns(&[&ours, &floor], runs)?;
@@ -36,8 +39,8 @@ pub fn duplicate(host: &mut Host) -> Result<Vec<Figure>, Error> {
     let (small, large) = ("copied-small", "copied-large");
     timed(host.init(small, &["--no-start"])?)?;
     timed(host.copy(small, large))?;
+    fill(host, large, "head -c 512M /dev/urandom > /home/large")?;
     let file = root(host, large).join("home/large");
-    fill(host, &file, 512)?;
     let clone = host.scratch("clone");
     let mut shares = host.command("cp");
     shares.arg("--reflink=always").arg(&file).arg(&clone);
@@ -68,15 +71,12 @@ pub fn duplicate(host: &mut Host) -> Result<Vec<Figure>, Error> {
 pub fn export(host: &mut Host) -> Result<Vec<Figure>, Error> {
     let name = "exported";
     timed(host.init(name, &["--no-start"])?)?;
-    let home = root(host, name).join("home");
-    fill(host, &home.join("large"), 512)?;
-    for folder in 0..100 {
-        let folder = home.join(format!("small-{folder}"));
-        codchi_fs::create_dir_all(&folder)?;
-        for file in 0..100 {
-            codchi_fs::write(folder.join(file.to_string()), vec![b'x'; 4000])?;
-        }
-    }
+    fill(
+        host,
+        name,
+        "cd /home && head -c 512M /dev/urandom > large && head -c 4000 /dev/zero | tr '\\0' x > ~/small &&
+         for folder in $(seq 100); do mkdir small-$folder; for file in $(seq 100); do cp ~/small small-$folder/$file; done; done",
+    )?;
     let (ours, theirs) = (host.scratch("ours.tar"), host.scratch("theirs.tar"));
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..RUNS {
@@ -110,11 +110,8 @@ fn root(host: &Host, name: &str) -> PathBuf {
     host.data().join("machines").join(name).join("root")
 }
 
-/// Writes a file of so many MiB that holds no zeros.
-fn fill(host: &Host, file: &Path, mib: u32) -> Result<(), Error> {
-    let mut dd = host.command("dd");
-    dd.args(["if=/dev/urandom", "bs=1M", "status=none"])
-        .arg(format!("count={mib}"))
-        .arg(format!("of={}", file.display()));
-    timed(dd).map(drop)
+/// Has root of a machine write files, and stops it.
+fn fill(host: &Host, machine: &str, script: &str) -> Result<(), Error> {
+    timed(host.codchi(&["exec", "-u", "root", machine, "--", "sh", "-c", script]))?;
+    timed(host.codchi(&["stop", machine])).map(drop)
 }

@@ -119,19 +119,33 @@ pub fn write(path: impl AsRef<Path>, data: impl AsRef<[u8]>) -> Result<()> {
 
 /// Replaces a file so that a reader, or a power cut, sees the old content or the new, never a part.
 pub fn write_atomic(path: impl AsRef<Path>, data: impl AsRef<[u8]>, mode: u32) -> Result<()> {
-    let path = path.as_ref();
+    replace(path.as_ref(), data.as_ref(), mode, true)
+}
+
+/// Replaces a file so that a reader sees the old content or the new. For what may be lost: after a power cut it may be
+/// empty.
+pub fn write_cache(path: impl AsRef<Path>, data: impl AsRef<[u8]>, mode: u32) -> Result<()> {
+    replace(path.as_ref(), data.as_ref(), mode, false)
+}
+
+fn replace(path: &Path, data: &[u8], mode: u32, lasting: bool) -> Result<()> {
     let dir = match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
     };
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let temp = dir.join(format!(".{name}.{}.new", std::process::id()));
-    let done = (|| {
+    let done: std::io::Result<()> = (|| {
         let mut f = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temp)?;
-        f.write_all(data.as_ref())?;
-        f.sync_all()?;
+        f.write_all(data)?;
+        if lasting {
+            f.sync_all()?;
+        }
         std::fs::rename(&temp, path)?;
-        File::open(dir)?.sync_all()
+        if lasting {
+            File::open(dir)?.sync_all()?;
+        }
+        Ok(())
     })();
     if done.is_err() {
         let _ = std::fs::remove_file(&temp);

@@ -6,12 +6,14 @@
 //! What the file system says of the files (size, times, inode) is compared first. While that is as it was, no file is read, and
 //! what was found then holds.
 
+use std::cell::{LazyCell, RefCell};
 use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use codchi_fs::Context;
@@ -23,7 +25,7 @@ use sha2::{Digest, Sha256};
 use crate::{NixError, Result, lock};
 
 /// What goes into a fingerprint besides files.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Inputs<'a> {
     /// The machine's folder.
     pub machine: &'a Path,
@@ -33,6 +35,52 @@ pub struct Inputs<'a> {
     pub facts: Vec<(&'a str, String)>,
     /// Where what was found is remembered; may be lost at any time. Of a machine that is not there yet nothing is.
     pub cache: Option<&'a Path>,
+    /// What was looked at for other machines.
+    pub looks: &'a Looks,
+}
+
+/// Folders of this host as they were looked at: machines that have one in common look at it once. It is as old as the first
+/// look.
+#[derive(Default)]
+pub struct Looks(RefCell<BTreeMap<PathBuf, Rc<Look>>>);
+
+/// A folder of this host.
+struct Look {
+    seen: Seen,
+    /// [`Seen::state`] of it.
+    state: String,
+    /// What git tracks, where it is a work tree.
+    tree: Option<Tree>,
+}
+
+impl Looks {
+    /// A folder; of a work tree, `last` is what git told before.
+    fn at(
+        &self,
+        dir: &Path,
+        git: bool,
+        looked: i64,
+        last: impl FnOnce() -> Option<Tree>,
+    ) -> Result<Rc<Look>> {
+        if let Some(look) = self.0.borrow().get(dir) {
+            return Ok(look.clone());
+        }
+        let mut seen = Seen::default();
+        let tree = match git {
+            true => {
+                let tree = tracked(dir, last(), looked)?;
+                seen.files(dir, &tree.files)?;
+                Some(tree)
+            }
+            false => {
+                seen.tree(dir, &[])?;
+                None
+            }
+        };
+        let look = Rc::new(Look { state: seen.state(), seen, tree });
+        self.0.borrow_mut().insert(dir.to_owned(), look.clone());
+        Ok(look)
+    }
 }
 
 /// What the file system says of a file. Its change time moves with whatever is done to it.
@@ -54,10 +102,8 @@ impl Stat {
         }
     }
 
-    /// Whether what was read at that time, in seconds since 1970, holds. A file that changed in the second before may change
-    /// again without a new time.
     fn is_settled(&self, read: i64) -> bool {
-        self.ctime.0 < read - 1
+        is_settled(self.ctime.0, read)
     }
 }
 
@@ -69,12 +115,13 @@ struct Last {
     /// Hash over all that was seen without reading files.
     state: String,
     fingerprint: String,
-    /// The files of each git work tree.
-    trees: BTreeMap<PathBuf, Tree>,
 }
 
+/// The files of each git work tree.
+type Trees = BTreeMap<PathBuf, Tree>;
+
 /// What git tracks in a work tree.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 struct Tree {
     /// When it was asked, in seconds since 1970.
     asked: i64,
@@ -98,45 +145,71 @@ const SHARE: usize = 2000;
 
 /// The fingerprint, in hexadecimal.
 pub fn compute(inputs: &Inputs<'_>) -> Result<String> {
-    let looked = now();
+    compute_at(inputs, now())
+}
+
+/// The same, `looked` being the time, in seconds since 1970.
+fn compute_at(inputs: &Inputs<'_>, looked: i64) -> Result<String> {
     let last: Last = inputs.cache.map(remembered).unwrap_or_default();
-    let mut seen = Seen::default();
+    let told =
+        LazyCell::new(|| inputs.cache.map(|c| remembered::<Trees>(&trees_file(c))).unwrap_or_default());
+    let mut own = Seen::default();
     for (name, value) in &inputs.facts {
-        seen.word(name.as_bytes());
-        seen.word(value.as_bytes());
+        own.word(name.as_bytes());
+        own.word(value.as_bytes());
     }
-    seen.tree(inputs.machine, inputs.unread)?;
-    let mut trees = BTreeMap::new();
+    own.tree(inputs.machine, inputs.unread)?;
+    let mut looks = Vec::new();
     for (dir, git) in local_inputs(inputs.machine)? {
-        seen.word(dir.as_os_str().as_bytes());
-        if git {
-            let tree = tracked(&dir, last.trees.get(&dir))?;
-            seen.files(&dir, &tree.files)?;
-            trees.insert(dir, tree);
-        } else {
-            seen.tree(&dir, &[])?;
-        }
+        own.word(dir.as_os_str().as_bytes());
+        let look = inputs.looks.at(&dir, git, looked, || told.get(&dir).cloned())?;
+        looks.push((dir, look));
     }
-    let state = seen.state();
-    let settled = seen.stats().all(|stat| stat.is_settled(last.looked));
-    if settled && state == last.state {
+    let parts = || std::iter::once(&own).chain(looks.iter().map(|(_, look)| &look.seen));
+    let state = together([own.state()].iter().chain(looks.iter().map(|(_, look)| &look.state)));
+    let is_settled = |read| parts().all(|part| part.newest.is_none_or(|newest| is_settled(newest, read)));
+    if is_settled(last.looked) && state == last.state {
         return Ok(last.fingerprint);
     }
     let mut new = BTreeMap::new();
-    let Some(cache) = inputs.cache else {
-        return seen.contents(&Hashes::default(), &mut new);
-    };
-    let hashes_file = cache.with_extension("hashes.json");
-    let known: Hashes = remembered(&hashes_file);
-    let fingerprint = seen.contents(&known, &mut new)?;
+    let known_file = inputs.cache.map(|cache| cache.with_extension("hashes.json"));
+    let known: Hashes = known_file.as_deref().map(remembered).unwrap_or_default();
+    let sums = parts().map(|part| part.contents(&known, &mut new)).collect::<Result<Vec<_>>>()?;
+    let fingerprint = together(&sums);
+    let (Some(cache), Some(known_file)) = (inputs.cache, known_file) else { return Ok(fingerprint) };
     if let Some(parent) = cache.parent() {
         codchi_fs::create_private_dir(parent)?;
     }
-    if new != known.files || !settled {
-        remember(&hashes_file, &Hashes { looked, files: new })?;
+    // What may change again unseen is read each time: there is no use in remembering it.
+    let settled = is_settled(looked);
+    if new != known.files || settled {
+        remember(&known_file, &Hashes { looked, files: new })?;
     }
-    remember(cache, &Last { looked, state, fingerprint: fingerprint.clone(), trees })?;
+    let trees: Trees = looks.into_iter().filter_map(|(dir, look)| Some((dir, look.tree.clone()?))).collect();
+    if trees != *told {
+        remember(&trees_file(cache), &trees)?;
+    }
+    if settled {
+        remember(cache, &Last { looked, state, fingerprint: fingerprint.clone() })?;
+    }
     Ok(fingerprint)
+}
+
+fn trees_file(cache: &Path) -> PathBuf {
+    cache.with_extension("trees.json")
+}
+
+/// Hash over hashes.
+fn together<'a>(sums: impl IntoIterator<Item = &'a String>) -> String {
+    let mut sum = Sha256::new();
+    sums.into_iter().for_each(|s| field(&mut sum, s.as_bytes()));
+    hex(&sum.finalize())
+}
+
+/// Whether what was read at a time holds of a file that changed at another, both in seconds since 1970: one that changed in the
+/// second before may change again without a new time.
+fn is_settled(changed: i64, read: i64) -> bool {
+    changed < read - 1
 }
 
 fn now() -> i64 {
@@ -151,7 +224,7 @@ fn remembered<T: Default + DeserializeOwned>(file: &Path) -> T {
 fn remember<T: Serialize>(file: &Path, what: &T) -> Result<()> {
     // A name that is no text is looked at anew each time.
     match serde_json::to_string(what) {
-        Ok(text) => Ok(codchi_fs::write_atomic(file, text, 0o600)?),
+        Ok(text) => Ok(codchi_fs::write_cache(file, text, 0o600)?),
         Err(_) => Ok(codchi_fs::remove_if_exists(file)?),
     }
 }
@@ -159,6 +232,7 @@ fn remember<T: Serialize>(file: &Path, what: &T) -> Result<()> {
 /// Removes what [`compute`] remembers.
 pub fn forget(cache: &Path) -> Result<()> {
     codchi_fs::remove_if_exists(cache.with_extension("hashes.json"))?;
+    codchi_fs::remove_if_exists(trees_file(cache))?;
     Ok(codchi_fs::remove_if_exists(cache)?)
 }
 
@@ -190,7 +264,7 @@ pub fn local_inputs(machine: &Path) -> Result<Vec<(PathBuf, bool)>> {
 }
 
 /// The files git tracks, as Nix sees a work tree. Git is asked when the list may be another than last time.
-fn tracked(dir: &Path, last: Option<&Tree>) -> Result<Tree> {
+fn tracked(dir: &Path, last: Option<Tree>, asked: i64) -> Result<Tree> {
     let stat = |path: &Path| path.symlink_metadata().ok();
     // Of a folder only which one it is: what git does in it is no news.
     let link = stat(&dir.join(".git")).map(|meta| match meta.is_dir() {
@@ -202,9 +276,8 @@ fn tracked(dir: &Path, last: Option<&Tree>) -> Result<Tree> {
         && index == last.index.1
         && index.is_settled(last.asked)
     {
-        return Ok(last.clone());
+        return Ok(last);
     }
-    let asked = now();
     let folder = git(dir, &["rev-parse", "--absolute-git-dir"])?;
     let folder = folder.strip_suffix(b"\n").unwrap_or(&folder);
     let index = Path::new(std::ffi::OsStr::from_bytes(folder)).join("index");
@@ -236,6 +309,8 @@ fn git(dir: &Path, args: &[&str]) -> Result<Vec<u8>> {
 #[derive(Default)]
 struct Seen {
     all: Vec<Item>,
+    /// When the last of its files changed, in seconds since 1970.
+    newest: Option<i64>,
 }
 
 enum Item {
@@ -312,7 +387,9 @@ impl Seen {
             parts
         });
         for part in parts {
-            self.all.extend(part?.all);
+            let part = part?;
+            self.all.extend(part.all);
+            self.newest = self.newest.max(part.newest);
         }
         Ok(())
     }
@@ -331,19 +408,14 @@ impl Seen {
             self.word(b"link");
             self.word(to.as_os_str().as_bytes());
         } else if meta.is_file() {
-            self.all.push(Item::File(path.to_owned(), Stat::of(&meta), meta.mode() & 0o100 != 0));
+            let stat = Stat::of(&meta);
+            self.newest = self.newest.max(Some(stat.ctime.0));
+            self.all.push(Item::File(path.to_owned(), stat, meta.mode() & 0o100 != 0));
         } else {
             // A submodule is a directory here.
             self.word(b"other");
         }
         Ok(())
-    }
-
-    fn stats(&self) -> impl Iterator<Item = &Stat> {
-        self.all.iter().filter_map(|item| match item {
-            Item::File(_, stat, _) => Some(stat),
-            Item::Word(_) => None,
-        })
     }
 
     /// Hash over what the file system says.
@@ -403,6 +475,8 @@ mod tests {
 
     struct Place {
         dir: tempfile::TempDir,
+        /// How many seconds after now it is.
+        later: std::cell::Cell<i64>,
     }
 
     impl Place {
@@ -411,7 +485,7 @@ mod tests {
             for d in ["machine", "repo/sub"] {
                 codchi_fs::create_dir_all(dir.path().join(d)).unwrap();
             }
-            let p = Place { dir };
+            let p = Place { dir, later: Default::default() };
             p.put("machine/flake.nix", "{ }");
             p.put("repo/a", "one");
             p.put("repo/sub/b", "two");
@@ -430,25 +504,18 @@ mod tests {
         fn sum(&self, fact: &str) -> String {
             let machine = self.dir.path().join("machine");
             let cache = self.dir.path().join("cache/f.json");
-            compute(&Inputs {
+            let inputs = Inputs {
                 machine: &machine,
                 unread: &["host.toml"],
                 facts: vec![("codchi", fact.into())],
                 cache: Some(&cache),
-            })
-            .unwrap()
+                looks: &Looks::default(),
+            };
+            compute_at(&inputs, now() + self.later.get()).unwrap()
         }
-        /// As if it had been a while ago that the files were looked at.
+        /// As if the files were looked at a while later.
         fn wait(&self) {
-            for file in ["cache/f.json", "cache/f.hashes.json"] {
-                let path = self.path(file);
-                let mut v: Value = serde_json::from_str(&codchi_fs::read_to_string(&path).unwrap()).unwrap();
-                v["looked"] = (now() + 10).into();
-                for tree in v["trees"].as_object_mut().into_iter().flat_map(|m| m.values_mut()) {
-                    tree["asked"] = (now() + 10).into();
-                }
-                codchi_fs::write(path, v.to_string()).unwrap();
-            }
+            self.later.set(self.later.get() + 10);
         }
         /// What is remembered as the last fingerprint.
         fn remember(&self, fingerprint: &str) {
@@ -511,10 +578,10 @@ mod tests {
         p.git(&["add", "a"]);
         p.lock(serde_json::json!({ "type": "git", "url": format!("file://{}", p.path("repo")) }));
         let first = p.sum("1");
-        p.remember("remembered");
         // They were written just now: a change may leave the same times.
-        assert_eq!(p.sum("1"), first);
+        assert!(!Path::new(&p.path("cache/f.json")).exists());
         p.wait();
+        assert_eq!(p.sum("1"), first);
         p.remember("remembered");
         assert_eq!(p.sum("1"), "remembered");
         assert_ne!(p.sum("2"), "remembered");
@@ -547,6 +614,23 @@ mod tests {
             p.put(&format!("repo/{file}"), "");
             assert_eq!(p.sum("1"), first);
         }
+    }
+
+    #[test]
+    fn machines_look_at_what_they_share_once() {
+        let p = Place::new();
+        p.lock(serde_json::json!({ "type": "path", "path": p.path("repo") }));
+        let machine = p.dir.path().join("machine");
+        let looks = Looks::default();
+        let sum = || {
+            compute(&Inputs { machine: &machine, unread: &[], facts: Vec::new(), cache: None, looks: &looks })
+                .unwrap()
+        };
+        let first = sum();
+        p.put("repo/c", "not seen");
+        assert_eq!(sum(), first);
+        p.put("machine/flake.nix", "{ } ");
+        assert_ne!(sum(), first);
     }
 
     #[test]

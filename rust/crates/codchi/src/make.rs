@@ -801,6 +801,7 @@ mod tests {
                 unread: &UNREAD,
                 facts: Vec::new(),
                 cache: Some(&cache),
+                looks: &Default::default(),
             };
             codchi_nix::fingerprint::compute(&inputs).unwrap()
         };

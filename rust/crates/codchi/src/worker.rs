@@ -11,6 +11,7 @@ use codchi_core::report::{Diagnose, Kind};
 use codchi_core::status::State;
 use codchi_core::text;
 use codchi_drivers::{Driver, Export, Given, Host, Machine, Switched, System, capability};
+use codchi_nix::fingerprint::Looks;
 use codchi_nix::generations::{Generations, Record};
 use codchi_nix::{Nix, StorePath};
 use codchi_secrets::Bundle;
@@ -852,9 +853,9 @@ pub fn recover(app: &App, lock: &codchi_fs::Lock, name: &MachineName) -> Result<
     make::Scratch::sweep(&app.dirs.staging())
 }
 
-/// What a rebuild of a machine would read, in a word; none where that cannot be told.
-pub fn fingerprint(app: &App, name: &MachineName, nix: &str) -> Option<String> {
-    fingerprint_of(app, name, &app.dirs.machine(name), &app.attachment(name).ok()?, nix)
+/// What a rebuild of a machine would read, in a word, beside what was looked at for others; none where that cannot be told.
+pub fn fingerprint(app: &App, name: &MachineName, nix: &str, looks: &Looks) -> Option<String> {
+    fingerprint_beside(app, name, &app.dirs.machine(name), &app.attachment(name).ok()?, nix, looks)
 }
 
 /// The same of a machine that has that folder and attachment.
@@ -864,6 +865,17 @@ pub fn fingerprint_of(
     folder: &Path,
     attachment: &Attachment,
     nix: &str,
+) -> Option<String> {
+    fingerprint_beside(app, name, folder, attachment, nix, &Looks::default())
+}
+
+fn fingerprint_beside(
+    app: &App,
+    name: &MachineName,
+    folder: &Path,
+    attachment: &Attachment,
+    nix: &str,
+    looks: &Looks,
 ) -> Option<String> {
     let cache = fingerprint_cache(app, name);
     // One whose making may still fail leaves nothing.
@@ -877,6 +889,7 @@ pub fn fingerprint_of(
         unread: &make::UNREAD,
         facts: make::facts(app, name, nix, attachment),
         cache,
+        looks,
     };
     codchi_nix::fingerprint::compute(&inputs).ok()
 }

@@ -17,6 +17,7 @@ use codchi_fs::Lock;
 use codchi_nix::StorePath;
 use codchi_nix::closure::Difference;
 use codchi_nix::drv::Source;
+use codchi_nix::fingerprint::Looks;
 use codchi_nix::generations::Generation;
 use codchi_nix::lock::{Locked, Update};
 use codchi_secrets::Bundle;
@@ -173,6 +174,11 @@ impl Several<'_> {
 
 /// Whether a rebuild would read exactly what the generation in force was built from.
 pub fn is_up_to_date(app: &App, name: &MachineName) -> bool {
+    is_up_to_date_beside(app, name, &Looks::default())
+}
+
+/// The same beside what was looked at for other machines.
+pub fn is_up_to_date_beside(app: &App, name: &MachineName, looks: &Looks) -> bool {
     if app.attachment(name).is_ok_and(|a| a.declared) {
         return true;
     }
@@ -183,7 +189,7 @@ pub fn is_up_to_date(app: &App, name: &MachineName) -> bool {
     let Some(built) = worker::built(app, name) else { return false };
     let current = app.generations(name).current_number().ok().flatten();
     current == Some(built.generation)
-        && worker::fingerprint(app, name, &built.nix).is_some_and(|f| f == built.fingerprint)
+        && worker::fingerprint(app, name, &built.nix, looks).is_some_and(|f| f == built.fingerprint)
 }
 
 /// The fingerprint that an up-to-date machine will have under a name and with an attachment, for

@@ -7,6 +7,7 @@ use codchi_core::name::{DriverName, MachineName};
 use codchi_core::status::{Config, GenerationStatus, Generations, InputState, MachineStatus, State, Status};
 use codchi_core::text;
 use codchi_drivers::Running;
+use codchi_nix::fingerprint::Looks;
 
 use crate::app::App;
 use crate::cli::{self, NixFlags};
@@ -59,6 +60,7 @@ fn machine_status(
     running: Running,
     measure: bool,
     end: Instant,
+    looks: &Looks,
 ) -> Result<MachineStatus> {
     let attachment = app.attachment(name)?;
     let driver = codchi_drivers::find(&attachment.driver)?;
@@ -67,7 +69,7 @@ fn machine_status(
     let changed = running.is_up() && checkout::is_changed(app, name, &attachment.checkouts, end);
     let config = if rebuild::is_rolled_back(app, name) {
         Config::RolledBack
-    } else if !rebuild::is_up_to_date(app, name) || changed {
+    } else if !rebuild::is_up_to_date_beside(app, name, looks) || changed {
         Config::Modified
     } else if inputs.iter().any(|i| i.state == InputState::UpdatesAvailable) {
         Config::UpdatesAvailable
@@ -115,10 +117,10 @@ pub fn status(app: &App, args: &cli::Status) -> Result<()> {
             None => app.names()?,
         };
         let (mut machines, mut broken) = (Vec::new(), None);
-        let end = Instant::now() + PATIENCE;
+        let (end, looks) = (Instant::now() + PATIENCE, Looks::default());
         for (name, running) in names.iter().zip(running(app, &names)) {
             let measure = app.globals.json || given.is_some();
-            match running.and_then(|r| machine_status(app, name, r, measure, end)) {
+            match running.and_then(|r| machine_status(app, name, r, measure, end, &looks)) {
                 Ok(status) => machines.push(status),
                 // Deleted or renamed since the names were read.
                 Err(_) if given.is_none() && !app.exists(name) => {}
