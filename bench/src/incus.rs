@@ -1,4 +1,4 @@
-//! Machines on Incus, beside the engine's own client.
+//! Machines on Incus and LXD, beside the engine's own client.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -12,8 +12,39 @@ use crate::measure::{Bound, Figure, Unit, in_turns, timed};
 /// How many machines `status` is measured with.
 const MACHINES: usize = 20;
 
-/// An Incus daemon of our own, and the machines on it.
+/// An engine, and how it is used by hand.
+pub struct Kind {
+    /// The driver's name.
+    name: &'static str,
+    title: &'static str,
+    client: &'static str,
+    /// The variables that say where the daemon's folder is, and that of the client's settings.
+    variables: (&'static str, &'static str),
+    /// Waits for the daemon.
+    wait: &'static [&'static str],
+}
+
+/// Incus.
+pub const INCUS: Kind = Kind {
+    name: "incus",
+    title: "Incus",
+    client: "incus",
+    variables: ("INCUS_DIR", "INCUS_CONF"),
+    wait: &["incus", "admin", "waitready", "--timeout", "1"],
+};
+
+/// LXD.
+pub const LXD: Kind = Kind {
+    name: "lxd",
+    title: "LXD",
+    client: "lxc",
+    variables: ("LXD_DIR", "LXD_CONF"),
+    wait: &["lxd", "waitready", "--timeout", "1"],
+};
+
+/// A daemon of our own, and the machines on it.
 struct Engine<'a> {
+    kind: &'static Kind,
     host: &'a Host,
     client: PathBuf,
     dir: PathBuf,
@@ -22,12 +53,14 @@ struct Engine<'a> {
 }
 
 impl<'a> Engine<'a> {
-    fn start(host: &'a Host) -> Result<Engine<'a>, Error> {
-        let client = which("incus")?;
+    fn start(kind: &'static Kind, host: &'a Host) -> Result<Engine<'a>, Error> {
+        let client = which(kind.client)?;
+        let (waits, args) = kind.wait.split_first().unwrap_or((&"", &[]));
+        let waits = which(waits)?;
         let program = host.repo.join("tests/engine-host");
-        let dir = host.scratch("incus");
+        let dir = host.scratch(kind.name);
         let daemon = Command::new(&program)
-            .arg("incus")
+            .arg(kind.name)
             .arg(&dir)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -38,6 +71,7 @@ impl<'a> Engine<'a> {
                 source,
             })?;
         let engine = Engine {
+            kind,
             host,
             client,
             dir,
@@ -45,24 +79,29 @@ impl<'a> Engine<'a> {
             machines: Vec::new(),
         };
         let end = Instant::now() + Duration::from_secs(60);
-        while let Err(e) = timed(engine.incus(&["admin", "waitready", "--timeout", "1"])) {
+        let wait = || {
+            let mut command = engine.with(host.command(&waits));
+            command.args(args);
+            timed(command)
+        };
+        while let Err(e) = wait() {
             if Instant::now() > end {
                 return Err(e);
             }
         }
-        timed(engine.incus(&["storage", "create", "default", "dir"]))?;
+        timed(engine.client(&["storage", "create", "default", "dir"]))?;
         Ok(engine)
     }
 
     fn with(&self, mut command: Command) -> Command {
         command
-            .env("INCUS_DIR", &self.dir)
-            .env("INCUS_CONF", self.host.scratch("incus-client"))
-            .env("CODCHI_DRIVER", "incus");
+            .env(self.kind.variables.0, &self.dir)
+            .env(self.kind.variables.1, self.host.scratch("client"))
+            .env("CODCHI_DRIVER", self.kind.name);
         command
     }
 
-    fn incus(&self, args: &[&str]) -> Command {
+    fn client(&self, args: &[&str]) -> Command {
         let mut command = self.with(self.host.command(&self.client));
         command.args(args);
         command
@@ -95,33 +134,33 @@ impl Drop for Engine<'_> {
 }
 
 /// The time of a command in a machine, and of the status of many.
-pub fn measure(host: &mut Host, runs: usize) -> Result<Vec<Figure>, Error> {
+pub fn measure(kind: &'static Kind, host: &mut Host, runs: usize) -> Result<Vec<Figure>, Error> {
     // The base is there, so that only the engine's part is new.
     host.machine()?;
-    let mut engine = Engine::start(host)?;
-    engine.init("engine-0".into(), &[])?;
+    let mut engine = Engine::start(kind, host)?;
+    engine.init(format!("{}-0", kind.name), &[])?;
     let name = engine.machines[0].clone();
     let ours = || engine.codchi(&["exec", &name, "--", "true"]);
-    let theirs = || engine.incus(&["exec", &name, "--", "/run/current-system/sw/bin/true"]);
+    let theirs = || engine.client(&["exec", &name, "--", "/run/current-system/sw/bin/true"]);
     let exec = in_turns(&[&ours, &theirs], runs)?;
     for n in 1..MACHINES {
-        engine.init(format!("engine-{n}"), &["--no-start"])?;
+        engine.init(format!("{}-{n}", kind.name), &["--no-start"])?;
     }
     let ours = || engine.codchi(&["status"]);
-    let theirs = || engine.incus(&["list", "--format", "csv", "--columns", "ns"]);
+    let theirs = || engine.client(&["list", "--format", "csv", "--columns", "ns"]);
     let status = in_turns(&[&ours, &theirs], runs.min(20))?;
     Ok(vec![
         Figure {
-            name: format!("codchi exec {name} -- true, on Incus"),
+            name: format!("codchi exec {name} -- true, on {}", kind.title),
             ours: exec[0],
-            beside: Some(("incus exec".into(), exec[1])),
+            beside: Some((format!("{} exec", kind.client), exec[1])),
             unit: Unit::Ms,
             bound: Bound::Times(0.5),
         },
         Figure {
-            name: format!("codchi status, {MACHINES} machines on Incus"),
+            name: format!("codchi status, {MACHINES} machines on {}", kind.title),
             ours: status[0],
-            beside: Some(("incus list".into(), status[1])),
+            beside: Some((format!("{} list", kind.client), status[1])),
             unit: Unit::Ms,
             bound: Bound::Times(2.0),
         },

@@ -14,8 +14,12 @@ use crate::host::run;
 pub struct Kind {
     /// The driver's name.
     pub name: &'static str,
+    /// For people.
+    pub title: &'static str,
     /// Its client.
     pub client: &'static str,
+    /// What of the client makes an instance.
+    pub create: &'static str,
     /// The variable that says where the daemon's folder is, and that of the client's settings.
     variables: (&'static str, &'static str),
     /// Waits for the daemon.
@@ -23,12 +27,24 @@ pub struct Kind {
 }
 
 /// The engines there are.
-pub const KINDS: &[Kind] = &[Kind {
-    name: "incus",
-    client: "incus",
-    variables: ("INCUS_DIR", "INCUS_CONF"),
-    wait: &["incus", "admin", "waitready", "--timeout", "1"],
-}];
+pub const KINDS: &[Kind] = &[
+    Kind {
+        name: "incus",
+        title: "Incus",
+        client: "incus",
+        create: "create",
+        variables: ("INCUS_DIR", "INCUS_CONF"),
+        wait: &["incus", "admin", "waitready", "--timeout", "1"],
+    },
+    Kind {
+        name: "lxd",
+        title: "LXD",
+        client: "lxc",
+        create: "init",
+        variables: ("LXD_DIR", "LXD_CONF"),
+        wait: &["lxd", "waitready", "--timeout", "1"],
+    },
+];
 
 /// How long a daemon may take to be ready.
 const PATIENCE: Duration = Duration::from_secs(180);

@@ -3,7 +3,7 @@
 //! `CODCHI_SUITE` chooses the cases: `conformance` (the default), `templates` (every template is booted and used), `faults`
 //! (killed at every step, on full and failing disks), `model` (two commands at once, and random sequences of commands),
 //! `sources` (repositories on servers of its own) or `systemd` (on a host that systemd started).
-//! `CODCHI_CONFORMANCE=KIND-SUITE` chooses how Codchi is run (`root`, `rootless`, `incus`: as root, with machines on a
+//! `CODCHI_CONFORMANCE=KIND-SUITE` chooses how Codchi is run (`root`, `rootless`, `incus` or `lxd`: as root, with machines on a
 //! daemon of the suite's own, `qemu`: as root, with virtual machines, or `rootlessqemu`) and which release the built-in
 //! base takes; `CODCHI_PROGRAM` is the program under test. With `--table` nothing is run: the table of what each driver does is
 //! printed. The cases share one home, one store and one machine and run in

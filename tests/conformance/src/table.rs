@@ -20,10 +20,11 @@ impl Unable {
 }
 
 /// Kinds of runs, and the columns they are in the table.
-const COLUMNS: [(&str, &str); 5] = [
+const COLUMNS: [(&str, &str); 6] = [
     ("root", "native, as root"),
     ("rootless", "native, as a user"),
     ("incus", "incus, as root"),
+    ("lxd", "lxd, as root"),
     ("qemu", "qemu, as root"),
     ("rootlessqemu", "qemu, as a user"),
 ];
@@ -32,6 +33,7 @@ const COLUMNS: [(&str, &str); 5] = [
 fn family(kind: &str) -> &str {
     match kind {
         "rootlessqemu" => "qemu",
+        "lxd" => "incus",
         other => other,
     }
 }

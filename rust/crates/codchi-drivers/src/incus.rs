@@ -1,4 +1,4 @@
-//! The Incus driver: machines as unprivileged system containers of a daemon, through its REST API.
+//! The drivers of Incus and LXD: machines as unprivileged system containers of a daemon, through its REST API.
 //!
 //! The engine starts PID 1 and keeps the root file system; `codchi supervise` stands beside the machine and gives it network,
 //! folders, secrets, endpoint and resolver as everywhere else ([`codchi_runtime::attend`]). Commands go through the agent's socket,
@@ -9,6 +9,7 @@ mod attendant;
 mod dialect;
 mod files;
 mod guard;
+mod image;
 mod mark;
 mod probe;
 
@@ -38,6 +39,8 @@ pub struct Incus {
 
 /// Machines on Incus.
 pub static INCUS: Incus = Incus { dialect: &dialect::INCUS };
+/// Machines on LXD.
+pub static LXD: Incus = Incus { dialect: &dialect::LXD };
 
 impl Driver for Incus {
     fn info(&self) -> &'static Info {
@@ -67,12 +70,17 @@ impl Driver for Incus {
             };
         }
         let pool = pool(&api)?;
+        let name = machine.name.as_str();
+        let did_not_make = |e| did_not(self.dialect, e, format!("make the instance `{name}`"));
+        // An empty root file system: the machine's init fills it.
+        let image =
+            (!self.dialect.vacant).then(|| image::Image::new(&api)).transpose().map_err(did_not_make)?;
+        let source = image.as_ref().map_or_else(|| json!({ "type": "none" }), image::Image::source);
         let instance = json!({
             "name": machine.name,
             "type": "container",
             "description": "a code machine; `codchi` looks after it",
-            // An empty root file system: the machine's init fills it.
-            "source": { "type": "none" },
+            "source": source,
             // A person's default profile may lack anything, and change.
             "profiles": [],
             "config": {
@@ -83,9 +91,8 @@ impl Driver for Incus {
             },
             "devices": { "root": { "type": "disk", "path": "/", "pool": pool } },
         });
-        let name = machine.name.as_str();
-        api.change("POST", "/1.0/instances", &instance)
-            .map_err(|e| did_not(self.dialect, e, format!("make the instance `{name}`")))?;
+        api.change("POST", "/1.0/instances", &instance).map_err(did_not_make)?;
+        drop(image);
         // Where a mount with mapped owners goes has to be there.
         for folder in ["/nix", "/nix/store"] {
             if let Err(e) = api.make_folder(name, folder) {

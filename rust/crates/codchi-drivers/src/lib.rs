@@ -42,7 +42,7 @@ pub use supervised::{
 pub type Result<T, E = DriverError> = std::result::Result<T, E>;
 
 /// The drivers, one line each.
-static DRIVERS: [&'static dyn Driver; 3] = [&native::Native, &incus::INCUS, &qemu::Qemu];
+static DRIVERS: [&'static dyn Driver; 4] = [&native::Native, &incus::INCUS, &incus::LXD, &qemu::Qemu];
 
 /// All drivers.
 pub fn all() -> impl Iterator<Item = &'static dyn Driver> {

@@ -115,6 +115,13 @@ impl Api {
         self.answer(method, path, Some(body))
     }
 
+    /// Gives the engine a file, and waits until it has done what it does with it.
+    pub fn upload(&self, path: &str, file: &[u8]) -> Result<Value, ApiError> {
+        let headers = [("Content-Type", "application/octet-stream")];
+        let (_, text) = self.call("POST", path, Some(file), &headers)?;
+        self.result("POST", path, parsed("POST", path, &text)?)
+    }
+
     /// Has something removed, and waits until it is.
     pub fn delete(&self, path: &str) -> Result<(), ApiError> {
         self.answer("DELETE", path, None).map(drop)
@@ -158,6 +165,11 @@ impl Api {
 
     fn answer(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, ApiError> {
         let answer = self.call_json(method, path, body)?;
+        self.result(method, path, answer)
+    }
+
+    /// What came of what was asked, which may take the engine a while.
+    fn result(&self, method: &str, path: &str, answer: Value) -> Result<Value, ApiError> {
         if answer["type"] != "async" {
             return Ok(answer["metadata"].clone());
         }
@@ -192,12 +204,7 @@ impl Api {
         let json = [("Content-Type", "application/json")];
         let headers = if bytes.is_some() { &json[..] } else { &[] };
         let (_, text) = self.call(method, path, bytes.as_deref(), headers)?;
-        let answer: Value = serde_json::from_str(&text)
-            .map_err(|e| ApiError::Broken { request: format!("{method} {path}"), reason: e.to_string() })?;
-        if answer["type"] == "error" {
-            return Err(refused(&answer));
-        }
-        Ok(answer)
+        parsed(method, path, &text)
     }
 
     fn call(
@@ -226,6 +233,15 @@ impl Api {
         let text = answer.body_mut().with_config().limit(64 << 20).lossy_utf8(true).read_to_string();
         Ok((status, text.map_err(|e| broken(e.to_string()))?))
     }
+}
+
+fn parsed(method: &str, path: &str, text: &str) -> Result<Value, ApiError> {
+    let answer: Value = serde_json::from_str(text)
+        .map_err(|e| ApiError::Broken { request: format!("{method} {path}"), reason: e.to_string() })?;
+    if answer["type"] == "error" {
+        return Err(refused(&answer));
+    }
+    Ok(answer)
 }
 
 fn transition(instance: &str, action: &str, force: bool) -> (String, Value) {

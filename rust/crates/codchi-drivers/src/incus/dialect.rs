@@ -31,6 +31,8 @@ pub struct Dialect {
     pub shifts: bool,
     /// The key that gives a machine access to the engine.
     pub guest_api: &'static str,
+    /// Whether it makes instances without an image; one without anything in it is given to it where it does not.
+    pub vacant: bool,
 }
 
 /// Incus.
@@ -53,6 +55,24 @@ pub static INCUS: Dialect = Dialect {
     oldest: (6, 0),
     shifts: true,
     guest_api: "security.guestapi",
+    vacant: true,
+};
+
+/// LXD.
+pub static LXD: Dialect = Dialect {
+    info: Info { name: "lxd", kind: Flavour::Container, runs: true },
+    title: "LXD",
+    sockets: &["/var/snap/lxd/common/lxd/unix.socket", "/var/lib/lxd/unix.socket"],
+    variables: (Some("LXD_SOCKET"), "LXD_DIR"),
+    group: "lxd",
+    client: "lxc",
+    programs: &["/usr/bin/lxd", "/usr/sbin/lxd", "/snap/bin/lxd", "/var/lib/snapd/snap/bin/lxd"],
+    install: "Debian 12: `apt install lxd`; elsewhere: `snap install lxd`",
+    start: "systemctl start lxd",
+    oldest: (5, 0),
+    shifts: false,
+    guest_api: "security.devlxd",
+    vacant: false,
 };
 
 impl Dialect {

@@ -1,0 +1,33 @@
+# System containers of an LXD daemon.
+{
+  name = "lxd";
+  description = "an unprivileged system container of an LXD daemon";
+  requires = [
+    "lxd"
+  ];
+  kind = "container";
+  supports = {
+    store = [ "shared" ];
+    resources = [
+      "memory"
+      "cpus"
+      "tasks"
+    ];
+    capabilities = [
+      "certificates"
+      "netrc"
+    ];
+  };
+  variables = [
+    "bin"
+    "endpoint"
+    "host"
+    "notify"
+    "store"
+    "toplevel"
+  ];
+  # Instance configuration can open the whole host to a machine: each key is asked about.
+  allowedSettings = [ ];
+  machine = ./machine.nix;
+  host = ./host.nix;
+}

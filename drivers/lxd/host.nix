@@ -1,0 +1,4 @@
+import ../../lib/instance.nix {
+  guestApi = "security.devlxd";
+  shift = false;
+}
