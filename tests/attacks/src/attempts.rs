@@ -1420,7 +1420,7 @@ pub fn table() -> String {
         "# Attempts\n\nWhat the suite `tests/attacks` tries from inside real machines, on each driver. Every attempt must fail, and what is \
          guarded must be as it was; the same attempt must succeed where its guard is taken away (the control), else it would show \
          nothing. What is promised on this ground is in SECURITY.md, at the top of the repository.\n\nThe native driver is attacked as \
-         root and rootless, the others as root. On virtual machines, \"a machine without the guard\" is the person, in the store's own \
+         root and rootless, the others as root; LXD gets the settings of Incus, where their controls are. On virtual machines, \"a machine without the guard\" is the person, in the store's own \
          namespace.\n",
     );
     let titles: Vec<&str> = COLUMNS.iter().map(|(_, title)| *title).collect();

@@ -6,6 +6,7 @@ use crate::stage::Who;
 pub const COLUMNS: &[(&[&str], &str)] = &[
     (&["root", "rootless"], "native"),
     (&["incus"], "Incus"),
+    (&["lxd"], "LXD"),
     (&["qemu"], "QEMU"),
 ];
 
@@ -18,6 +19,9 @@ const NO_SOCKET: &str = "the host reads no such socket";
 const NO_DESCRIPTORS: &str = "nothing but bytes passes by the port";
 
 const UNPACKED: &str = "the export is read as on the native driver";
+
+/// What an instance without guards would be made of needs mounts with mapped owners.
+const SAME_SETTINGS: &str = "shown on Incus, with the same settings";
 
 const CONSOLE: &str = "the engine keeps the console";
 
@@ -78,8 +82,20 @@ const GROUPS: &[(&[&str], &str, &str)] = &[
     ),
 ];
 
+/// The kind of which the exceptions are those of another, too.
+fn family(kind: &str) -> &str {
+    match kind {
+        "lxd" => "incus",
+        other => other,
+    }
+}
+
 /// Why an attempt is left out in a kind of run; `who` is none for its control.
 pub fn left_out(kind: &str, group: &str, name: &str, who: Option<Who>) -> Option<&'static str> {
+    if kind == "lxd" && who.is_none() {
+        return Some(SAME_SETTINGS);
+    }
+    let kind = family(kind);
     let whole = GROUPS
         .iter()
         .find(|(kinds, g, _)| kinds.contains(&kind) && *g == group);

@@ -530,7 +530,7 @@ fn init_is_refused(stage: &Stage, name: &str, source: &str, why: &str) -> Result
 fn forgeries(stage: &Stage) -> &'static [(&'static str, &'static str)] {
     const WHY: &str = "no machine of this driver may";
     match stage.host.driver {
-        "incus" => &[
+        "incus" | "lxd" => &[
             (
                 "m // { engine = m.engine // { devices = m.engine.devices // { host = { type = \"disk\"; source = \"/\"; path = \"/host\"; }; }; }; }",
                 WHY,
