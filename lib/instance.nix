@@ -61,3 +61,5 @@ in
     endpoint = readOnly "@endpoint@" "/nix/var/nix/daemon-socket";
   };
 }
+# Of the device with the root file system, which is the person's, in bytes.
+// optional "disk" cfg.resources.disk lib.id

@@ -12,6 +12,7 @@
     resources = [
       "memory"
       "cpus"
+      "disk"
       "tasks"
     ];
     capabilities = [

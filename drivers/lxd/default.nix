@@ -11,6 +11,7 @@
     resources = [
       "memory"
       "cpus"
+      "disk"
       "tasks"
     ];
     capabilities = [

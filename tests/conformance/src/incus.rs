@@ -25,6 +25,7 @@ pub const ALL: &[Case] = &[
     ("incus_an_instance_of_another_is_left_alone", foreign),
     ("incus_a_missing_pool_is_named", no_pool),
     ("incus_what_a_person_configured_stays", configured),
+    ("incus_a_limit_of_the_disk_holds", limited),
     ("incus_a_deleted_instance_is_said", deleted),
     ("incus_a_machine_moves_to_another_driver_and_back", moves),
 ];
@@ -219,6 +220,49 @@ fn configured(h: &Host) -> Result<(), Failed> {
     wants("devices", &devices, &["theirs"])?;
     h.engine()?
         .command(&["config", "device", "remove", "conf", "theirs"])?;
+    Ok(())
+}
+
+/// On a pool of btrfs, of which the engine limits what an instance takes.
+fn limited(h: &Host) -> Result<(), Failed> {
+    let known = codchi_fs::read_to_string("/proc/filesystems")?;
+    if !known.contains("btrfs") || !std::path::Path::new("/dev/loop-control").exists() {
+        println!("    left out: this kernel has no btrfs, or no loop devices");
+        return Ok(());
+    }
+    let source = h.home.join("limited");
+    codchi_fs::create_dir_all(&source)?;
+    codchi_fs::write(
+        source.join("flake.nix"),
+        "{ outputs = { self }: { nixosModules.default.codchi.resources.disk = \"200M\"; }; }\n",
+    )?;
+    let source = source.to_string_lossy().into_owned();
+    let engine = |args: &[&str]| h.engine()?.command(args);
+    engine(&["storage", "create", "limited", "btrfs", "size=2GiB"])?;
+    let device = [
+        "profile", "device", "add", "default", "root", "disk", "path=/",
+    ];
+    engine(&[&device[..], &["pool=limited"]].concat())?;
+    let done = h.codchi(&["init", "small", &source])?.ok()?;
+    engine(&["profile", "device", "remove", "default", "root"])?;
+    if done.err.contains("may not hold") {
+        return Err(format!("it is said not to hold: {}", done.err).into());
+    }
+    let fill = |mib: u32| {
+        let script = format!("head -c {mib}M /dev/urandom > ~/large && sync ~/large");
+        h.codchi(&["exec", "small", "--", "sh", "-c", &script])
+    };
+    fill(100)?.ok()?;
+    let done = fill(300)?;
+    if done.status == 0 || !done.err.contains("quota") && !done.err.contains("No space") {
+        return Err(format!("300 MiB went where 200 may: {}", done.err).into());
+    }
+    h.sh("small", "rm ~/large && echo small > ~/left")?;
+    // A folder is no such pool, and that is said.
+    let done = h.codchi(&["init", "unlimited", &source])?.ok()?;
+    wants("init", &done.err, &["may not hold", "`default`"])?;
+    h.codchi(&["delete", "--yes", "small", "unlimited"])?.ok()?;
+    engine(&["storage", "delete", "limited"])?;
     Ok(())
 }
 

@@ -7,6 +7,7 @@
       resources = {
         memory = "2G";
         cpus = 1.5;
+        disk = "20G";
         tasks = 4096;
       };
       # No device comes of it: nobody was asked.

@@ -7,6 +7,8 @@ pub mod agent;
 pub mod capability;
 mod error;
 mod incus;
+mod instances;
+mod lxd;
 mod native;
 mod qemu;
 mod supervised;
@@ -42,7 +44,7 @@ pub use supervised::{
 pub type Result<T, E = DriverError> = std::result::Result<T, E>;
 
 /// The drivers, one line each.
-static DRIVERS: [&'static dyn Driver; 4] = [&native::Native, &incus::INCUS, &incus::LXD, &qemu::Qemu];
+static DRIVERS: [&'static dyn Driver; 4] = [&native::Native, &incus::INCUS, &lxd::LXD, &qemu::Qemu];
 
 /// All drivers.
 pub fn all() -> impl Iterator<Item = &'static dyn Driver> {

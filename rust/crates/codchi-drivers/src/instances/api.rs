@@ -344,8 +344,8 @@ impl Resolver for NoResolver {
 
 #[cfg(test)]
 mod tests {
-    use super::super::dialect::INCUS;
     use super::*;
+    use crate::incus::DIALECT as INCUS;
 
     /// A server that answers each connection with the next of `answers`, and gives what it was sent.
     fn serve(

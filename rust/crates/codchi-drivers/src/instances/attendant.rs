@@ -78,11 +78,9 @@ fn settings(dialect: &Dialect, launch: &Launch, dir: &Path) -> Result<Settings> 
 pub fn configure(api: &Api, launch: &Launch, dir: &Path) -> Result<()> {
     let settings = settings(api.dialect(), launch, dir)?;
     let path = format!("/1.0/instances/{}", launch.name);
-    let configured = api.get(&path).and_then(|instance| {
-        match mark::merged(&instance, &settings.config, &settings.devices) {
-            Some(whole) => api.change("PUT", &path, &whole).map(drop),
-            None => Ok(()),
-        }
+    let configured = api.get(&path).and_then(|instance| match mark::merged(&instance, &settings) {
+        Some(whole) => api.change("PUT", &path, &whole).map(drop),
+        None => Ok(()),
     });
     configured.map_err(|e| told(api.dialect(), e, format!("configure the instance `{}`", launch.name)))
 }
@@ -286,10 +284,10 @@ fn tail(text: &str, wanted: impl Fn(&str) -> bool) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::dialect::INCUS;
     use super::*;
+    use crate::incus::DIALECT as INCUS;
 
-    /// What `drivers/incus/host.nix` renders; `tests/nix/run` fails when it is stale.
+    /// What `lib/instance.nix` renders; `tests/nix/run` fails when it is stale.
     const ENGINE: &str = include_str!("../../../../../tests/nix/cases/engine-incus.json");
 
     fn launch() -> Launch {
@@ -324,6 +322,7 @@ mod tests {
                 .contains("/nix/store/00000000000000000000000000000000-nixos-system/init")
         );
         assert_eq!(settings.config["limits.memory"], "2147483648");
+        assert_eq!(settings.disk, Some(20 << 30));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What an instance is never without, whatever the settings of the built system say.
 //!
-//! The settings come out of the built system, where a module of a stranger can put any file. What `drivers/incus/host.nix`
+//! The settings come out of the built system, where a module of a stranger can put any file. What `lib/instance.nix`
 //! renders passes, and what a person granted (`driver.settings`); anything else could open the whole host to a machine.
 
 use std::collections::BTreeMap;
@@ -20,6 +20,9 @@ pub struct Settings {
     pub config: BTreeMap<String, String>,
     /// Its devices.
     pub devices: Map<String, Value>,
+    /// Most bytes of its root file system.
+    #[serde(default)]
+    pub disk: Option<u64>,
 }
 
 /// How PID 1 is started, and how systemd is asked to power off a container.
@@ -142,8 +145,8 @@ fn known_device(dialect: &Dialect, name: &str, device: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::dialect::INCUS;
     use super::*;
+    use crate::incus::DIALECT as INCUS;
 
     /// What `host.nix` renders; `tests/nix/suite` fails when it is stale.
     const RENDERED: &str = include_str!("../../../../../tests/nix/cases/engine-incus.json");

@@ -1,10 +1,10 @@
 //! Marks in the engine's own metadata: whose an instance is, and what of its configuration is Codchi's.
 
-use std::collections::BTreeMap;
-
 use codchi_core::dirs::Dirs;
 use codchi_core::name::MachineName;
 use serde_json::{Map, Value, json};
+
+use super::guard::Settings;
 
 /// The machine's name.
 pub const MACHINE: &str = "user.codchi.machine";
@@ -12,6 +12,8 @@ pub const MACHINE: &str = "user.codchi.machine";
 pub const OWNER: &str = "user.codchi.owner";
 /// The configuration keys and devices that Codchi manages; all others are a person's.
 const MANAGED: &str = "user.codchi.managed";
+/// In that list, the size of the device with the root file system.
+const SIZE: &str = "size:root";
 
 /// What stands for the caller in marks.
 pub fn owner(dirs: &Dirs) -> String {
@@ -24,9 +26,13 @@ pub fn is_ours(instance: &Value, dirs: &Dirs, machine: &MachineName) -> bool {
     config[OWNER] == owner(dirs).as_str() && config[MACHINE] == machine.as_str()
 }
 
+fn managed(instance: &Value) -> Vec<&str> {
+    instance["config"][MANAGED].as_str().unwrap_or_default().split(' ').collect()
+}
+
 /// What a person added to an instance: keys of its configuration, and devices.
 pub fn extras(instance: &Value) -> Vec<String> {
-    let managed: Vec<&str> = instance["config"][MANAGED].as_str().unwrap_or_default().split(' ').collect();
+    let managed = managed(instance);
     let engines = ["volatile.", "image.", "user.codchi.", "security.idmap."];
     let is_theirs = |key: &str| !managed.contains(&key) && !engines.iter().any(|e| key.starts_with(e));
     let keys = instance["config"].as_object().into_iter().flat_map(|c| c.keys());
@@ -47,26 +53,31 @@ pub fn devices_of_others(instance: &Value) -> Map<String, Value> {
 
 /// What is not managed of a part of an instance, which the list of what is names with a prefix.
 fn without_managed(instance: &Value, part: &str, prefix: &str) -> Map<String, Value> {
-    let managed: Vec<&str> = instance["config"][MANAGED].as_str().unwrap_or_default().split(' ').collect();
+    let managed = managed(instance);
     let all = instance[part].as_object().into_iter().flatten();
     all.filter(|(key, _)| !managed.contains(&format!("{prefix}{key}").as_str()))
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect()
 }
 
-/// What an instance is to have: `config` and `devices` as rendered, over what a person added and the engine keeps there.
-/// None when it has just that already.
-pub fn merged(
-    instance: &Value,
-    config: &BTreeMap<String, String>,
-    devices: &Map<String, Value>,
-) -> Option<Value> {
+/// What an instance is to have: what was rendered, over what a person added and the engine keeps there. None when it has just
+/// that already.
+pub fn merged(instance: &Value, settings: &Settings) -> Option<Value> {
     let mut new_config = without_managed(instance, "config", "");
     let mut new_devices = devices_of_others(instance);
+    let Settings { config, devices, disk, .. } = settings;
     new_config.extend(config.iter().map(|(key, value)| (key.clone(), json!(value))));
     new_devices.extend(devices.iter().map(|(name, device)| (name.clone(), device.clone())));
     let mut names: Vec<String> = config.keys().cloned().collect();
     names.extend(devices.keys().map(|name| format!("device:{name}")));
+    if let Some(root) = new_devices.get_mut("root").and_then(Value::as_object_mut) {
+        if let Some(bytes) = disk {
+            root.insert("size".into(), json!(bytes.to_string()));
+            names.push(SIZE.into());
+        } else if managed(instance).contains(&SIZE) {
+            root.remove("size");
+        }
+    }
     new_config.insert(MANAGED.into(), json!(names.join(" ")));
     if instance["config"].as_object() == Some(&new_config)
         && instance["devices"].as_object() == Some(&new_devices)
@@ -85,17 +96,22 @@ mod tests {
 
     #[test]
     fn what_a_person_added_stays_and_what_codchi_no_longer_renders_goes() {
-        let first =
-            BTreeMap::from([("limits.memory".to_string(), "1".to_string()), ("raw.lxc".into(), "a".into())]);
-        let devices = json!({"store": {"type": "disk"}}).as_object().unwrap().clone();
+        let rendered = |settings: Value| -> Settings { serde_json::from_value(settings).unwrap() };
+        let first = rendered(json!({
+            "version": 1,
+            "config": { "limits.memory": "1", "raw.lxc": "a" },
+            "devices": { "store": { "type": "disk" } },
+            "disk": 4096,
+        }));
         let instance =
             json!({"config": {"volatile.x": "1"}, "devices": {"root": {"type": "disk"}}, "profiles": []});
-        let mut instance = merged(&instance, &first, &devices).unwrap();
-        assert_eq!(merged(&instance, &first, &devices), None);
+        let mut instance = merged(&instance, &first).unwrap();
+        assert_eq!(instance["devices"]["root"]["size"], "4096");
+        assert_eq!(merged(&instance, &first), None);
         instance["config"]["boot.autostart"] = json!("true");
         instance["devices"]["mine"] = json!({"type": "nic"});
-        let second = BTreeMap::from([("raw.lxc".to_string(), "b".to_string())]);
-        let after = merged(&instance, &second, &Map::new()).unwrap();
+        let second = rendered(json!({ "version": 1, "config": { "raw.lxc": "b" }, "devices": {} }));
+        let after = merged(&instance, &second).unwrap();
         assert_eq!(after["config"]["limits.memory"], Value::Null);
         assert_eq!(after["config"]["boot.autostart"], "true");
         assert_eq!(after["config"]["volatile.x"], "1");
@@ -105,5 +121,13 @@ mod tests {
         let others = devices_of_others(&instance);
         assert_eq!(others.keys().collect::<Vec<_>>(), ["mine", "root"]);
         assert_eq!(after["devices"], json!({"root": {"type": "disk"}, "mine": {"type": "nic"}}));
+    }
+    #[test]
+    fn a_size_that_a_person_gave_the_root_stays_where_the_machine_asks_for_none() {
+        let none: Settings =
+            serde_json::from_value(json!({ "version": 1, "config": {}, "devices": {} })).unwrap();
+        let root = json!({ "type": "disk", "size": "1GiB" });
+        let after = merged(&json!({ "config": {}, "devices": { "root": root } }), &none).unwrap();
+        assert_eq!(after["devices"]["root"], root);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{Flavour, Info};
+use crate::Info;
 
 /// One engine.
 #[derive(Debug)]
@@ -34,46 +34,6 @@ pub struct Dialect {
     /// Whether it makes instances without an image; one without anything in it is given to it where it does not.
     pub vacant: bool,
 }
-
-/// Incus.
-pub static INCUS: Dialect = Dialect {
-    info: Info { name: "incus", kind: Flavour::Container, runs: true },
-    title: "Incus",
-    sockets: &["/run/incus/unix.socket", "/var/lib/incus/unix.socket"],
-    variables: (Some("INCUS_SOCKET"), "INCUS_DIR"),
-    group: "incus-admin",
-    client: "incus",
-    programs: &[
-        "/usr/libexec/incus/incusd",
-        "/usr/bin/incusd",
-        "/usr/sbin/incusd",
-        "/opt/incus/bin/incusd",
-        "/usr/bin/incus",
-    ],
-    install: "Debian 12: `apt install -t bookworm-backports incus`; later releases: `apt install incus`",
-    start: "systemctl start incus",
-    oldest: (6, 0),
-    shifts: true,
-    guest_api: "security.guestapi",
-    vacant: true,
-};
-
-/// LXD.
-pub static LXD: Dialect = Dialect {
-    info: Info { name: "lxd", kind: Flavour::Container, runs: true },
-    title: "LXD",
-    sockets: &["/var/snap/lxd/common/lxd/unix.socket", "/var/lib/lxd/unix.socket"],
-    variables: (Some("LXD_SOCKET"), "LXD_DIR"),
-    group: "lxd",
-    client: "lxc",
-    programs: &["/usr/bin/lxd", "/usr/sbin/lxd", "/snap/bin/lxd", "/var/lib/snapd/snap/bin/lxd"],
-    install: "Debian 12: `apt install lxd`; elsewhere: `snap install lxd`",
-    start: "systemctl start lxd",
-    oldest: (5, 0),
-    shifts: false,
-    guest_api: "security.devlxd",
-    vacant: false,
-};
 
 impl Dialect {
     /// The engine's socket: as its own client finds it.

@@ -1,0 +1,533 @@
+//! What the drivers of Incus and LXD are: machines as unprivileged system containers of a daemon, through its REST API.
+//!
+//! The engine starts PID 1 and keeps the root file system; `codchi supervise` stands beside the machine and gives it network,
+//! folders, secrets, endpoint and resolver as everywhere else ([`codchi_runtime::attend`]). Commands go through the agent's socket,
+//! in memory of the machine that the process beside it shows: the engine's own `exec` is never used.
+
+mod api;
+mod attendant;
+mod dialect;
+mod files;
+mod guard;
+mod image;
+mod mark;
+mod probe;
+
+use codchi_core::dirs::Dirs;
+use codchi_core::folder::Folder;
+use codchi_core::machine::IdRange;
+use codchi_core::name::MachineName;
+use codchi_core::progress::Event as Told;
+use codchi_core::status::{Finding, State};
+use codchi_files::Report;
+use codchi_runtime::spec::Launch;
+use codchi_runtime::{folders, ids, outer, start, state};
+use serde_json::{Value, json};
+
+use crate::supervised::{self, life, prepare};
+use crate::{
+    Begun, Driver, DriverError, Exec, Export, Given, Host, Info, Machine, Result, Running, Switched,
+};
+
+use api::{Api, ApiError};
+pub use dialect::Dialect;
+
+/// The driver, of one engine.
+pub struct Instances {
+    pub(crate) dialect: &'static Dialect,
+}
+
+impl Driver for Instances {
+    fn info(&self) -> &'static Info {
+        &self.dialect.info
+    }
+
+    fn probe(&self, host: &Host) -> Vec<Finding> {
+        probe::probe(&self.api(), host.dirs)
+    }
+
+    fn ids(&self, _: &[IdRange]) -> Result<Option<IdRange>> {
+        // The engine gives each instance a range of its own.
+        Ok(None)
+    }
+
+    fn refusal(&self, folder: &Folder) -> Option<String> {
+        folders::refusal(folder)
+    }
+
+    fn create(&self, host: &Host, machine: &Machine) -> Result<()> {
+        let api = self.connect()?;
+        if let Some(instance) = find(&api, machine.name)? {
+            return if mark::is_ours(&instance, host.dirs, machine.name) {
+                Ok(())
+            } else {
+                Err(self.foreign(machine.name))
+            };
+        }
+        let pool = pool(&api)?;
+        let name = machine.name.as_str();
+        let did_not_make = |e| did_not(self.dialect, e, format!("make the instance `{name}`"));
+        // An empty root file system: the machine's init fills it.
+        let image =
+            (!self.dialect.vacant).then(|| image::Image::new(&api)).transpose().map_err(did_not_make)?;
+        let source = image.as_ref().map_or_else(|| json!({ "type": "none" }), image::Image::source);
+        let instance = json!({
+            "name": machine.name,
+            "type": "container",
+            "description": "a code machine; `codchi` looks after it",
+            "source": source,
+            // A person's default profile may lack anything, and change.
+            "profiles": [],
+            "config": {
+                mark::MACHINE: machine.name,
+                mark::OWNER: mark::owner(host.dirs),
+                "security.idmap.isolated": "true",
+                "security.idmap.size": "65536",
+            },
+            "devices": { "root": { "type": "disk", "path": "/", "pool": pool } },
+        });
+        api.change("POST", "/1.0/instances", &instance).map_err(did_not_make)?;
+        drop(image);
+        // Where a mount with mapped owners goes has to be there.
+        for folder in ["/nix", "/nix/store"] {
+            if let Err(e) = api.make_folder(name, folder) {
+                let _ = api.delete(&format!("/1.0/instances/{name}"));
+                return Err(did_not(self.dialect, e, format!("prepare the root file system of `{name}`")));
+            }
+        }
+        Ok(())
+    }
+
+    fn update(&self, host: &Host, machine: &Machine) -> Result<Switched> {
+        let launch = self.launch(host, machine)?;
+        life::update(host, machine, &launch, || {
+            Ok(attendant::configure(&self.connect()?, &launch, &host.dirs.machine_runtime(machine.name))?)
+        })
+    }
+
+    fn give(&self, host: &Host, machine: &Machine) -> Result<Given> {
+        life::give(host, machine, &self.launch(host, machine)?)
+    }
+
+    fn start(&self, host: &Host, machine: &Machine) -> Result<()> {
+        files::thaw(|| self.api(), host, machine.name)?;
+        life::start(host, machine, || {
+            // Found out here, where it can be said better than by the attendant.
+            let api = self.connect()?;
+            let instance = files::end_hold(&api, self.own(&api, host.dirs, machine.name)?, machine.name)?;
+            if runs(&instance) {
+                host.progress.report(Told::Warning(
+                    "nobody looked after the machine: its network and store are connected again",
+                ));
+            }
+            if let Some(pool) = life::system(machine)?.manifest.resources.disk.and(unlimited(&api, &instance))
+            {
+                host.progress.report(Told::Warning(&format!(
+                    "`codchi.resources.disk` may not hold: the storage pool `{pool}` is a folder, which the engine can limit with project quotas only"
+                )));
+            }
+            self.launch(host, machine)
+        })
+    }
+
+    fn stop(&self, host: &Host, machine: &MachineName) -> Result<()> {
+        let dir = host.dirs.machine_runtime(machine);
+        files::thaw(|| self.api(), host, machine)?;
+        if state::status(&dir)?.supervisor.is_some() {
+            // It kills a machine that does not go down, and takes its state with it when that is off.
+            let _ = start::stop(&dir, false, life::PATIENCE);
+            let left = state::status(&dir)?;
+            if left.supervisor.is_some() {
+                host.progress.report(Told::Warning(
+                    "what looks after the machine does not answer; the engine is asked instead",
+                ));
+            } else if left.state == state::State::Stopped {
+                return Ok(());
+            }
+        }
+        // Or started by hand, or its attendant was killed.
+        self.stop_instance(host, machine)?;
+        if state::status(&dir)?.supervisor.is_some() {
+            let _ = start::stop(&dir, true, life::FAREWELL);
+        }
+        if state::status(&dir)?.supervisor.is_none() {
+            codchi_fs::remove_if_exists(dir.join("supervisor.json"))?;
+        }
+        Ok(())
+    }
+
+    fn state(&self, host: &Host, machine: &MachineName) -> Result<Running> {
+        files::thaw(|| self.api(), host, machine)?;
+        match attended(host, machine)? {
+            Some(running) => Ok(running),
+            None => self.states(host, std::slice::from_ref(machine)).remove(0),
+        }
+    }
+
+    fn states(&self, host: &Host, machines: &[MachineName]) -> Vec<Result<Running>> {
+        // Those that are attended are known without asking; for all others together the engine is asked once.
+        let mut list: Option<Result<Vec<Value>, ApiError>> = None;
+        machines
+            .iter()
+            .map(|machine| {
+                if let Some(running) = attended(host, machine)? {
+                    return Ok(running);
+                }
+                let list = list.get_or_insert_with(|| {
+                    let found = self.api().get("/1.0/instances?recursion=1")?;
+                    Ok(found.as_array().cloned().unwrap_or_default())
+                });
+                match list {
+                    Ok(instances) => self.unattended(instances, host, machine),
+                    Err(e) => Ok(failed_state(probe::unreachable(self.dialect, e).0)),
+                }
+            })
+            .collect()
+    }
+
+    fn attach(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<u8> {
+        supervised::attach(host, machine, exec, || {
+            let client = self.dialect.client;
+            let way = "exec {machine} -- /run/current-system/sw/bin/systemctl start codchi-agent";
+            let way = way.replace("{machine}", machine.as_str());
+            Err(supervised::silent(machine, vec![format!("`{client} {way}` starts it")]))
+        })
+    }
+
+    fn remove(&self, host: &Host, machine: &MachineName) -> Result<()> {
+        let dir = host.dirs.machine_runtime(machine);
+        let api = self.api();
+        let instance = find(&api, machine)?;
+        // One of another owner is never touched: ours is gone then.
+        if instance.is_some_and(|i| mark::is_ours(&i, host.dirs, machine)) {
+            self.stop(host, machine)?;
+            self.on_boot(host, machine, false)?;
+            match api.delete(&path(machine)) {
+                Ok(()) => {}
+                Err(e) if e.is_not_found() => {}
+                Err(e) => {
+                    return Err(did_not(self.dialect, e, format!("remove the instance `{machine}`")));
+                }
+            }
+        }
+        supervised::remove_tree(host.program, &dir)?;
+        supervised::forget(host, machine)
+    }
+
+    fn extras(&self, host: &Host, machine: &MachineName) -> Result<Vec<String>> {
+        let api = self.connect()?;
+        let instance = self.own(&api, host.dirs, machine)?;
+        let snapshots = api
+            .get(&format!("{}/snapshots", path(machine)))
+            .map_err(|e| did_not(self.dialect, e, format!("look at the snapshots of `{machine}`")))?;
+        let mut extras = mark::extras(&instance);
+        extras.extend(
+            snapshots.as_array().filter(|s| !s.is_empty()).map(|s| format!("snapshots ({})", s.len())),
+        );
+        Ok(extras)
+    }
+
+    fn prepare(&self, host: &Host, machine: &Machine) -> Result<()> {
+        life::write(host, machine, &self.launch(host, machine)?)
+    }
+
+    fn supervise(
+        &self,
+        host: &Host,
+        machine: &MachineName,
+        begin: &mut dyn FnMut(bool) -> Result<Begun>,
+    ) -> Result<()> {
+        prepare(host, machine)?;
+        let engine = |launch: &Launch, dir: &std::path::Path| {
+            let attendant = attendant::Attendant::new(self.dialect, launch, dir)?;
+            Ok(Box::new(attendant) as Box<dyn codchi_runtime::attend::Engine>)
+        };
+        let dir = host.dirs.machine_runtime(machine);
+        Ok(codchi_runtime::attend::attend(&dir, supervised::begun(machine, begin, || Ok(true)), engine)?)
+    }
+
+    fn duplicate(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<Report> {
+        let api = self.connect()?;
+        self.clear(&api, host.dirs, to)?;
+        let source = files::end_hold(&api, self.own(&api, host.dirs, from)?, from)?;
+        let still = files::Still::new(&api, host, &source, from)?;
+        let copied = api.change("POST", "/1.0/instances", &json!({
+            "name": to,
+            "source": { "type": "copy", "source": from, "instance_only": true, "allow_inconsistent": true },
+            "config": { mark::MACHINE: to, mark::OWNER: mark::owner(host.dirs) },
+            "devices": source["devices"],
+            "profiles": [],
+        }));
+        drop(still);
+        copied.map_err(|e| did_not(self.dialect, e, format!("copy the instance `{from}`")))?;
+        // What makes a machine itself is made anew.
+        let not_prepared = |e| did_not(self.dialect, e, format!("prepare `{to}`"));
+        for file in api.folder(to.as_str(), "/etc/ssh").iter().filter(|f| f.starts_with("ssh_host_")) {
+            api.remove_file(to.as_str(), &format!("/etc/ssh/{file}")).map_err(not_prepared)?;
+        }
+        match api.remove_file(to.as_str(), "/etc/machine-id") {
+            Err(e) if !e.is_not_found() => Err(not_prepared(e)),
+            _ => Ok(Report::default()),
+        }
+    }
+
+    fn holds(&self, _: &Host, machine: &MachineName, file: &str) -> Result<bool> {
+        match self.connect()?.text(&format!("{}/files?path={file}", path(machine))) {
+            Ok(_) => Ok(true),
+            Err(e) if e.is_not_found() => Ok(false),
+            Err(e) => Err(did_not(self.dialect, e, format!("look for `{file}` in `{machine}`"))),
+        }
+    }
+
+    fn pack(&self, host: &Host, machine: &Machine, export: &Export, to: std::fs::File) -> Result<Report> {
+        let api = self.connect()?;
+        let instance = files::end_hold(&api, self.own(&api, host.dirs, machine.name)?, machine.name)?;
+        if runs(&instance) {
+            let _still = files::Still::new(&api, host, &instance, machine.name)?;
+            let leader = files::leader(&api, machine.name)?;
+            return supervised::files::pack_inside(host, leader, export, to);
+        }
+        let hold = files::Hold::new(&api, host, machine.name)?;
+        supervised::files::pack_inside(host, hold.leader(), export, to)
+    }
+
+    fn unpack(&self, host: &Host, machine: &Machine, from: std::fs::File, without: &str) -> Result<Report> {
+        let api = self.connect()?;
+        self.clear(&api, host.dirs, machine.name)?;
+        self.create(host, machine)?;
+        let hold = files::Hold::new(&api, host, machine.name)?;
+        supervised::files::unpack_inside(host, hold.leader(), without, from)
+    }
+
+    fn size(&self, _: &Host, _: &MachineName) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    fn rename(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<()> {
+        let api = self.connect()?;
+        if let Some(instance) = find(&api, from)? {
+            if !mark::is_ours(&instance, host.dirs, from) {
+                return Err(self.foreign(from));
+            }
+            self.stop(host, from)?;
+            let renamed = api.change("POST", &path(from), &json!({ "name": to }));
+            renamed.map_err(|e| did_not(self.dialect, e, format!("rename the instance `{from}`")))?;
+        }
+        // One that was renamed before this was cut short still has the mark of its old name.
+        match find(&api, to)? {
+            Some(instance) if instance["config"][mark::OWNER] == mark::owner(host.dirs).as_str() => {
+                let mark = json!({ "config": { mark::MACHINE: to } });
+                api.change("PATCH", &path(to), &mark)
+                    .map_err(|e| did_not(self.dialect, e, format!("mark the instance `{to}`")))?;
+            }
+            Some(_) => return Err(self.foreign(to)),
+            None => return Err(self.gone(&api, host.dirs, from)),
+        }
+        supervised::rename(host, from, to)
+    }
+}
+
+impl Instances {
+    fn api(&self) -> Api {
+        Api::at(self.dialect, &self.dialect.socket())
+    }
+
+    /// The engine, which has to answer.
+    fn connect(&self) -> Result<Api> {
+        if !outer::is_privileged() {
+            return Err(DriverError::Host {
+                what: format!("machines on {} need root on this computer", self.dialect.title),
+                hints: vec!["run `codchi` as root, or use the driver that needs no root".into()],
+            });
+        }
+        let api = self.api();
+        match probe::usable(&api) {
+            Ok(()) => Ok(api),
+            Err((what, hints)) => Err(DriverError::Host { what, hints }),
+        }
+    }
+
+    /// The instance of a machine, which has to be there and the caller's.
+    fn own(&self, api: &Api, dirs: &Dirs, machine: &MachineName) -> Result<Value> {
+        match find(api, machine)? {
+            Some(instance) if mark::is_ours(&instance, dirs, machine) => Ok(instance),
+            Some(_) => Err(self.foreign(machine)),
+            None => Err(self.gone(api, dirs, machine)),
+        }
+    }
+
+    /// Removes what an earlier attempt to make a machine left.
+    fn clear(&self, api: &Api, dirs: &Dirs, machine: &MachineName) -> Result<()> {
+        let Some(instance) = find(api, machine)? else { return Ok(()) };
+        if !mark::is_ours(&instance, dirs, machine) {
+            return Err(self.foreign(machine));
+        }
+        files::end_hold(api, instance, machine)?;
+        api.delete(&path(machine))
+            .map_err(|e| did_not(self.dialect, e, format!("remove the instance `{machine}`")))
+    }
+
+    /// Has an instance go down without an attendant: it is asked, and killed when it does not.
+    fn stop_instance(&self, host: &Host, machine: &MachineName) -> Result<()> {
+        let api = self.connect()?;
+        let Some(instance) = find(&api, machine)? else { return Ok(()) };
+        if !mark::is_ours(&instance, host.dirs, machine) || instance["status"] == "Stopped" {
+            return Ok(());
+        }
+        let failed = |e: ApiError| DriverError::Stop { machine: machine.clone(), reason: e.to_string() };
+        let stop = |force| attendant::stop(&api, machine.as_str(), force);
+        // One that is up to do nothing hears nothing.
+        if instance["status"] == "Running" && !files::is_held(&instance) {
+            match stop(false) {
+                Ok(()) => return Ok(()),
+                Err(e) if e.is_unreachable() => return Err(failed(e)),
+                Err(_) => host
+                    .progress
+                    .report(Told::Warning("the machine does not go down by itself; it is killed")),
+            }
+        }
+        stop(true).map_err(failed)
+    }
+
+    /// What an attendant is told of a machine.
+    fn launch(&self, host: &Host, machine: &Machine) -> Result<Launch> {
+        let system = life::system(machine)?;
+        // The engine is found where it is now, also by a service manager that knows nothing of this environment.
+        let engine = attendant::Said {
+            socket: self.dialect.socket(),
+            settings: system.manifest.engine.clone(),
+            granted: system.manifest.needs.driver_settings.clone(),
+        };
+        let engine = serde_json::to_value(engine).map_err(|e| DriverError::Settings(e.to_string()))?;
+        Ok(Launch {
+            // The engine has both.
+            root: std::path::PathBuf::new(),
+            uid_base: None,
+            uid_count: ids::COUNT,
+            store: host.store_dir.into(),
+            ..life::launch(host, machine, engine)?
+        })
+    }
+
+    /// What the engine says of a machine that nobody looks after.
+    fn unattended(&self, instances: &[Value], host: &Host, machine: &MachineName) -> Result<Running> {
+        let named = instances.iter().find(|i| i["name"] == machine.as_str());
+        Ok(match named {
+            Some(i) if mark::is_ours(i, host.dirs, machine) => match i["status"].as_str() {
+                Some("Running" | "Ready" | "Frozen") if !files::is_held(i) => {
+                    Running { state: State::Running, attended: false, ..Running::stopped() }
+                }
+                Some("Error") => failed_state(format!("{} says that it has failed", self.dialect.title)),
+                // Why it is down may have been written down.
+                _ => supervised::at_rest(host, machine)?,
+            },
+            Some(_) => failed_state(self.foreign(machine).to_string()),
+            None => failed_state(match renamed(instances, host.dirs, machine) {
+                Some(name) => format!("the instance is called `{name}` in {} now", self.dialect.title),
+                None => format!("its instance is gone from {}", self.dialect.title),
+            }),
+        })
+    }
+
+    fn foreign(&self, machine: &MachineName) -> DriverError {
+        let Dialect { title, client, .. } = self.dialect;
+        DriverError::Host {
+            what: format!("{title} has an instance `{machine}` that is not this machine's; it is left alone"),
+            hints: vec![format!("choose another name, or rename it: `{client} rename {machine} OTHER`")],
+        }
+    }
+
+    /// The instance of a machine is not there.
+    fn gone(&self, api: &Api, dirs: &Dirs, machine: &MachineName) -> DriverError {
+        let Dialect { title, client, .. } = self.dialect;
+        let all = api.get("/1.0/instances?recursion=1").unwrap_or_default();
+        match renamed(all.as_array().map(Vec::as_slice).unwrap_or_default(), dirs, machine) {
+            Some(name) => DriverError::Host {
+                what: format!("the instance of `{machine}` is called `{name}` in {title} now"),
+                hints: vec![format!("`{client} rename {name} {machine}` gives it its name back")],
+            },
+            None => DriverError::Host {
+                what: format!("the instance of `{machine}` is gone from {title}, and its files with it"),
+                hints: vec![format!("`codchi delete {machine}` removes what is left of the machine")],
+            },
+        }
+    }
+}
+
+/// What is known of a machine that somebody looks after.
+fn attended(host: &Host, machine: &MachineName) -> Result<Option<Running>> {
+    let status = state::status(&host.dirs.machine_runtime(machine))?;
+    Ok(status.supervisor.is_some().then(|| supervised::running(status)))
+}
+
+/// Whether the engine runs an instance.
+fn runs(instance: &Value) -> bool {
+    instance["status"] != "Stopped" && instance["status"] != "Error"
+}
+
+fn failed_state(reason: String) -> Running {
+    Running { state: State::Failed, reason: Some(reason), ..Running::stopped() }
+}
+
+/// The name that somebody gave to the instance of a machine.
+fn renamed<'a>(instances: &'a [Value], dirs: &Dirs, machine: &MachineName) -> Option<&'a str> {
+    instances.iter().find(|i| mark::is_ours(i, dirs, machine)).and_then(|i| i["name"].as_str())
+}
+
+fn path(machine: &MachineName) -> String {
+    format!("/1.0/instances/{machine}")
+}
+
+fn find(api: &Api, machine: &MachineName) -> Result<Option<Value>> {
+    match api.get(&path(machine)) {
+        Ok(instance) => Ok(Some(instance)),
+        Err(e) if e.is_not_found() => Ok(None),
+        Err(e) => Err(did_not(api.dialect(), e, format!("look at the instance `{machine}`"))),
+    }
+}
+
+/// The storage pool of an instance, where that is one which is not known to limit what an instance takes of it.
+fn unlimited(api: &Api, instance: &Value) -> Option<String> {
+    let pool = instance["devices"]["root"]["pool"].as_str()?;
+    let found = api.get(&format!("/1.0/storage-pools/{pool}")).ok()?;
+    (found["driver"] == "dir").then(|| pool.into())
+}
+
+/// Where new root file systems go: the default profile's pool, or the first there is.
+fn pool(api: &Api) -> Result<String> {
+    if let Ok(profile) = api.get("/1.0/profiles/default")
+        && let Some(devices) = profile["devices"].as_object()
+        && let Some(root) = devices.values().find(|d| d["type"] == "disk" && d["path"] == "/")
+        && let Some(pool) = root["pool"].as_str()
+    {
+        return Ok(pool.into());
+    }
+    let dialect = api.dialect();
+    let pools = api
+        .get("/1.0/storage-pools?recursion=1")
+        .map_err(|e| did_not(dialect, e, "look at the storage pools".into()))?;
+    let mut usable = pools.as_array().into_iter().flatten().filter(|p| p["status"] == "Created");
+    match usable.next().and_then(|p| p["name"].as_str()) {
+        Some(name) => Ok(name.into()),
+        None => Err(DriverError::Host {
+            what: format!("{} has no storage pool", dialect.title),
+            hints: vec![format!("`{} storage create default dir` makes one", dialect.client)],
+        }),
+    }
+}
+
+/// The engine was asked and did not do it.
+fn did_not(dialect: &Dialect, e: ApiError, what: String) -> DriverError {
+    if e.is_unreachable() {
+        let (what, hints) = probe::unreachable(dialect, &e);
+        return DriverError::Host { what, hints };
+    }
+    let reason = e.to_string();
+    if ["no space left", "disk quota exceeded"].iter().any(|w| reason.to_lowercase().contains(w)) {
+        return DriverError::Host {
+            what: format!("cannot {what}: the storage pool is full"),
+            hints: vec![format!("`{} storage info POOL` shows how full it is", dialect.client)],
+        };
+    }
+    DriverError::Helper { what, reason }
+}
