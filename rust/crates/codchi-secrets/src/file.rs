@@ -146,6 +146,14 @@ impl Keys<'_> {
         })
     }
 
+    /// Asks for the passphrase, if one opens the secrets; a new one when the argument says so.
+    pub fn ask_first(&self, key: Key, new: bool) -> Result<()> {
+        if key == Key::Passphrase {
+            self.opener(key, new)?;
+        }
+        Ok(())
+    }
+
     /// Encrypts.
     pub fn seal(&self, key: Key, plain: &[u8]) -> Result<Vec<u8>> {
         let damaged = |e: String| SecretsError::Service { what: "encrypt", reason: e };

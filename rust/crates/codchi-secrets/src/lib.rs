@@ -20,6 +20,9 @@ pub enum SecretsError {
     /// A file could not be used.
     #[error(transparent)]
     File(#[from] codchi_fs::FsError),
+    /// Whoever else changes secrets could not be waited for.
+    #[error(transparent)]
+    Lock(#[from] codchi_fs::LockError),
     /// The index does not say what it should.
     #[error(transparent)]
     Document(#[from] codchi_core::document::DocumentError),

@@ -1,11 +1,12 @@
 //! The secrets of all machines of a person.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use codchi_core::dirs::Dirs;
 use codchi_core::document::parse_json;
 use codchi_core::name::MachineName;
 use codchi_core::settings::{SecretKey, SecretPlace, SecretSettings};
+use codchi_fs::{Lock, LockError};
 use codchi_sys::memory::Private;
 use rustix::fs::{AtFlags, CWD, unlinkat};
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,8 @@ use crate::{Bundle, Result};
 
 /// Index version this program writes.
 const VERSION: u32 = 1;
+/// In the folder of the secrets; other files have the names of machines and an extension.
+const LOCK: &str = "lock";
 
 /// Who can be asked.
 #[derive(Clone, Copy)]
@@ -109,19 +112,21 @@ impl<'a> Vault<'a> {
     fn write_index(&self, machine: &MachineName, place: Place, names: Vec<String>) -> Result<()> {
         let index = Index { version: VERSION, place, names };
         let text = serde_json::to_string_pretty(&index).unwrap_or_default();
-        self.put(&self.index_file(machine), text.as_bytes())
+        Ok(codchi_fs::write_atomic(self.index_file(machine), text.as_bytes(), 0o600)?)
     }
 
-    /// Writes a file of the folder, which goes with the last machine's secrets, also while this is at it.
-    fn put(&self, file: &Path, content: &[u8]) -> Result<()> {
-        for _ in 0..100 {
+    /// Makes the folder and holds it: both it and the key go with the last machine's secrets, and come with the first's. No
+    /// person is waited for meanwhile.
+    fn lock(&self) -> Result<Lock> {
+        let who = format!("process {}", std::process::id());
+        loop {
             codchi_fs::create_private_dir(&self.folder)?;
-            match codchi_fs::write_atomic(file, content, 0o600) {
-                Err(e) if e.is_not_found() => {}
-                written => return Ok(written?),
+            match Lock::take(self.folder.join(LOCK), &who) {
+                // Between the two another removed the folder.
+                Err(LockError::File(e)) if e.is_not_found() => {}
+                taken => return Ok(taken?),
             }
         }
-        Ok(codchi_fs::write_atomic(file, content, 0o600)?)
     }
 
     fn keyring<'b>(&'b self, machine: &'b MachineName) -> Keyring<'b> {
@@ -201,9 +206,10 @@ impl<'a> Vault<'a> {
         if changes.is_empty() {
             return Ok(());
         }
-        codchi_fs::create_private_dir(&self.folder)?;
-        let place = self.place(machine)?;
         let mut names = self.names(machine)?;
+        let place = self.place(machine)?;
+        self.ask_first(place, names.is_empty())?;
+        let lock = self.lock()?;
         names.extend(changes.names().map(String::from));
         names.sort();
         names.dedup();
@@ -211,6 +217,7 @@ impl<'a> Vault<'a> {
             Place::SecretService => {
                 // The names first: what is in the keyring can then be removed with the machine, whatever happens.
                 self.write_index(machine, place, names)?;
+                drop(lock);
                 self.keyring(machine).store(&changes)
             }
             Place::File { key } => {
@@ -222,9 +229,17 @@ impl<'a> Vault<'a> {
         }
     }
 
+    /// Asks for the passphrase where there is one to ask for.
+    fn ask_first(&self, place: Place, is_new: bool) -> Result<()> {
+        match place {
+            Place::File { key } => self.keys().ask_first(key, is_new),
+            Place::SecretService => Ok(()),
+        }
+    }
+
     fn write_file(&self, machine: &MachineName, key: Key, all: &Bundle) -> Result<()> {
         let sealed = self.keys().seal(key, &all.encode()?)?;
-        self.put(&self.age_file(machine), &sealed)
+        Ok(codchi_fs::write_atomic(self.age_file(machine), &sealed, 0o600)?)
     }
 
     /// Removes one secret of a machine; whether there was one.
@@ -232,8 +247,13 @@ impl<'a> Vault<'a> {
         let Some(index) = self.index(machine)?.filter(|i| i.names.iter().any(|n| n == name)) else {
             return Ok(false);
         };
+        self.ask_first(index.place, false)?;
+        if index.place == Place::SecretService {
+            self.keyring(machine).remove(Some(name))?;
+        }
+        let _lock = self.lock()?;
         match index.place {
-            Place::SecretService => self.keyring(machine).remove(Some(name))?,
+            Place::SecretService => {}
             Place::File { key } => {
                 let mut all = self.load_from(machine, index.place)?;
                 all.remove(name);
@@ -271,14 +291,20 @@ impl<'a> Vault<'a> {
     }
 
     fn clean_up(&self, machine: &MachineName) -> Result<()> {
+        if !self.folder.exists() {
+            return Ok(());
+        }
+        let lock = self.lock()?;
         codchi_fs::remove_if_exists(self.age_file(machine))?;
         codchi_fs::remove_if_exists(self.index_file(machine))?;
-        // With the last machine's secrets goes the key; a folder that is not empty stays, also where another has only now put
-        // something there.
-        if unlinkat(CWD, &self.folder, AtFlags::REMOVEDIR).is_ok() && !self.folder.exists() {
+        // With the last machine's secrets goes the key.
+        if codchi_fs::read_dir(&self.folder)?.iter().all(|entry| entry.file_name() == LOCK) {
             for extension in ["age", "sealed"] {
                 codchi_fs::remove_if_exists(self.key.with_extension(extension))?;
             }
+            lock.remove()?;
+            // It stays where another has put its lock there by now.
+            let _ = unlinkat(CWD, &self.folder, AtFlags::REMOVEDIR);
         }
         Ok(())
     }

@@ -82,6 +82,29 @@ fn what_is_stored_is_loaded_and_lies_nowhere_in_the_clear() {
     assert_eq!(files(home.path()), Vec::<std::path::PathBuf>::new(), "the key is left");
 }
 
+/// One machine's first secret comes while another's last one goes: the key is not taken from under it.
+#[test]
+fn two_machines_at_once_lose_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let (dirs, settings) = (dirs(home.path()), settings(SecretKey::File));
+    std::thread::scope(|scope| {
+        for name in ["a", "b", "c"] {
+            let (dirs, settings) = (&dirs, &settings);
+            scope.spawn(move || {
+                let (vault, m) = (Vault::new(dirs, settings, Ask::Nobody), machine(name));
+                for round in 0..300 {
+                    let all = bundle(&[("S", format!("{name}{round}").as_bytes())]);
+                    vault.store(&m, bundle(&[("S", format!("{name}{round}").as_bytes())])).unwrap();
+                    assert_eq!(vault.load(&m).unwrap(), all, "{name} {round}");
+                    vault.remove(&m).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(files(home.path()), Vec::<std::path::PathBuf>::new(), "something is left");
+    assert!(!dirs.secrets().exists());
+}
+
 #[test]
 fn the_key_file_alone_opens_and_another_does_not() {
     let home = tempfile::tempdir().unwrap();
