@@ -231,6 +231,12 @@ impl Diagnose for Error {
                 "to use it as it is, set `accept-expired = true` under `[base]` in config.toml, or CODCHI_BASE_ACCEPT_STALE=1",
             ],
             #[cfg(feature = "net")]
+            Error::BadIndex { .. } => &[
+                "it may be no mirror of Debian, or be changing right now: try again, or name another with the setting `base.mirror`",
+            ],
+            #[cfg(feature = "net")]
+            Error::Keyring { .. } => &["it has to hold public keys of OpenPGP, armored or not"],
+            #[cfg(feature = "net")]
             Error::Offline(_) => &["run the command once with the network"],
             #[cfg(feature = "net")]
             Error::NoPackage { nearest, .. } if !nearest.is_empty() => {

@@ -70,6 +70,9 @@ impl Keyring {
         } else {
             Keyring::read(data)?.keys
         };
+        if more.is_empty() {
+            return Err(SignatureError::Keyring("it holds no key".into()));
+        }
         self.keys.extend(more);
         Ok(())
     }

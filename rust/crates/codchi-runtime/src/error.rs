@@ -80,6 +80,7 @@ impl Diagnose for Error {
         match self {
             Error::Host { hints, .. } => hints.clone(),
             Error::Start { console, .. } => console.iter().map(|l| format!("console: {l}")).collect(),
+            Error::Running(name) => vec![format!("`codchi stop {name}` stops it")],
             Error::Timeout { name, .. } => vec![format!("`codchi logs {name}` shows what it does")],
             _ => Vec::new(),
         }

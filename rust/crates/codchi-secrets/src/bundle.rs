@@ -68,7 +68,7 @@ impl Bundle {
         let delivery = self.delivery(false);
         let len = delivery.encoded_len();
         if len > MAX_BUNDLE {
-            return Err(SecretsError::TooLarge { what: "all secrets together".into(), limit: MAX_BUNDLE });
+            return Err(SecretsError::TooLarge { what: "the list of secrets".into(), limit: MAX_BUNDLE });
         }
         let mut out = Private::zeroed(len).map_err(SecretsError::io("get memory"))?;
         let mut at = 0;

@@ -112,7 +112,10 @@ impl Diagnose for SecretsError {
                 "run it in a terminal".into(),
                 "`passphrase-command` under `[secrets]` in config.toml prints it without asking".into(),
             ],
-            SecretsError::NoKey(_) | SecretsError::Undecryptable { .. } => {
+            SecretsError::NoKey(_)
+            | SecretsError::Undecryptable { .. }
+            | SecretsError::Creds { .. }
+            | SecretsError::Damaged(_) => {
                 vec!["if it is lost for good: `codchi secrets set` gives each secret a new value".into()]
             }
             _ => Vec::new(),

@@ -84,7 +84,15 @@ fn official() -> String {
 /// Makes the store from a binary tarball with its sha256 beside it.
 fn from_tarball(place: &Place, url: &str, progress: &dyn Progress) -> Result<()> {
     let sum_url = format!("{url}.sha256");
-    let sum = codchi_debian::mirror::get(&sum_url, 4096)?;
+    // Of a mirror of Debian they say what a person cannot do here.
+    let told = |e: codchi_debian::Error| match e {
+        codchi_debian::Error::Missing { url, .. } => StoreError::Fetch(format!("`{url}` is not there")),
+        codchi_debian::Error::Mismatch { url, reason, .. } => {
+            StoreError::Fetch(format!("`{url}` is not what `{sum_url}` says: {reason}"))
+        }
+        other => other.into(),
+    };
+    let sum = codchi_debian::mirror::get(&sum_url, 4096).map_err(told)?;
     let sum = String::from_utf8_lossy(&sum).split_whitespace().next().unwrap_or_default().to_owned();
     if sum.len() != 64 || !sum.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(StoreError::Fetch(format!("`{sum_url}` holds no sha256")));
@@ -101,7 +109,7 @@ fn from_tarball(place: &Place, url: &str, progress: &dyn Progress) -> Result<()>
         dest: dest.clone(),
         what: "Nix".into(),
     };
-    Mirror::discover(&codchi_debian::Settings::default())?.fetch_all(&[fetch], 1, progress)?;
+    Mirror::discover(&codchi_debian::Settings::default())?.fetch_all(&[fetch], 1, progress).map_err(told)?;
 
     progress.report(Event::Phase("unpacking Nix"));
     let staging = Staging::new(&place.dirs)?;

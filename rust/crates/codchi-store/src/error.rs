@@ -15,16 +15,6 @@ pub enum StoreError {
     /// Nothing to make a store from could be had.
     #[error("Nix could not be fetched: {0}")]
     Fetch(String),
-    /// A download is not what was published.
-    #[error("`{url}` has the sha256 {found}, but {wanted} was published")]
-    Hash {
-        /// Where it came from.
-        url: String,
-        /// What was published.
-        wanted: String,
-        /// What came.
-        found: String,
-    },
     /// What was downloaded has another form than expected.
     #[error("`{}` is not usable: {reason}", path.display())]
     Package {
@@ -85,7 +75,7 @@ impl Diagnose for StoreError {
             StoreError::NoHostStore(_) => {
                 vec!["set `kind = \"own\"` under `[store]` in the settings to use a store of Codchi's own".into()]
             }
-            StoreError::Fetch(_) => vec![
+            StoreError::Fetch(_) | StoreError::Package { .. } | StoreError::DoesNotRun(_) => vec![
                 "`base.mirror` in the settings names a Debian mirror; `store.nix-tarball` a copy of Nix's binary tarball"
                     .into(),
             ],

@@ -161,7 +161,7 @@ fn one(app: &App, origin: &Origin, server: &Server) -> Result<Option<Credentials
 
 /// Asks git's credential helpers; nobody is asked at a terminal.
 fn ask_git(app: &App, server: &Server) -> Result<Option<Credentials>> {
-    let failed = |e| Failure::new(Kind::Host, format!("cannot run `git`: {e}"));
+    let failed = |e| Failure::new(Kind::Host, format!("cannot run `git`: {e}")).hint("install git");
     let mut c = Command::new("git");
     // In no repository, whose configuration could name a helper.
     c.args(["credential", "fill"]).current_dir(&app.dirs.home).env("GIT_TERMINAL_PROMPT", "0");

@@ -29,6 +29,10 @@ impl Failure {
     pub fn usage(message: impl Into<String>) -> Failure {
         Failure::new(Kind::Usage, message)
     }
+    /// What cannot be, whatever a person does: a defect of this program.
+    pub fn internal(message: impl Into<String>) -> Failure {
+        Failure::failed(message).hint("this is a defect of Codchi: report it, with `codchi --version`")
+    }
     /// With what to do next.
     pub fn hint(mut self, hint: impl Into<String>) -> Failure {
         self.hints.push(hint.into());

@@ -57,11 +57,14 @@ fn certificates(app: &App) -> Result<String> {
         .into_iter()
         .find_map(|n| std::env::var_os(n).filter(|v| !v.is_empty()).map(PathBuf::from));
     let system = given.or_else(|| codchi_store::certificates().map(PathBuf::from));
+    let named = "`SSL_CERT_FILE` and, under `[certificates]` in config.toml, `extra` name the files";
     let mut all = String::new();
     for file in system.iter().chain(&app.settings.certificates.extra) {
         let text = codchi_fs::read_to_string(file)?;
         if !text.contains(BEGIN) {
-            return Err(Failure::failed(format!("`{}` holds no certificate in PEM", app.shown(file))));
+            return Err(
+                Failure::failed(format!("`{}` holds no certificate in PEM", app.shown(file))).hint(named)
+            );
         }
         all.push_str(&text);
         if !text.ends_with('\n') {
@@ -73,7 +76,8 @@ fn certificates(app: &App) -> Result<String> {
             "the certificate authorities are {} in all, and at most {} go into a machine",
             text::bytes(all.len() as u64),
             text::bytes(MAX_VALUE as u64)
-        )));
+        ))
+        .hint(named));
     }
     Ok(all)
 }

@@ -83,6 +83,10 @@ impl Tools {
         if let Some(tools) = Tools::open(app, flags)? {
             return Ok(tools);
         }
+        if flags.offline {
+            return Err(Failure::new(Kind::Host, "there is no store yet, and the network may not be used")
+                .hint("run the command once without `--offline`"));
+        }
         let _lock = app.store_lock()?;
         // Someone else may have made it meanwhile.
         if let Some(tools) = Tools::open(app, flags)? {
@@ -393,7 +397,7 @@ impl Tools {
     pub fn build(&self, app: &App, evaluation: &Evaluation, link: &Path) -> Result<StorePath> {
         let outputs = self.nix.build(&evaluation.drv_path, &app.printer).map_err(build_failure)?;
         let toplevel =
-            outputs.get("out").cloned().ok_or_else(|| Failure::failed("the build has no output `out`"))?;
+            outputs.get("out").cloned().ok_or_else(|| Failure::internal("the build has no output `out`"))?;
         self.nix.add_root(link, &toplevel)?;
         // What was shown to a person and granted is what the evaluation told; a module can put other words into the system.
         let manifest = self.manifest(&toplevel)?;
@@ -418,6 +422,11 @@ pub fn manifest(store_dir: &Path, toplevel: &str) -> Result<Manifest> {
     // The file is a copy in the toplevel, so no link leads elsewhere.
     let file = store_dir.join(base).join("codchi/manifest.json");
     Ok(codchi_core::document::parse_json(&file, &codchi_fs::read_to_string(&file)?, &[])?)
+}
+
+/// How new what the mirror says has to be, where the network may be used.
+pub fn freshness(flags: &NixFlags, wanted: mirror::Freshness) -> mirror::Freshness {
+    if flags.offline { mirror::Freshness::Offline } else { wanted }
 }
 
 /// The mirror the built-in base comes from.
@@ -686,7 +695,7 @@ pub fn digest(parts: &[&[u8]]) -> String {
 
 /// Unpacks the files of the embedded sources whose path starts with `prefix`, without it.
 fn unpack(tar: &[u8], prefix: &str, to: &Path) -> Result<()> {
-    let broken = |e: std::io::Error| Failure::failed(format!("the embedded sources do not unpack: {e}"));
+    let broken = |e: std::io::Error| Failure::internal(format!("the embedded sources do not unpack: {e}"));
     let mut archive = tar::Archive::new(tar);
     for entry in archive.entries().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;

@@ -102,7 +102,7 @@ const ENVIRONMENT: &[(&str, &str)] = &[
 pub fn write(dir: &std::path::Path) -> crate::failure::Result<()> {
     codchi_fs::create_dir_all(dir)?;
     let pages =
-        pages().map_err(|e| crate::failure::Failure::failed(format!("cannot make man pages: {e}")))?;
+        pages().map_err(|e| crate::failure::Failure::internal(format!("cannot make man pages: {e}")))?;
     for page in pages {
         let mut file = codchi_fs::create(dir.join(format!("{}.1", page.name)))?;
         file.write_all(&page.text)

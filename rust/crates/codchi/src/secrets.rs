@@ -307,6 +307,10 @@ pub fn stored(app: &App, machine: &MachineName) -> Result<Bundle> {
 fn read_stored(program: &std::path::Path, machine: &MachineName, no_input: bool) -> Result<Bundle> {
     let _ = codchi_sys::identity::set_dumpable(false);
     let failed = |e: String| Failure::failed(format!("the secrets of `{machine}` cannot be read: {e}"));
+    let ended = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::UnexpectedEof => failed("what was to read them ended".into()),
+        _ => failed(e.to_string()),
+    };
     let mut child = Command::new(program)
         .args(no_input.then_some("--no-input"))
         .args(["plumbing", "secrets", machine.as_str()])
@@ -316,7 +320,7 @@ fn read_stored(program: &std::path::Path, machine: &MachineName, no_input: bool)
     let mut answer = || -> Result<Bundle> {
         let stdout = child.stdout.as_mut().ok_or_else(|| failed("no answer".into()))?;
         let mut status = [0];
-        stdout.read_exact(&mut status).map_err(|e| failed(e.to_string()))?;
+        stdout.read_exact(&mut status).map_err(ended)?;
         if status[0] == 0 {
             return Ok(Bundle::receive(stdout)?);
         }

@@ -125,7 +125,7 @@ pub fn learned(app: &App, name: &MachineName, made: &str, inputs: &[String]) -> 
 
 fn write(app: &App, name: &MachineName, known: Known) -> Result<()> {
     let text = serde_json::to_string(&Known { version: 1, ..known })
-        .map_err(|e| Failure::failed(format!("cannot write down what servers said: {e}")))?;
+        .map_err(|e| Failure::internal(format!("cannot write down what servers said: {e}")))?;
     codchi_fs::create_private_dir(app.dirs.cache.join("updates"))?;
     Ok(codchi_fs::write_cache(file(app, name), text, 0o600)?)
 }

@@ -382,7 +382,7 @@ impl<'a> MachineWorker<'a> {
     fn unpack_root(&self, file: &Path) -> Result<()> {
         let app = self.app;
         let Some(unpack) = &self.unpack else {
-            return Err(Failure::failed("the tar is not known any more"));
+            return Err(Failure::internal("the tar is not known any more"));
         };
         let parts = HostParts::of(app, self.store)?;
         let attachment = self.attachment()?;
@@ -405,7 +405,7 @@ impl<'a> MachineWorker<'a> {
     fn move_root(&self, from: &DriverName, to: &DriverName) -> Result<()> {
         let app = self.app;
         let Some(moving) = &self.moving else {
-            return Err(Failure::failed("where the machine moves is not known any more"));
+            return Err(Failure::internal("where the machine moves is not known any more"));
         };
         let (from, to) = (codchi_drivers::find(from)?, codchi_drivers::find(to)?);
         let parts = HostParts::of(app, self.store)?;
@@ -441,7 +441,7 @@ impl<'a> MachineWorker<'a> {
             (packing.join(), unpacked)
         });
         app.printer.done();
-        let packed = packed.map_err(|_| Failure::failed("the files could not be read"))??;
+        let packed = packed.map_err(|_| Failure::internal("the files could not be read"))??;
         let mut lost = unpacked?;
         lost.lost += packed.lost;
         lost.named.splice(0..0, packed.named);
@@ -604,7 +604,7 @@ impl Worker for MachineWorker<'_> {
                     return Ok(());
                 }
                 let (Some(nix), Some(record)) = (self.nix, &self.record) else {
-                    return Err(Failure::failed("the new generation is not known any more"));
+                    return Err(Failure::internal("the new generation is not known any more"));
                 };
                 codchi_fs::create_private_dir(app.dirs.generations(&self.name))?;
                 let got = generations.add(nix, record)?;

@@ -86,12 +86,8 @@ pub fn make(app: &App, args: &cli::Init) -> Result<()> {
     let codchi = tools.codchi(app)?;
     let base_path = match &suite {
         Some(suite) => {
-            let freshness = if args.nix.offline {
-                Freshness::Offline
-            } else {
-                Freshness::Within(std::time::Duration::from_secs(3600))
-            };
-            Some(tools.debian(app, suite, freshness)?)
+            let fresh = Freshness::Within(std::time::Duration::from_secs(3600));
+            Some(tools.debian(app, suite, make::freshness(&args.nix, fresh))?)
         }
         None => None,
     };
@@ -240,7 +236,7 @@ pub fn choose_driver(app: &App, given: Option<&str>) -> Result<&'static dyn Driv
         first.get_or_insert(driver);
     }
     // The first says best what it lacks, when it is asked to make something.
-    first.ok_or_else(|| Failure::failed("there is no driver"))
+    first.ok_or_else(|| Failure::internal("there is no driver"))
 }
 
 /// What is there of that name already, half made, is brought to an end first.

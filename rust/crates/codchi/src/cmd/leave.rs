@@ -208,7 +208,7 @@ fn read_head(file: &Path, to: &Path) -> Result<(Export, String)> {
         })?;
     let Some(at) = at.into_inner() else { return Err(foreign("it does not begin with one")) };
     let text = codchi_fs::read_beneath(to, FILE, 1 << 20)?.ok_or_else(|| foreign("it has no record"))?;
-    Ok((Export::parse(Path::new(FILE), &text)?, at.into()))
+    Ok((Export::parse(&file.join(at).join(FILE), &text)?, at.into()))
 }
 
 /// A path below a folder, where no part of it is a link: what it leads to would be read, and be in the store for everybody.
@@ -235,14 +235,6 @@ pub fn import(app: &App, args: &cli::Import) -> Result<()> {
     let head = staging.path().join("head");
     codchi_fs::create_dir_all(&head)?;
     let (export, at) = read_head(&args.file, &head)?;
-    if export.version > EXPORT_VERSION {
-        return Err(Failure::failed(format!(
-            "`{}` was written by a newer Codchi ({})",
-            args.file.display(),
-            export.codchi
-        ))
-        .hint("import it with that one"));
-    }
     known_words(&export)?;
     let name: MachineName = match &args.name {
         Some(given) => given.parse()?,

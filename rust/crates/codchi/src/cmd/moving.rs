@@ -50,7 +50,7 @@ pub fn run(app: &App, args: &cli::Move) -> Result<()> {
     let missing = tools.missing(&evaluation)?;
     let ids = choose_ids(app, driver)?;
     let number = u32::try_from(app.generations(&name).list()?.last().map_or(0, |g| g.number) + 1)
-        .map_err(|_| Failure::failed("there are too many generations"))?;
+        .map_err(|_| Failure::internal("there are too many generations"))?;
     let file = app.dirs.host_toml(&name);
     let text = {
         let mut edit = HostEdit::new(&file, &codchi_fs::read_to_string(&file)?)?;

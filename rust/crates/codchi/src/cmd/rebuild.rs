@@ -18,7 +18,7 @@ use codchi_nix::StorePath;
 use codchi_nix::closure::Difference;
 use codchi_nix::drv::Source;
 use codchi_nix::fingerprint::Looks;
-use codchi_nix::generations::Generation;
+use codchi_nix::generations::{Generation, Generations};
 use codchi_nix::lock::{Locked, Update};
 use codchi_secrets::Bundle;
 
@@ -303,7 +303,7 @@ fn begin(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<O
     };
     let codchi = if updating("codchi") { Some(tools.codchi(app)?) } else { None };
     let base = match (&attachment.suite, updating("nixpkgs")) {
-        (Some(suite), true) => Some(tools.debian(app, suite, Freshness::Check)?),
+        (Some(suite), true) => Some(tools.debian(app, suite, make::freshness(flags, Freshness::Check))?),
         _ => None,
     };
     let mut request = make::keep_base(&old_lock, how.update.clone(), base, codchi);
@@ -311,7 +311,7 @@ fn begin(app: &App, name: &MachineName, flags: &NixFlags, how: &How) -> Result<O
         request.base = None;
     } else if request.base.as_ref().is_none_or(|b| !tools.has(b)) {
         let suite = attachment.suite.clone().unwrap_or_else(|| app.settings.base.suite.clone());
-        request.base = Some(tools.debian(app, &suite, Freshness::Check)?);
+        request.base = Some(tools.debian(app, &suite, make::freshness(flags, Freshness::Check))?);
     }
     if request.codchi.as_ref().is_none_or(|c| !tools.has(c)) {
         request.codchi = Some(tools.codchi(app)?);
@@ -441,7 +441,7 @@ impl Job {
     }
 
     fn evaluation(&self) -> Result<&Evaluation> {
-        self.evaluation.as_ref().ok_or_else(|| Failure::failed("the machine was not evaluated"))
+        self.evaluation.as_ref().ok_or_else(|| Failure::internal("the machine was not evaluated"))
     }
 
     /// The steps, as far as they are known before the build.
@@ -762,7 +762,7 @@ pub fn update(app: &App, args: &cli::Update) -> Result<()> {
         if all || args.inputs.iter().any(|i| i == "codchi") { Some(tools.codchi(app)?) } else { None };
     let base = match &attachment.suite {
         Some(suite) if all || args.inputs.iter().any(|i| i == "nixpkgs") => {
-            Some(tools.debian(app, suite, Freshness::Check)?)
+            Some(tools.debian(app, suite, make::freshness(&args.nix, Freshness::Check))?)
         }
         _ => None,
     };
@@ -823,18 +823,20 @@ fn moved(old: &str, new: &str) -> Vec<String> {
     lines
 }
 
+fn no_such_generation(name: &MachineName, generations: &Generations, number: u64) -> Failure {
+    let all: Vec<String> =
+        generations.list().unwrap_or_default().iter().map(|g| g.number.to_string()).collect();
+    Failure::new(Kind::NotFound, format!("`{name}` has no generation {number}"))
+        .hint(format!("it has {}", all.join(", ")))
+}
+
 /// `rollback`.
 pub fn rollback(app: &App, args: &cli::Rollback) -> Result<()> {
     let name = app.machine(&args.name)?;
     let generations = app.generations(&name);
     let current = generations.current()?.ok_or_else(|| worker::no_generation(&name))?;
     let target = match args.to {
-        Some(n) => generations.get(n).map_err(|_| {
-            let all: Vec<String> =
-                generations.list().unwrap_or_default().iter().map(|g| g.number.to_string()).collect();
-            Failure::new(Kind::NotFound, format!("`{name}` has no generation {n}"))
-                .hint(format!("it has {}", all.join(", ")))
-        })?,
+        Some(n) => generations.get(n).map_err(|_| no_such_generation(&name, &generations, n))?,
         None => generations.previous()?.ok_or_else(|| {
             Failure::new(Kind::NotFound, format!("`{name}` has no generation before {}", current.number))
         })?,
@@ -883,11 +885,7 @@ pub fn rollback(app: &App, args: &cli::Rollback) -> Result<()> {
 pub fn diff(app: &App, args: &cli::Diff) -> Result<()> {
     let name = app.machine(&args.name)?;
     let generations = app.generations(&name);
-    let get = |n: u64| {
-        generations
-            .get(n)
-            .map_err(|_| Failure::new(Kind::NotFound, format!("`{name}` has no generation {n}")))
-    };
+    let get = |n: u64| generations.get(n).map_err(|_| no_such_generation(&name, &generations, n));
     let (from, to) = match (args.from, args.to) {
         (Some(a), Some(b)) => (Some(get(a)?), get(b)?),
         (Some(a), None) => {

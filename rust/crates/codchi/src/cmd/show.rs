@@ -50,7 +50,9 @@ fn running(app: &App, names: &[MachineName]) -> Vec<Result<Running>> {
             }
         }
     }
-    all.into_iter().map(|r| r.unwrap_or_else(|| Err(Failure::failed("its driver does not answer")))).collect()
+    all.into_iter()
+        .map(|r| r.unwrap_or_else(|| Err(Failure::internal("its driver does not answer"))))
+        .collect()
 }
 
 /// What a machine says of its checkouts is waited for until `end`.

@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 
-use codchi_core::report::Kind;
 use codchi_nix::{Launch, Role};
 use codchi_store::Kind as StoreKind;
 
@@ -28,7 +27,9 @@ pub fn run(app: &App, command: &StoreCommand) -> Result<()> {
                     app.printer.say("the store is whole");
                     Ok(())
                 }
-                Ok(_) => Err(Failure::failed("the store could not be mended whole")),
+                Ok(_) => Err(Failure::failed("the store could not be mended whole").hint(
+                    "above is what Nix says of it; `codchi store remove --all` removes it with all machines",
+                )),
                 Err(e) => Err(Failure::failed(format!("cannot check the store: {e}"))),
             }
         }
@@ -115,16 +116,17 @@ fn remove(app: &App, all: bool) -> Result<()> {
         n => format!("delete {n} machines with all their files, and the store?"),
     };
     app.confirm_yes(&question)?;
+    // Before anything goes.
+    let _lock = app.store_lock()?;
     for name in &names {
         life::delete_one(app, name)?;
     }
-    let _lock = app.store_lock()?;
     match Tools::open(app, &NixFlags::default()) {
         Ok(Some(tools)) => {
             drop(tools.nix);
             match std::sync::Arc::try_unwrap(tools.store) {
                 Ok(store) => store.remove()?,
-                Err(_) => return Err(Failure::new(Kind::Busy, "the store is in use")),
+                Err(_) => return Err(Failure::internal("the store is in use")),
             }
         }
         Ok(None) => {}
