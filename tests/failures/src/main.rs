@@ -1,6 +1,7 @@
 //! `codchi-failures NOTES...`: which errors that the sources can give were printed while the tests ran, by the notes that
 //! debug builds of the program leave in a file `failures` beside themselves; and whether those that were are said as the others
-//! are. Those that no test has reached are listed. Last comes the line with the sum.
+//! are. Those that no test has reached are listed; those that nothing should lead to, and tell of a defect of the program, are not
+//! among them, and must not have been printed. Last comes the line with the sum.
 #![allow(clippy::print_stdout)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -39,22 +40,32 @@ fn main() -> Result<ExitCode, Failure> {
     for line in ill_said(&said) {
         println!("{line}");
     }
-    let is_reached = |site: &&Site| said.iter().any(|s| site.pattern.is_match(&s.message));
-    let (reached, unreached): (Vec<_>, Vec<_>) = sites.iter().partition(is_reached);
+    let is_reached = |site: &Site| said.iter().any(|s| site.pattern.is_match(&s.message));
+    let (internal, sites): (Vec<&Site>, Vec<&Site>) = sites.iter().partition(|s| s.internal);
+    let total = sites.len();
+    let (reached, unreached): (Vec<&Site>, Vec<&Site>) =
+        sites.into_iter().partition(|s| is_reached(s));
     for site in &unreached {
         println!("not reached: {}: `{}`", site.at, site.template);
     }
     println!(
-        "of {} errors, {} were not reached",
-        sites.len(),
-        unreached.len()
+        "of {} errors, {} were not reached: {} % were; {} more tell of defects of the program",
+        total,
+        unreached.len(),
+        100 * reached.len() / total.max(1),
+        internal.len()
     );
+    let defects: Vec<_> = internal.iter().filter(|s| is_reached(s)).collect();
+    for site in &defects {
+        println!("a defect was told of: {}: `{}`", site.at, site.template);
+    }
     let few = reached.len() < AT_LEAST;
     if few {
         println!("at least {AT_LEAST} errors were reached before");
     }
-    println!("{} passed, {} failed", reached.len(), u8::from(few));
-    Ok(ExitCode::from(u8::from(few)))
+    let failed = defects.len() + usize::from(few);
+    println!("{} passed, {failed} failed", reached.len());
+    Ok(ExitCode::from(u8::from(failed > 0)))
 }
 
 fn parse(line: &str) -> Option<Said> {

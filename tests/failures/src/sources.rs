@@ -28,6 +28,8 @@ pub struct Site {
     pub pattern: Regex,
     /// Where the first such is.
     pub at: String,
+    /// Whether it tells of a defect of the program: nothing that anybody does leads to it.
+    pub internal: bool,
 }
 
 /// The errors below the folder of the crates, each text once.
@@ -38,7 +40,7 @@ pub fn read(root: &Path) -> Result<Vec<Site>, Failure> {
     }
     let mut seen = BTreeSet::new();
     let mut sites = Vec::new();
-    for (template, at) in found.all {
+    for (template, at, internal) in found.all {
         if let Some(pattern) = pattern(&template)?
             && seen.insert(template.clone())
         {
@@ -46,6 +48,7 @@ pub fn read(root: &Path) -> Result<Vec<Site>, Failure> {
                 template,
                 pattern,
                 at,
+                internal,
             });
         }
     }
@@ -70,9 +73,9 @@ fn folder(dir: &Path, shown: &str, found: &mut Found) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The text as a pattern; `None` where it has next to no words of its own.
+/// The text as a pattern, of a whole message or of the cause that one names after a colon; `None` where it has next to no words of its own.
 fn pattern(template: &str) -> Result<Option<Regex>, Failure> {
-    let (mut pattern, mut words, mut depth) = (String::from("(?s)^"), 0, 0);
+    let (mut pattern, mut words, mut depth) = (String::from("(?s)^(?:.*: )?"), 0, 0);
     let mut chars = template.chars().peekable();
     while let Some(c) = chars.next() {
         match c {
@@ -104,11 +107,14 @@ fn pattern(template: &str) -> Result<Option<Regex>, Failure> {
 #[derive(Default)]
 struct Found {
     file: String,
-    all: Vec<(String, String)>,
+    all: Vec<(String, String, bool)>,
 }
 
+const INTERNAL: &str = "Failure::internal(";
+
 /// What errors are made with, before their text.
-const CALLS: [&str; 4] = [
+const CALLS: [&str; 5] = [
+    INTERNAL,
     "Failure::new(",
     "Failure::failed(",
     "Failure::usage(",
@@ -126,7 +132,8 @@ impl Found {
             for (at, _) in source.match_indices(call) {
                 if let Some(template) = literal(call, &source[at + call.len()..]) {
                     let line = 1 + source[..at].matches('\n').count();
-                    self.all.push((template, format!("{}:{line}", self.file)));
+                    let at = format!("{}:{line}", self.file);
+                    self.all.push((template, at, call == INTERNAL));
                 }
             }
         }
@@ -138,7 +145,8 @@ fn literal(call: &str, arguments: &str) -> Option<String> {
     let start = arguments.find(['"', ')'])?;
     let (before, rest) = arguments.split_at(start);
     let is_template = before.contains("format!(") || call.starts_with('#');
-    if !rest.starts_with('"') || before.contains("hint(") {
+    let of_another = before.contains("hint(") || before.contains("strip_prefix(");
+    if !rest.starts_with('"') || of_another {
         return None;
     }
     let mut text = String::new();
@@ -175,24 +183,29 @@ mod tests {
             a(|e| Failure::new(Kind::Busy, format!("`{name}` is being {what} by \
                 {holder}")).hint("try again"));
             Failure::failed(e.to_string()).hint("not this");
+            Failure::usage(first.strip_prefix("nor this").unwrap_or(first));
+            Failure::internal("nobody gets here");
             Failure::usage("braces { stay");
             #[error("cannot {}: {{}} {source}", what.len())]
             #[cfg(test)]
 mod tests { Failure::failed("nor this"); }"#,
         );
-        let templates: Vec<&str> = found.all.iter().map(|(t, _)| t.as_str()).collect();
+        let templates: Vec<&str> = found.all.iter().map(|(t, ..)| t.as_str()).collect();
         assert_eq!(
             templates,
             [
+                "nobody gets here",
                 "`{name}` is being {what} by {holder}",
                 "braces {{ stay",
                 "cannot {}: {{}} {source}"
             ]
         );
         let is = |i: usize, said: &str| pattern(templates[i]).unwrap().unwrap().is_match(said);
-        assert!(is(0, "`x` is being changed by `codchi stop x`\nand more"));
-        assert!(is(1, "braces { stay") && !is(1, "braces { stay here"));
-        assert!(is(2, "cannot do: {} it is full") && !is(2, "cannot do: it is full"));
+        assert!(found.all[0].2 && !found.all[1].2);
+        assert!(is(1, "`x` is being changed by `codchi stop x`\nand more"));
+        assert!(is(2, "braces { stay") && !is(2, "braces { stay here"));
+        assert!(is(2, "it failed: braces { stay") && !is(2, "it failed, braces { stay"));
+        assert!(is(3, "cannot do: {} it is full") && !is(3, "cannot do: it is full"));
         assert!(pattern("{0}").unwrap().is_none());
     }
 }

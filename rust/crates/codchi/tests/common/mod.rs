@@ -4,6 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_codchi");
+
 pub struct Home {
     dir: tempfile::TempDir,
 }
@@ -29,17 +31,25 @@ impl Home {
 
     /// With some variables more.
     pub fn run_with(&self, args: &[&str], variables: &[(&str, &str)]) -> Done {
-        let done = Command::new(env!("CARGO_BIN_EXE_codchi"))
-            .args(args)
+        self.done(self.command(PROGRAM).args(args).envs(variables.iter().copied()))
+    }
+
+    /// A program with nothing of this computer's but its folder of programs, in the home.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
             .env_clear()
             .env("HOME", self.path())
             .env("PATH", "/usr/bin:/bin")
             .env("XDG_RUNTIME_DIR", self.path().join("run"))
-            .envs(variables.iter().copied())
             .current_dir(self.path())
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// What came of it.
+    pub fn done(&self, command: &mut Command) -> Done {
+        let done = command.output().unwrap();
         let text = |b: Vec<u8>| {
             let home = self.path().canonicalize().unwrap().display().to_string();
             String::from_utf8(b)
@@ -56,6 +66,14 @@ impl Home {
         codchi_fs::create_dir_all(&dir).unwrap();
         codchi_fs::write(dir.join("host.toml"), host).unwrap();
         dir
+    }
+
+    /// Writes a file, and the folders that it is in.
+    pub fn write(&self, file: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path().join(file);
+        codchi_fs::create_dir_all(path.parent().unwrap()).unwrap();
+        codchi_fs::write(&path, content.as_ref()).unwrap();
+        path
     }
 
     /// Every file below the home, with its content.
@@ -88,11 +106,17 @@ pub fn refused(home: &Home, args: &[&str], status: i32) -> String {
 
 /// The same, with some variables more.
 pub fn refused_with(home: &Home, args: &[&str], variables: &[(&str, &str)], status: i32) -> String {
+    let mut command = home.command(PROGRAM);
+    refused_by(home, &args.join(" "), command.args(args).envs(variables.iter().copied()), status)
+}
+
+/// The same of a command that is made already, and shown as this line.
+pub fn refused_by(home: &Home, line: &str, command: &mut Command, status: i32) -> String {
     let before = home.files();
-    let done = home.run_with(args, variables);
-    assert_eq!(done.status, status, "codchi {}: {}", args.join(" "), done.err);
-    assert_eq!(done.out, "", "codchi {}", args.join(" "));
-    assert!(home.files() == before, "codchi {} changed something", args.join(" "));
-    assert!(done.err.starts_with("error: "), "codchi {}: {}", args.join(" "), done.err);
-    format!("$ codchi {}\n{}", args.join(" "), done.err)
+    let done = home.done(command);
+    assert_eq!(done.status, status, "codchi {line}: {}", done.err);
+    assert_eq!(done.out, "", "codchi {line}");
+    assert!(home.files() == before, "codchi {line} changed something");
+    assert!(done.err.starts_with("error: "), "codchi {line}: {}", done.err);
+    format!("$ codchi {line}\n{}", done.err)
 }

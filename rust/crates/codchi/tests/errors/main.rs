@@ -2,7 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod agent;
+mod built;
+#[path = "../common/mod.rs"]
 mod common;
+mod mirror;
+mod surroundings;
+mod terminal;
 
 use common::{HOST, Home, refused, refused_with};
 
@@ -145,46 +151,4 @@ fn errors_of_modules_folders_and_ports() {
             (&["port", "remove", "hello", "8080"], 5),
         ],
     ));
-}
-
-/// A server that gives one answer to everything, and its address.
-fn server(answer: &'static str) -> String {
-    use std::io::{Read, Write};
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
-        for mut peer in listener.incoming().flatten() {
-            let _ = peer.read(&mut [0; 4096]);
-            let _ = peer.write_all(answer.as_bytes());
-        }
-    });
-    address
-}
-
-#[test]
-fn errors_of_a_mirror() {
-    let home = home();
-    let settings = home.path().join(".config/codchi/config.toml");
-    let mut said = Vec::new();
-    let mut with = |setting: &str, status| {
-        codchi_fs::write(&settings, format!("version = 1\n[base]\n{setting}\n")).unwrap();
-        let done = home.run(&["init", "x", "--base", "debian"]);
-        assert_eq!(done.status, status, "{setting}: {}", done.err);
-        said.push(done.err);
-    };
-    with("suite = \"frob\"", 2);
-    with("mirror = \"ftp://a.example.org\"", 2);
-    for (answer, status) in [
-        ("HTTP/1.1 404 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", 1),
-        ("HTTP/1.1 403 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", 3),
-        ("HTTP/1.1 500 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", 3),
-        ("HTTP/1.1 200 Yes\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno", 1),
-    ] {
-        let server = server(answer);
-        with(&format!("mirror = \"{server}\"\nsecurity-mirror = \"{server}\""), status);
-    }
-    insta::with_settings!({ filters => vec![(r"127\.0\.0\.1:\d+", "MIRROR")] }, {
-        insta::assert_snapshot!(said.join("\n"));
-    });
-    assert!(!home.path().join(".local/share/codchi/store").exists());
 }
