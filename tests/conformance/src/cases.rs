@@ -556,6 +556,11 @@ fn exec_fallback(h: &Host) -> Result<(), Failed> {
         33,
     )?;
     same("user", h.sh("conf", "id -un")?, "codchi".to_string())?;
+    let nobody = h.codchi(&["exec", "-u", "frob", "conf", "--", "true"])?;
+    require!(
+        nobody.status == 125 && nobody.err.contains("no user `frob`"),
+        "{nobody:?}"
+    );
     h.root_sh("conf", "systemctl start codchi-agent.service")?;
     same("again", h.sh("conf", "echo fine")?, "fine".to_string())
 }
@@ -1437,6 +1442,21 @@ fn stop_start(h: &Host) -> Result<(), Failed> {
     // exec starts a stopped machine.
     same("files", h.sh("conf", "cat ~/keep")?, "precious".to_string())?;
     files_are_there(h)?;
+    // As after a start that was cut short before its init script, which fails now.
+    h.codchi(&["stop", "conf"])?.ok()?;
+    h.file(
+        ".local/share/codchi/machines/conf/init-script",
+        "/run/current-system/sw/bin/false\n",
+    )?;
+    let failed = h.codchi(&["start", "conf"])?.exits(1)?;
+    require!(
+        failed
+            .err
+            .contains("the init script of `conf` failed with status 1")
+            && failed.err.contains("codchi-init"),
+        "{}",
+        failed.err
+    );
     h.codchi(&["start", "conf"])?.ok()?;
     h.codchi(&["restart", "conf"])?.ok()?;
     same(
@@ -2188,6 +2208,36 @@ fn install(h: &Host) -> Result<(), Failed> {
     }
     h.codchi(&["install", "x", "--toplevel", "/nix/store"])?
         .exits(5)?;
+    // What is no system of a machine of this host, and of this driver.
+    let other = if h.driver == "native" {
+        "qemu"
+    } else {
+        "native"
+    };
+    for (edit, told) in [
+        ("d", "is no system of a machine".to_string()),
+        (
+            "s/(\"system\": *)\"[^\"]*\"/\\1\"mips64-linux\"/",
+            "the system is for `mips64-linux`, and this host is".into(),
+        ),
+        (
+            &format!("s/(\"driver\": *)\"[^\"]*\"/\\1\"{other}\"/"),
+            format!(
+                "the system is for the driver `{other}`, and `declared` runs on `{}`",
+                h.driver
+            ),
+        ),
+    ] {
+        let made = "set -e; mkdir -p odd-system/codchi; \"$0\" store shell -- cat \"$1/codchi/manifest.json\" | sed -E \"$2\" \
+             > odd-system/codchi/manifest.json; exec \"$0\" store shell -- nix-store --add odd-system";
+        let mut makes = h.command("sh");
+        makes.arg("-c").arg(made).arg(h.program()).args([one, edit]);
+        let path = run(&mut makes, b"")?.ok()?.text();
+        let done = h
+            .codchi(&["install", "declared", "--toplevel", &path])?
+            .exits(1)?;
+        require!(done.err.contains(&told), "`{edit}`: {}", done.err);
+    }
     // A copy is a person's, who has to say what it is made of.
     h.codchi(&["duplicate", "declared", "copied"])?.ok()?;
     let done = h.codchi(&["rebuild", "copied"])?.exits(1)?;
@@ -2289,6 +2339,17 @@ fn bad_input(h: &Host) -> Result<(), Failed> {
             2,
             &["one"],
         ),
+        (
+            &[
+                "init",
+                "a",
+                &format!("{}#nixosModules.one", p(&several)),
+                "--nixpkgs-from",
+                "other",
+            ],
+            2,
+            &["other", "`several`"],
+        ),
         (&["frobnicate"], 2, &["frobnicate"]),
         (&["start", "nosuch"], 5, &["nosuch"]),
         (&["rebuild", "nosuch"], 5, &["nosuch"]),
@@ -2312,7 +2373,48 @@ fn bad_input(h: &Host) -> Result<(), Failed> {
             );
         }
     }
-    same("files", tree(h)?, before)
+    same("files", tree(h)?, before)?;
+    // A flake that is no code machine, or one of another Codchi and another processor.
+    let machine = ".config/codchi/machines/odd";
+    run(h.command("mkdir").arg(machine), b"")?.ok()?;
+    let host = format!(
+        "version = 1\ndriver = \"{}\"\nbase = \"nixpkgs\"\ncreated = 1\n",
+        h.driver
+    );
+    h.file(&format!("{machine}/host.toml"), &host)?;
+    let whole = "drvPath = \"/nix/store/00000000000000000000000000000000-x.drv\"; driver = \"none\"; system = \"mips64-linux\"; \
+         base = { name = \"nixpkgs\"; label = \"NixOS\"; }; stateVersion = \"26.05\"; warnings = [ ]; needs = { secrets = { }; \
+         requiredCapabilities = [ ]; optionalCapabilities = [ ]; hostSecrets = { }; mounts = { }; ports = { }; driverSettings = { }; };";
+    for (fields, told) in [
+        (
+            "",
+            "the evaluation of the machine gives something unexpected",
+        ),
+        (
+            whole,
+            "the machine is for `mips64-linux` (evaluation version 9)",
+        ),
+    ] {
+        let flake = format!(
+            "{{\n  inputs = {{ }};\n  outputs = _: {{\n    nixosConfigurations.{}.config.codchi.build.evaluation = {{ version = 9; {fields} }};\n  }};\n}}\n",
+            h.driver
+        );
+        h.file(&format!("{machine}/flake.nix"), &flake)?;
+        let done = h.codchi(&["rebuild", "odd"])?.exits(1)?;
+        require!(done.err.contains(told), "{}", done.err);
+    }
+    h.codchi(&["delete", "--yes", "odd"])?.ok()?;
+    // A person at a terminal chooses among the modules.
+    for (answer, told) in [
+        ("seven\r", "`seven` is none of them"),
+        ("\r", "no module was chosen"),
+    ] {
+        let words = ["init", "a", &p(&several)];
+        let done =
+            crate::terminal::on_terminal(h, &words, "", &[("which ones?", answer)])?.exits(4)?;
+        require!(done.text().contains(told), "{}", done.text());
+    }
+    Ok(())
 }
 
 fn busy(h: &Host) -> Result<(), Failed> {

@@ -89,6 +89,22 @@ fn codchi(h: &Host, args: &[&str], env: &[(&str, &str)]) -> Result<Done, Failed>
     run(&mut c, b"")
 }
 
+/// The same, where a line is added to a file as soon as a source is fetched: by the git that is found first.
+fn meddled(h: &Host, file: &Path, line: &str, args: &[&str]) -> Result<Done, Failed> {
+    let dir = h.home.join("meddling");
+    let script = format!(
+        "mkdir -p meddling; rm -f meddling/done; git=$(command -v git)
+         printf '%s\\n' '#!/bin/sh' '[ -e {dir}/done ] || {{ : > {dir}/done; echo \"{line}\" >> {file}; }}' \"exec $git \\\"\\$@\\\"\" > meddling/git
+         chmod 755 meddling/git; printf %s \"$PATH\"",
+        dir = dir.display(),
+        file = file.display()
+    );
+    let path = format!("{}:{}", dir.display(), sh(h, &h.home, &script)?);
+    let done = codchi(h, args, &[("PATH", &path)])?;
+    require!(dir.join("done").exists(), "git was not asked: {}", done.err);
+    Ok(done)
+}
+
 /// The commit that a machine's flake.lock has for an input.
 fn locked(h: &Host, machine: &str, input: &str) -> Result<String, Failed> {
     let file = h
@@ -507,6 +523,22 @@ fn edits(h: &Host) -> Result<(), Failed> {
         &[],
     )?
     .ok()?;
+    // Whoever edits the flake meanwhile is not overwritten.
+    let before = codchi_fs::read_to_string(&file)?;
+    let other = format!("{url}?dir=sub");
+    let add = ["module", "add", "m", &other, "--as", "third"];
+    let done = meddled(h, &file, "# by hand", &add)?.exits(6)?;
+    require!(
+        done.err
+            .contains("the flake.nix of `m` was changed meanwhile"),
+        "{}",
+        done.err
+    );
+    require!(
+        codchi_fs::read_to_string(&file)? == format!("{before}# by hand\n"),
+        "what was written by hand is gone"
+    );
+    h.file(".config/codchi/machines/m/flake.nix", &before)?;
     codchi(h, &["module", "rename", "m", "env", "first"], &[])?.ok()?;
     let listed = codchi(h, &["module", "list", "m", "--json"], &[])?
         .ok()?
@@ -616,6 +648,19 @@ fn moved(h: &Host) -> Result<(), Failed> {
         "{}",
         told.err
     );
+    let lock = h.home.join(".config/codchi/machines/st/flake.lock");
+    let text = codchi_fs::read_to_string(&lock)?;
+    let done = meddled(h, &lock, "", &["update", "st"])?.exits(6)?;
+    require!(
+        done.err
+            .contains("the flake.lock of `st` was changed meanwhile"),
+        "{}",
+        done.err
+    );
+    require!(
+        codchi_fs::read_to_string(&lock)? == format!("{text}\n"),
+        "what was written meanwhile is gone"
+    );
     codchi(h, &["update", "st"], &[])?.ok()?;
     require!(
         locked(h, "st", "other")? != before,
@@ -695,6 +740,21 @@ fn clone(h: &Host) -> Result<(), Failed> {
         listed.contains("`/home/codchi/src/the tool` in the machine"),
         "{listed}"
     );
+    // What only a clone needs is found out by cloning.
+    let refused = [
+        env[0],
+        env[1],
+        ("GIT_CONFIG_COUNT", "1"),
+        ("GIT_CONFIG_KEY_0", "clone.defaultRemoteName"),
+        ("GIT_CONFIG_VALUE_0", "no..name"),
+    ];
+    let done = codchi(h, &["clone", "uncloned", &url], &refused)?.exits(1)?;
+    require!(
+        done.err.contains("cannot be cloned") && done.err.contains("the machine is there"),
+        "{}",
+        done.err
+    );
+    codchi(h, &["delete", "--yes", "uncloned"], &[])?.ok()?;
     // Nothing is cloned over what is there, and whoever sends more than a pipe holds is not waited for.
     let over = codchi(h, &["clone", "over", &url, "--dir", "/etc"], &env)?.exits(1)?;
     require!(over.err.contains("`/etc` is not empty"), "{}", over.err);

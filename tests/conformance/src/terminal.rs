@@ -21,7 +21,7 @@ const PASSPHRASE: &str = "correct horse";
 const TOKEN: &str = "c0ffee42";
 
 /// Runs codchi on a terminal and types each answer when its question is there. The terminal must be left as it was.
-fn on_terminal(
+pub(crate) fn on_terminal(
     h: &Host,
     args: &[&str],
     editor: &str,

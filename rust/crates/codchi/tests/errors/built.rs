@@ -261,8 +261,13 @@ fn errors_of_what_a_system_asks_for() {
         vec![start(&home, |_| {}, &[], 1), start(&home, |m| m["engine"] = engine("x", "/"), &[], 1)];
     if rustix::process::geteuid().is_root() {
         // Without the host's root it depends on what the host lets a person do, which is looked at first.
-        let text = start(&home, |m| m["engine"] = engine("@frob@", "@root@"), &[], 1);
-        assert!(text.contains("not usable: `@frob@` is not a variable that has a value"), "{text}");
+        for (name, told) in [
+            ("@frob@", "not usable: `@frob@` is not a variable that has a value"),
+            ("x", "not usable: the variable `@name@` is not used"),
+        ] {
+            let text = start(&home, |m| m["engine"] = engine(name, "@root@"), &[], 1);
+            assert!(text.contains(told), "{text}");
+        }
     }
     home.write("none.pem", "no certificate\n");
     home.write("many.pem", "-----BEGIN CERTIFICATE-----\n".repeat(1 << 16));
@@ -274,6 +279,26 @@ fn errors_of_what_a_system_asks_for() {
         said.push(start(&home, certificates, &[("SSL_CERT_FILE", file)], 1));
     }
     insta::assert_snapshot!(said.join("\n"));
+}
+
+#[test]
+fn an_error_of_a_machine_that_does_not_start_for_a_command() {
+    let home = built();
+    let done = home.run(&["module", "set", "hello", "app", "--checkout", "project"]);
+    assert_eq!(done.status, 1, "{}", done.err);
+    insta::assert_snapshot!(done.err);
+}
+
+#[test]
+fn an_error_of_a_host_without_nix() {
+    const SOCKET: &str = "/nix/var/nix/daemon-socket/socket";
+    if std::path::Path::new(SOCKET).exists() {
+        // What this is about is there.
+        return;
+    }
+    let home = home();
+    home.write(".config/codchi/config.toml", "version = 1\n[store]\nkind = \"host\"\n");
+    insta::assert_snapshot!(all(&home, &[(&["update", "hello"], 3)]));
 }
 
 #[test]

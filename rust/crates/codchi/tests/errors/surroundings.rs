@@ -41,6 +41,17 @@ fn errors_of_variables_and_folders() {
 }
 
 #[test]
+fn an_error_of_a_data_folder_that_is_not_ones_own() {
+    let home = home();
+    codchi_fs::create_dir_all(home.path().join(".local/share")).unwrap();
+    // The kernel's: nobody may change its mode.
+    std::os::unix::fs::symlink("/proc/self", home.path().join(".local/share/codchi")).unwrap();
+    let done = home.run(&["doctor", "--fix"]);
+    assert_eq!(done.status, 1, "{}", done.err);
+    insta::assert_snapshot!(done.err);
+}
+
+#[test]
 fn an_error_of_several_hosts() {
     let home = home();
     home.write(
