@@ -1963,6 +1963,25 @@ fn rebuild_ill(h: &Host) -> Result<(), Failed> {
         .ok()?;
         systemd_running(h)
     })?;
+    // One whose activation fails.
+    if h.driver == "native" {
+        let failing = "{ ... }:\n{\n  imports = [ ./module-good.nix ];\n  system.activationScripts.ill = \"false\";\n}\n";
+        with_module(h, failing, || {
+            let done = h.codchi(&["rebuild", "--yes", "conf"])?.exits(1)?;
+            require!(
+                done.err.contains("the switch to generation")
+                    && done.err.contains("failed with status"),
+                "{}",
+                done.err
+            );
+            same(
+                "generation",
+                &h.status("conf")?["generation"],
+                &before["generation"],
+            )?;
+            systemd_running(h)
+        })?;
+    }
     // One that starts and ends at once, and is started again and again.
     let restarting = "serviceConfig.Restart = \"always\";\n    serviceConfig.RestartSec = \"5s\";\n    script = \"exit 3\";";
     with_module(h, &with_service(restarting), || {

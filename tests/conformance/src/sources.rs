@@ -790,6 +790,22 @@ fn clone(h: &Host) -> Result<(), Failed> {
     .ok()?;
     require!(into_it.err.contains("its address"), "{}", into_it.err);
     codchi(h, &["delete", "--yes", "pinned"], &[])?.ok()?;
+    // Of a server that gives only what its branches and tags are, the first commit cannot be had alone; Nix has it.
+    let older = [
+        env[0],
+        env[1],
+        ("GIT_CONFIG_COUNT", "1"),
+        ("GIT_CONFIG_KEY_0", "protocol.version"),
+        ("GIT_CONFIG_VALUE_0", "0"),
+    ];
+    let words = ["clone", "older", &url, "--commit", &first, "--depth", "1"];
+    let done = codchi(h, &words, &older)?.exits(1)?;
+    require!(
+        done.err.contains(&format!("has no commit `{first}`")),
+        "{}",
+        done.err
+    );
+    codchi(h, &["delete", "--yes", "older"], &[])?.ok()?;
     let whole = [
         ("GIT_SSL_CAINFO", ca.as_str()),
         ("GIT_CONFIG_GLOBAL", "/dev/null"),
