@@ -50,6 +50,15 @@ fn all(home: &Home, table: &[(&[&str], i32)]) -> String {
     table.iter().map(|(args, status)| refused(home, args, *status)).collect::<Vec<_>>().join("\n")
 }
 
+/// Which drivers there are is no matter of these.
+fn without_drivers(said: &str) -> String {
+    let one = |line: &str| match line.split_once("there is: `native`") {
+        Some((before, others)) if others.starts_with(", `") => format!("{before}there is: DRIVERS"),
+        _ => line.to_owned(),
+    };
+    said.lines().map(one).collect::<Vec<_>>().join("\n")
+}
+
 #[test]
 fn errors_of_making_a_machine() {
     let home = home();
@@ -76,7 +85,7 @@ fn errors_of_making_a_machine() {
             (&["plumbing", "frob"], 2),
         ],
     );
-    insta::assert_snapshot!(said);
+    insta::assert_snapshot!(without_drivers(&said));
     let said = [
         refused_with(&home, &["init", "x"], &[("CODCHI_BASE", "frob")], 2),
         refused_with(&home, &["init", "x"], &[("CODCHI_DRIVER", "frob")], 2),
@@ -87,13 +96,13 @@ fn errors_of_making_a_machine() {
             1,
         ),
     ];
-    insta::assert_snapshot!("variables", said.join("\n"));
+    insta::assert_snapshot!("variables", without_drivers(&said.join("\n")));
 }
 
 #[test]
 fn errors_of_a_machine_that_was_never_built() {
     let home = home();
-    insta::assert_snapshot!(all(
+    let said = all(
         &home,
         &[
             (&["rename", "hello", "hello"], 2),
@@ -122,7 +131,8 @@ fn errors_of_a_machine_that_was_never_built() {
             (&["secrets", "edit", "hello", "k"], 5),
             (&["secrets", "set", "hello", "k", "file"], 5),
         ],
-    ));
+    );
+    insta::assert_snapshot!(without_drivers(&said));
 }
 
 #[test]
