@@ -182,7 +182,10 @@ fn errors_of_an_engine_that_is_not_there_or_says_something_else() {
         assert_eq!(done.status, status, "{}", done.err);
         done.err
     };
+    // Where there is none at all, it matters whether the engine is installed.
+    drop(UnixListener::bind(&socket).unwrap());
     let mut said = vec![stop(3)];
+    codchi_fs::remove_file(&socket).unwrap();
     let listener = UnixListener::bind(&socket).unwrap();
     std::thread::spawn(move || {
         use std::io::{Read, Write};
