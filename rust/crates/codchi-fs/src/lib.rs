@@ -32,6 +32,11 @@ impl FsError {
         self.source.kind() == io::ErrorKind::NotFound
     }
 
+    /// Whether something was there already.
+    pub fn is_already_there(&self) -> bool {
+        self.source.kind() == io::ErrorKind::AlreadyExists
+    }
+
     /// Whether there was no space left for it.
     pub fn is_full(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)

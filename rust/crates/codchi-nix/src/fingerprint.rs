@@ -39,10 +39,10 @@ pub struct Inputs<'a> {
     pub looks: &'a Looks,
 }
 
-/// Folders of this host as they were looked at: machines that have one in common look at it once. It is as old as the first
+/// Folders of this host as they were looked at, as a work tree of git's or whole: machines that have one in common look at it once. It is as old as the first
 /// look.
 #[derive(Default)]
-pub struct Looks(RefCell<BTreeMap<PathBuf, Rc<Look>>>);
+pub struct Looks(RefCell<BTreeMap<(PathBuf, bool), Rc<Look>>>);
 
 /// A folder of this host.
 struct Look {
@@ -62,7 +62,8 @@ impl Looks {
         looked: i64,
         last: impl FnOnce() -> Option<Tree>,
     ) -> Result<Rc<Look>> {
-        if let Some(look) = self.0.borrow().get(dir) {
+        let key = (dir.to_owned(), git);
+        if let Some(look) = self.0.borrow().get(&key) {
             return Ok(look.clone());
         }
         let mut seen = Seen::default();
@@ -78,7 +79,7 @@ impl Looks {
             }
         };
         let look = Rc::new(Look { state: seen.state(), seen, tree });
-        self.0.borrow_mut().insert(dir.to_owned(), look.clone());
+        self.0.borrow_mut().insert(key, look.clone());
         Ok(look)
     }
 }
@@ -577,6 +578,7 @@ mod tests {
         p.git(&["init", "-q"]);
         p.git(&["add", "a"]);
         p.lock(serde_json::json!({ "type": "git", "url": format!("file://{}", p.path("repo")) }));
+        p.later.set(-1);
         let first = p.sum("1");
         // They were written just now: a change may leave the same times.
         assert!(!Path::new(&p.path("cache/f.json")).exists());

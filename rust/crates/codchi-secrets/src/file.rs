@@ -15,6 +15,9 @@ use crate::{MAX_BUNDLE, Result, SecretsError};
 /// Name that a sealed key carries, so that no other credential can take its place.
 const SEALED_NAME: &str = "codchi-secrets-key";
 
+/// Most work of a passphrase, as a power of two: some seconds.
+const MOST_WORK: u8 = 22;
+
 /// What opens the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -181,7 +184,9 @@ impl Keys<'_> {
         let opened = match opener {
             Opener::Identity(identity) => decryptor.decrypt(std::iter::once(&identity as &dyn age::Identity)),
             Opener::Passphrase(p) => {
-                let identity = age::scrypt::Identity::new(p);
+                let mut identity = age::scrypt::Identity::new(p);
+                // By itself it takes a busy computer's measure for the most that a file may ask.
+                identity.set_max_work_factor(MOST_WORK);
                 decryptor.decrypt(std::iter::once(&identity as &dyn age::Identity))
             }
         };

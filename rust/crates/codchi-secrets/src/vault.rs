@@ -120,7 +120,11 @@ impl<'a> Vault<'a> {
     fn lock(&self) -> Result<Lock> {
         let who = format!("process {}", std::process::id());
         loop {
-            codchi_fs::create_private_dir(&self.folder)?;
+            match codchi_fs::create_private_dir(&self.folder) {
+                // It was there when it was made, and gone when it was looked at.
+                Err(e) if e.is_already_there() && !self.folder.exists() => continue,
+                made => made?,
+            }
             match Lock::take(self.folder.join(LOCK), &who) {
                 // Between the two another removed the folder.
                 Err(LockError::File(e)) if e.is_not_found() => {}

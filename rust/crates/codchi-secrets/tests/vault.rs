@@ -92,7 +92,7 @@ fn two_machines_at_once_lose_nothing() {
             let (dirs, settings) = (&dirs, &settings);
             scope.spawn(move || {
                 let (vault, m) = (Vault::new(dirs, settings, Ask::Nobody), machine(name));
-                for round in 0..300 {
+                for round in 0..100 {
                     let all = bundle(&[("S", format!("{name}{round}").as_bytes())]);
                     vault.store(&m, bundle(&[("S", format!("{name}{round}").as_bytes())])).unwrap();
                     assert_eq!(vault.load(&m).unwrap(), all, "{name} {round}");

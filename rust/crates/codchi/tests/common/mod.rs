@@ -42,6 +42,8 @@ impl Home {
             .env("HOME", self.path())
             .env("PATH", "/usr/bin:/bin")
             .env("XDG_RUNTIME_DIR", self.path().join("run"))
+            // Whatever apt of this computer is told of a proxy.
+            .env("no_proxy", "127.0.0.1")
             .current_dir(self.path())
             .stdin(Stdio::null());
         command

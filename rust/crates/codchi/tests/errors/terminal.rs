@@ -9,8 +9,10 @@ use super::common::{Done, Home, PROGRAM};
 /// Runs a line of the shell, in which `$CODCHI` is the program, on a terminal of its own and types each answer when its question
 /// is there.
 fn typed(home: &Home, line: &str, answers: &[(&str, &str)]) -> Done {
-    let mut command = home.command("script");
-    command.args(["-qefc", &format!("exec {line}"), "/dev/null"]).env("TERM", "xterm");
+    // One that waits for what nobody types is a failure, and not the end of all tests.
+    let mut command = home.command("timeout");
+    command.args(["--foreground", "180", "script", "-qefc", &format!("exec {line}"), "/dev/null"]);
+    command.env("TERM", "xterm");
     command.env("EDITOR", home.path().join("editor")).env("CODCHI", PROGRAM);
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
