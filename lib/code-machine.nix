@@ -88,6 +88,8 @@ let
     { lib, ... }:
     {
       networking.hostName = lib.mkOverride 900 (builtins.head record).name;
+      # What it did is among the files.
+      codchi.build.initialised = !((builtins.head record).initScriptPending or false);
     };
 in
 {

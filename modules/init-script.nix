@@ -28,11 +28,19 @@ in
         Shell script run once as the machine's user when the machine is created. `codchi-init` inside runs it again.
       '';
     };
-    build.initScript = lib.mkOption {
-      type = lib.types.nullOr lib.types.package;
-      default = null;
-      internal = true;
-      description = "The init script as a program.";
+    build = {
+      initScript = lib.mkOption {
+        type = lib.types.nullOr lib.types.package;
+        default = null;
+        internal = true;
+        description = "The init script as a program.";
+      };
+      initialised = lib.mkOption {
+        type = lib.types.bool;
+        default = false;
+        internal = true;
+        description = "Whether the init script has run on another host already, from which the files are.";
+      };
     };
   };
 
@@ -53,7 +61,7 @@ in
       ];
     })
     # With a host behind it, the host runs the script and shows what it prints.
-    (lib.mkIf (cfg.enable && wanted && driver.kind == "none") {
+    (lib.mkIf (cfg.enable && wanted && driver.kind == "none" && !cfg.build.initialised) {
       systemd.services.codchi-init = {
         description = "First-time set-up of this machine";
         wantedBy = [ "multi-user.target" ];

@@ -13,6 +13,7 @@
 mod cases;
 mod consent;
 mod copies;
+mod driverless;
 mod engine;
 mod faults;
 mod full;
@@ -110,6 +111,10 @@ fn cases(host: &host::Host) -> Vec<cases::Case> {
     }
     if host.driver == "qemu" {
         all.extend(qemu::ALL);
+        // Whose owners are kept on its disk.
+        if host.kind == host::Kind::Root {
+            all.extend(driverless::ALL);
+        }
     }
     all.extend(last);
     all

@@ -74,6 +74,7 @@ const ON_VIRTUAL_MACHINES: &[&str] = &[
     "qemu_what_serves_a_machine_has_no_file_of_the_host_to_write",
     "qemu_a_machine_goes_on_that_a_killed_copy_left_stopped",
     "qemu_copies_and_moves_keep_every_file_of_a_running_machine",
+    "qemu_an_export_boots_without_a_driver",
     "logs_show_console_and_units",
     "caches_of_the_packages_are_there",
     "dry_run_changes_nothing",
