@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use codchi_core::document::DocumentError;
 use codchi_core::report::{Diagnose, Kind};
 use codchi_fs::FsError;
 
@@ -102,6 +103,9 @@ pub enum NixError {
     /// Interrupted by a signal.
     #[error("interrupted")]
     Interrupted,
+    /// A document of Codchi's own could not be read.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
     /// A file operation failed.
     #[error(transparent)]
     File(#[from] FsError),
@@ -114,6 +118,7 @@ impl Diagnose for NixError {
             NixError::NoGeneration(_) => Kind::NotFound,
             NixError::Source { refusal, .. } => refusal.kind(),
             NixError::Interrupted => Kind::Interrupted,
+            NixError::Document(e) => e.kind(),
             _ => Kind::Failed,
         }
     }
@@ -128,6 +133,7 @@ impl Diagnose for NixError {
             NixError::HostPath { input, .. } => vec![format!(
                 "where you want that, say so in the machine's flake.nix: `inputs.SOURCE.inputs.{input}.url`"
             )],
+            NixError::Document(e) => e.hints(),
             NixError::Parse { .. } => vec!["nothing was changed; mend that line and try again".into()],
             NixError::NoModule(_) => {
                 vec!["add `nixosModules.default` to its outputs; the templates of Codchi show how".into()]

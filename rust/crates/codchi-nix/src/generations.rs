@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use codchi_core::document::parse_json;
 use serde::{Deserialize, Serialize};
 
 use crate::{Nix, NixError, Result, StorePath};
@@ -113,11 +114,7 @@ impl Generations {
     fn read(&self, number: u64, current: Option<u64>) -> Result<Generation> {
         let file = self.record_file(number);
         let text = codchi_fs::read_to_string(&file)?;
-        let record: Record = serde_json::from_str(&text).map_err(|e| NixError::Parse {
-            path: file,
-            line: e.line(),
-            reason: e.to_string().split(" at line ").next().unwrap_or_default().into(),
-        })?;
+        let record: Record = parse_json(&file, &text, &[])?;
         Ok(Generation { number, record, current: current == Some(number) })
     }
 
@@ -189,6 +186,8 @@ impl Generations {
 
 #[cfg(test)]
 mod tests {
+    use codchi_core::document::DocumentError;
+
     use super::*;
 
     fn record(n: u64) -> Record {
@@ -240,7 +239,22 @@ mod tests {
         let g = Generations::at(dir.path());
         put(&g, 1);
         codchi_fs::write(g.record_file(1), "{\n \"version\": 1,\n oops }").unwrap();
-        let Err(NixError::Parse { path, line, .. }) = g.list() else { panic!("it was read") };
-        assert!(path.ends_with("1.json") && line == 3);
+        let Err(NixError::Document(DocumentError::Syntax { file, line, .. })) = g.list() else {
+            panic!("it was read")
+        };
+        assert!(file.ends_with("1.json") && line == 3);
+    }
+
+    #[test]
+    fn a_record_of_a_later_version_is_not_taken_for_one_of_this() {
+        let dir = tempfile::tempdir().unwrap();
+        let g = Generations::at(dir.path());
+        put(&g, 1);
+        let text = codchi_fs::read_to_string(g.record_file(1)).unwrap();
+        codchi_fs::write(g.record_file(1), text.replace("\"version\":1", "\"version\":2")).unwrap();
+        let Err(NixError::Document(DocumentError::Newer { found, .. })) = g.list() else {
+            panic!("it was read")
+        };
+        assert_eq!(found, 2);
     }
 }
