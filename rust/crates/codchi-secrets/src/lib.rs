@@ -103,6 +103,7 @@ impl Diagnose for SecretsError {
 
     fn hints(&self) -> Vec<String> {
         match self {
+            SecretsError::Document(e) => e.hints(),
             SecretsError::NoService(_) => vec![
                 "log in to the desktop session whose keyring holds the secrets".into(),
                 "`place = \"file\"` under `[secrets]` in config.toml keeps new ones in an encrypted file instead".into(),
