@@ -67,6 +67,11 @@ pub fn inputs(app: &App, name: &MachineName) -> Vec<InputStatus> {
         .collect()
 }
 
+/// Whether answers are old; those that are of the future came by a clock that was ahead.
+fn is_old(asked: u64, now: u64) -> bool {
+    now.checked_sub(asked).is_none_or(|age| age > FRESH)
+}
+
 /// Has another process ask the servers of these machines, where the last answers are old.
 pub fn ask_in_background(app: &App, names: &[MachineName]) {
     if !app.settings.updates.check {
@@ -76,7 +81,7 @@ pub fn ask_in_background(app: &App, names: &[MachineName]) {
         let moving = remotes(&lock(app, name)).into_iter().filter(|r| r.refs.is_some()).map(|r| key(&r));
         let moving: Vec<String> = moving.collect();
         let known = if moving.is_empty() { return false } else { known(app, name) };
-        now().saturating_sub(known.asked) > FRESH || moving.iter().any(|k| !known.newest.contains_key(k))
+        is_old(known.asked, now()) || moving.iter().any(|k| !known.newest.contains_key(k))
     };
     let stale: Vec<&str> = names.iter().filter(stale).map(MachineName::as_str).collect();
     if stale.is_empty() {
@@ -171,4 +176,15 @@ fn ls_remote(url: &str) -> Option<String> {
     }
     let text = reader.join().ok()?.ok()?;
     status.is_some_and(|s| s.success()).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_of_a_clock_that_was_ahead_are_old() {
+        assert!(!is_old(1000, 1000) && !is_old(1000, 1000 + FRESH));
+        assert!(is_old(1000, 1001 + FRESH) && is_old(1000, 999) && is_old(0, 1_764_000_000));
+    }
 }
