@@ -12,9 +12,9 @@ use libtest_mimic::Failed;
 use crate::host::{Done, Host, run};
 use crate::whole;
 
-const MACHINE: &str = "full";
-const NEW: &str = "fullnew";
-const GOLD: &str = "fullgold";
+pub(crate) const MACHINE: &str = "full";
+pub(crate) const NEW: &str = "fullnew";
+pub(crate) const GOLD: &str = "fullgold";
 const KEPT: &str = "precious";
 
 /// What is left free on the disk, in KiB, attempt by attempt, until there is enough.
@@ -72,15 +72,15 @@ fn resize(h: &Host, size: &str) -> Result<(), Failed> {
     Ok(())
 }
 
-fn mine(name: &str) -> bool {
+pub(crate) fn mine(name: &str) -> bool {
     name == MACHINE || name == NEW
 }
 
-fn has(h: &Host, name: &str) -> Result<bool, Failed> {
+pub(crate) fn has(h: &Host, name: &str) -> Result<bool, Failed> {
     Ok(whole::names(h)?.contains(name))
 }
 
-fn words(h: &Host, args: &[&str]) -> Vec<String> {
+pub(crate) fn words(h: &Host, args: &[&str]) -> Vec<String> {
     let word = |a: &&str| match *a {
         "M" => MACHINE.into(),
         "N" => NEW.into(),
@@ -91,7 +91,7 @@ fn words(h: &Host, args: &[&str]) -> Vec<String> {
 }
 
 /// The machine of these cases, with a file, a copy of it and a tar.
-fn make(h: &Host) -> Result<(), Failed> {
+pub(crate) fn make(h: &Host) -> Result<(), Failed> {
     let modules = whole::modules(h, "fullmodules")?;
     h.codchi(&["init", GOLD, &modules, "default"])?.ok()?;
     h.sh(GOLD, &format!("echo {KEPT} > ~/keep"))?;
@@ -109,7 +109,7 @@ fn make(h: &Host) -> Result<(), Failed> {
 }
 
 /// Brings the machine back to what it was before a command.
-fn reset(h: &Host, n: usize, stopped: bool) -> Result<(), Failed> {
+pub(crate) fn reset(h: &Host, n: usize, stopped: bool) -> Result<(), Failed> {
     match (has(h, MACHINE)?, has(h, NEW)?) {
         (true, true) => drop(h.codchi(&["delete", "--yes", NEW])?.ok()?),
         (false, true) => drop(h.codchi(&["rename", NEW, MACHINE])?.ok()?),
@@ -142,7 +142,7 @@ fn reset(h: &Host, n: usize, stopped: bool) -> Result<(), Failed> {
 }
 
 /// Whichever name it has, the machine has its file and works; nothing is left of what failed.
-fn intact(h: &Host) -> Result<(), Failed> {
+pub(crate) fn intact(h: &Host) -> Result<(), Failed> {
     let there = whole::names(h)?;
     let name = [MACHINE, NEW]
         .into_iter()
@@ -162,7 +162,15 @@ fn said_full(done: &Done) -> bool {
     told && done.err.contains("free some space")
 }
 
-fn told(done: &Done) -> String {
+/// Deletes the machine, which has more and more generations.
+pub(crate) fn begin_anew(h: &Host) -> Result<(), Failed> {
+    for name in whole::names(h)?.iter().filter(|n| mine(n)) {
+        h.codchi(&["delete", "--yes", name])?.ok()?;
+    }
+    Ok(())
+}
+
+pub(crate) fn told(done: &Done) -> String {
     format!("status {}: {}", done.status, done.err.trim())
 }
 
@@ -288,7 +296,7 @@ const FAIL: &[&[&str]] = &[
 
 /// Removes what writers that were killed had not put in place yet, which nothing reads: how much there was. Scratch folders go
 /// with the next command that needs one, claims on names with the next deletion.
-fn remove_half_made(h: &Host) -> Result<usize, Failed> {
+pub(crate) fn remove_half_made(h: &Host) -> Result<usize, Failed> {
     let script = r#"cd "$HOME"; find .config/codchi .local/state/codchi .local/share/codchi/secrets \
             \( -name '.*.[0-9]*.new' -o -path '*/locks/*.new' \) -print -delete 2>/dev/null
         find .config/codchi/.staging -mindepth 1 -maxdepth 1 -type d -print -exec rm -rf {} + || true"#;
@@ -297,7 +305,7 @@ fn remove_half_made(h: &Host) -> Result<usize, Failed> {
 }
 
 /// Whichever name it has, the machine has its file, which is looked at from outside.
-fn kept(h: &Host) -> Result<(), Failed> {
+pub(crate) fn kept(h: &Host) -> Result<(), Failed> {
     let there = whole::names(h)?;
     let name = [MACHINE, NEW]
         .into_iter()
@@ -317,11 +325,11 @@ const AT: [(&str, &str); 5] = [
     ("signal=SIGKILL", "fsync"),
 ];
 
-/// How many of the commands are tried when not all are: those after them take minutes.
-const SHORT: usize = 4;
-
 /// Of the calls of a command, at how many something happens when not at each.
 const SHARE: usize = 2;
+
+/// From which command on it happens at one only: each of these takes minutes with all.
+const LONG: usize = 4;
 
 /// The command under strace, with what is `asked` of that, and what strace wrote.
 fn traced(h: &Host, args: &[&str], asked: &[&str]) -> Result<(Done, String), Failed> {
@@ -336,7 +344,7 @@ fn traced(h: &Host, args: &[&str], asked: &[&str]) -> Result<(Done, String), Fai
 }
 
 /// How many calls there were whose names begin so: of the name that most have, as strace counts each name by itself.
-fn calls(log: &str, call: &str) -> usize {
+pub(crate) fn calls(log: &str, call: &str) -> usize {
     let mut each: BTreeMap<&str, usize> = BTreeMap::new();
     for name in log.lines().filter_map(|l| Some(l.split_once('(')?.0)) {
         *each.entry(name).or_default() += usize::from(name.starts_with(call));
@@ -344,13 +352,14 @@ fn calls(log: &str, call: &str) -> usize {
     each.into_values().max().unwrap_or_default()
 }
 
-/// Which of `count` calls are chosen: as far from each other as they can be, and of no two commands the same.
-fn chosen(count: usize, command: usize, all: bool) -> Vec<usize> {
-    if all || count <= SHARE {
+/// Which of `count` calls are chosen, at most `share`: as far from each other as they can be, and of no two of the `commands` the
+/// same.
+pub(crate) fn chosen(count: usize, command: usize, commands: usize, share: usize) -> Vec<usize> {
+    if count <= share {
         return (1..=count).collect();
     }
-    let place = |j: usize| (j * count + command * count / FAIL.len()) / SHARE + 1;
-    (0..SHARE).map(place).collect()
+    let place = |j: usize| (j * count + command * count / commands) / share + 1;
+    (0..share).map(place).collect()
 }
 
 /// Calls that change a file fail, or are the last, one after the other. `CODCHI_TEST_FAULTS=all`: each of them, of all commands.
@@ -361,8 +370,8 @@ pub fn failing(h: &Host) -> Result<(), Failed> {
     }
     let all = std::env::var("CODCHI_TEST_FAULTS").is_ok_and(|v| v == "all");
     let (mut failures, mut count, mut half) = (Vec::new(), 0, 0);
-    let commands = if all { FAIL.len() } else { SHORT };
-    for (i, args) in FAIL.iter().enumerate().take(commands) {
+    for (i, args) in FAIL.iter().enumerate() {
+        let share = if i < LONG { SHARE } else { 1 };
         let shown = args.join(" ");
         let before = count;
         // What it does when nothing happens.
@@ -375,17 +384,25 @@ pub fn failing(h: &Host) -> Result<(), Failed> {
         for (what, call) in AT {
             let mut met = 0;
             let there = calls(&whole, call);
-            for n in chosen(there, i, all) {
-                count += 1;
-                reset(h, 1000 + count, true)?;
-                let trace = format!("trace=/^{call}");
-                let inject = format!("inject=/^{call}:{what}:when={n}");
-                let (done, log) = traced(h, args, &[&trace, &inject])?;
-                let killed = done.status == 137;
-                if !killed && !log.contains("(INJECTED)") {
-                    // Not every run makes as many calls.
-                    continue;
+            for n in chosen(there, i, FAIL.len(), if all { there } else { share }) {
+                // Not every run makes as many calls.
+                let fewer = |n: &usize| (!all && *n > 1).then(|| n.div_ceil(2));
+                let mut happened = None;
+                for n in std::iter::successors(Some(n), fewer) {
+                    count += 1;
+                    reset(h, 1000 + count, true)?;
+                    let trace = format!("trace=/^{call}");
+                    let inject = format!("inject=/^{call}:{what}:when={n}");
+                    let (done, log) = traced(h, args, &[&trace, &inject])?;
+                    let killed = done.status == 137;
+                    if killed || log.contains("(INJECTED)") {
+                        happened = Some((done, log, killed));
+                        break;
+                    }
                 }
+                let Some((done, log, killed)) = happened else {
+                    continue;
+                };
                 met += 1;
                 let mut wrong = Vec::new();
                 // An error that cannot be printed is not.
@@ -442,6 +459,7 @@ pub fn failing(h: &Host) -> Result<(), Failed> {
         );
         reset(h, 1000 + count, false)?;
         intact(h)?;
+        begin_anew(h)?;
     }
     println!(
         "    {count} calls failed or were the last, in {} s; each of them: CODCHI_TEST_FAULTS=all; \
@@ -451,8 +469,6 @@ pub fn failing(h: &Host) -> Result<(), Failed> {
     if !failures.is_empty() {
         return Err(format!("{} times:\n{}", failures.len(), failures.join("\n")).into());
     }
-    for name in whole::names(h)?.iter().filter(|n| mine(n) || *n == GOLD) {
-        h.codchi(&["delete", "--yes", name])?.ok()?;
-    }
+    h.codchi(&["delete", "--yes", GOLD])?.ok()?;
     Ok(())
 }

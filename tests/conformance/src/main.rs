@@ -1,7 +1,8 @@
 //! The conformance suite: the same cases for every driver, against real machines.
 //!
 //! `CODCHI_SUITE` chooses the cases: `conformance` (the default), `templates` (every template is booted and used), `faults`
-//! (killed at every step, on full and failing disks), `model` (two commands at once, and random sequences of commands),
+//! (killed at every step, on full and failing disks), `power` (the power fails, the clock jumps, another version wrote the
+//! state), `model` (two commands at once, and random sequences of commands),
 //! `sources` (repositories on servers of its own) or `systemd` (on a host that systemd started).
 //! `CODCHI_CONFORMANCE=KIND-SUITE` chooses how Codchi is run (`root`, `rootless`, `incus` or `lxd`: as root, with machines on a
 //! daemon of the suite's own, `qemu`: as root, with virtual machines, or `rootlessqemu`) and which release the built-in
@@ -11,9 +12,11 @@
 #![allow(clippy::print_stderr, clippy::print_stdout)]
 
 mod cases;
+mod clock;
 mod consent;
 mod copies;
 mod driverless;
+mod earlier;
 mod engine;
 mod faults;
 mod full;
@@ -21,6 +24,7 @@ mod host;
 mod incus;
 mod model;
 mod pairs;
+mod power;
 mod qemu;
 mod secrets;
 mod session;
@@ -69,6 +73,7 @@ fn main() -> ExitCode {
     let trials: Vec<Trial> = match suite.as_str() {
         "conformance" => trials(&which, &host, &cases(&host)),
         "faults" => trials(&which, &host, faults::ALL),
+        "power" => trials(&which, &host, power::ALL),
         "model" => trials(&which, &host, &[pairs::ALL, model::ALL].concat()),
         "sources" => trials(&which, &host, sources::ALL),
         "systemd" => trials(&which, &host, systemd::ALL),
