@@ -184,7 +184,7 @@ pub fn read(h: &Host) -> Result<(), Failed> {
         value(h, MACHINE)?,
         "precious\n1\nkept-secret".into(),
     )?;
-    // And one that is to have another name.
+    // And one that is to have another name, of which everything was taken back but what says so.
     for name in [MACHINE, RENAMED] {
         lay(&journal(name), &document(h, "rename.json", &own)?)?;
     }

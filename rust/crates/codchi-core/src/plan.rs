@@ -435,7 +435,14 @@ impl Plan {
             _ => steps[..begun].iter().any(decisive),
         };
         if committed {
-            Recovery::Finish(steps[begun.saturating_sub(1)..].iter().map(|s| (*s).clone()).collect())
+            let last = begun.saturating_sub(1);
+            // What fails while a part gets its new name is taken back, which may have been cut short itself: then parts that
+            // had the new name have the old one. A part that has the new one is left alone.
+            let first = match steps[last] {
+                Step::Rename { .. } => steps.iter().position(|s| matches!(s, Step::Rename { .. })),
+                _ => None,
+            };
+            Recovery::Finish(steps[first.unwrap_or(last)..].iter().map(|s| (*s).clone()).collect())
         } else {
             Recovery::Undo(self.inverses(begun))
         }
@@ -612,7 +619,10 @@ mod tests {
         let plan = Plan::new("rename", &a, steps);
         assert_eq!(plan.recovery(1), Recovery::Undo(vec![Step::Start]));
         let rest = vec![part(Part::Files), part(Part::Folder), Step::StartAs { machine: b.clone() }];
-        assert_eq!(plan.recovery(2), Recovery::Finish(rest));
+        assert_eq!(plan.recovery(2), Recovery::Finish(rest.clone()));
+        // The files may have the old name again, where taking back the folder's was cut short.
+        assert_eq!(plan.recovery(3), Recovery::Finish(rest));
+        assert_eq!(plan.recovery(4), Recovery::Finish(vec![Step::StartAs { machine: b.clone() }]));
         assert_eq!(plan.after_failure(3), [back(Part::Folder), back(Part::Files), Step::Start]);
         assert_eq!(plan.after_failure(4), []);
     }
