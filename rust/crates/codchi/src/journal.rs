@@ -52,7 +52,7 @@ pub fn execute(app: &App, _lock: &Lock, plan: &Plan, worker: &dyn Worker) -> Res
 /// Puts right what went before a step that failed.
 fn undo(app: &App, journal: &Journal, worker: &dyn Worker) {
     crate::interrupt::put_right();
-    if journal.plan.is_left_to_finish(journal.begun) {
+    if journal.plan.is_left_to_finish(journal.begun) || is_gone_but_for_its_folder(journal) {
         let (command, machine) = (&journal.plan.command, &journal.plan.machine);
         app.printer
             .warn(&format!("`codchi {command} {machine}` is not done; the next command on it finishes it"));
@@ -72,6 +72,12 @@ fn undo(app: &App, journal: &Journal, worker: &dyn Worker) {
     if whole {
         let _ = remove(app, &journal.plan);
     }
+}
+
+/// Whether the last of a deletion failed: the machine has nothing any more by which another command would know it.
+fn is_gone_but_for_its_folder(journal: &Journal) -> bool {
+    let failed = journal.begun.checked_sub(1).and_then(|i| journal.plan.steps.get(i));
+    journal.plan.command == "delete" && failed.is_some_and(|s| matches!(s.step, Step::RemoveConfig { .. }))
 }
 
 fn back(step: &Step, worker: &dyn Worker) -> Result<()> {

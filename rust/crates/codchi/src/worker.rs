@@ -658,7 +658,7 @@ impl Worker for MachineWorker<'_> {
                 let parts = HostParts::none();
                 self.remove(&parts.host(app, self.store))?;
                 codchi_fs::remove_if_exists(pending_script(app, &self.name))?;
-                remove_empty(&app.dirs.machine_data(&self.name));
+                remove_empty(&app.dirs.machine_data(&self.name))?;
                 // Of a machine that is taken back nobody can ask for the log.
                 if !app.exists(&self.name) {
                     codchi_fs::remove_dir_all(app.dirs.logs(&self.name))?;
@@ -767,7 +767,7 @@ impl Worker for MachineWorker<'_> {
         if generations.current_number()? == Some(number) {
             codchi_fs::remove_if_exists(dir.join("current"))?;
         }
-        remove_empty(&dir);
+        remove_empty(&dir)?;
         Ok(())
     }
 }
@@ -796,7 +796,7 @@ fn move_all(from: &Path, to: &Path) -> Result<()> {
     for entry in entries {
         codchi_fs::rename(entry.path(), to.join(entry.file_name()))?;
     }
-    remove_empty(from);
+    remove_empty(from)?;
     Ok(())
 }
 
@@ -940,7 +940,12 @@ fn fingerprint_cache(app: &App, name: &MachineName) -> PathBuf {
     app.dirs.cache.join("fingerprints").join(format!("{name}.json"))
 }
 
-fn remove_empty(dir: &Path) {
-    // Not empty is fine: something else is kept there.
-    let _ = rustix::fs::unlinkat(rustix::fs::CWD, dir, rustix::fs::AtFlags::REMOVEDIR);
+fn remove_empty(dir: &Path) -> codchi_fs::Result<()> {
+    use codchi_fs::Context;
+    use rustix::io::Errno;
+    match rustix::fs::unlinkat(rustix::fs::CWD, dir, rustix::fs::AtFlags::REMOVEDIR) {
+        // Not empty is fine: something else is kept there.
+        Ok(()) | Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT) => Ok(()),
+        Err(e) => Err(std::io::Error::from(e)).at("remove", dir),
+    }
 }
