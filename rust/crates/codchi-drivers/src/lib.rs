@@ -34,9 +34,8 @@ use codchi_store::Store;
 use serde::{Deserialize, Serialize};
 
 pub use error::DriverError;
-pub use native::probe_here;
 pub use supervised::{
-    copy_tree_here, hold_here, measure_tree_here, pack_tree_here, remove_tree, remove_tree_here,
+    copy_tree_here, hold_here, measure_tree_here, pack_tree_here, probe_here, remove_tree, remove_tree_here,
     unpack_tree_here,
 };
 
@@ -44,7 +43,7 @@ pub use supervised::{
 pub type Result<T, E = DriverError> = std::result::Result<T, E>;
 
 /// The drivers, one line each.
-static DRIVERS: [&'static dyn Driver; 4] = [&native::Native, &incus::INCUS, &lxd::LXD, &qemu::Qemu];
+static DRIVERS: [&'static dyn Driver; 4] = [&native::NATIVE, &incus::INCUS, &lxd::LXD, &qemu::Qemu];
 
 /// All drivers.
 pub fn all() -> impl Iterator<Item = &'static dyn Driver> {

@@ -1,6 +1,7 @@
 //! What every driver shares whose machines have a supervisor of Codchi's beside them (`codchi supervise`): how they start and end, the
 //! agent's folder, how commands reach it, how systems are switched, their files.
 
+pub(crate) mod container;
 pub(crate) mod events;
 pub(crate) mod files;
 pub(crate) mod ids;
@@ -22,6 +23,7 @@ use codchi_runtime::spec::Launch;
 use codchi_runtime::{probe, state, supervise};
 use codchi_secrets::Bundle;
 
+pub use container::probe_here;
 pub use files::{copy_tree_here, hold_here, pack_tree_here, unpack_tree_here};
 pub use measure::{measure_tree, measure_tree_here};
 pub use root::{remove_tree, remove_tree_here};
