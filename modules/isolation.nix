@@ -29,5 +29,14 @@ in
         message = ''codchi.isolation.store = "${cfg.isolation.store}" is not possible with driver `${driver.name}`, which has ${lib.concatStringsSep ", " driver.supports.store}'';
       }
     ];
+
+    # Each path of the closure is a mount, which the machine cannot take away: it need not try when it goes down.
+    systemd.units."nix-store-.mount" = lib.mkIf (cfg.isolation.store == "closure") {
+      overrideStrategy = "asDropin";
+      text = ''
+        [Unit]
+        DefaultDependencies=no
+      '';
+    };
   };
 }

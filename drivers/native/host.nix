@@ -6,20 +6,8 @@
 }:
 let
   cfg = config.codchi;
-  calls = import ../../lib/calls.nix;
-  shared = cfg.isolation.store == "shared";
-  ttyGroup = config.users.groups.tty.gid or null;
-
-  bind = source: target: options: {
-    kind = "bind";
-    inherit source target options;
-  };
+  contained = import ../../lib/contained.nix { inherit config lib; };
   kernel = kind: target: options: { inherit kind target options; };
-  readOnly = [
-    "ro"
-    "nosuid"
-    "nodev"
-  ];
 in
 {
   version = 1;
@@ -29,54 +17,8 @@ in
     "/run/codchi/bin/codchi-boot"
     "@toplevel@/init"
   ];
-  environment = {
-    # Tells systemd and every script that asks that this is a container.
-    container = "codchi";
-    NOTIFY_SOCKET = "/run/codchi/notify/socket";
-  };
-  mounts = [
-    (
-      bind "@store@" "/nix/store" readOnly
-      // {
-        idmap = true;
-      }
-      // lib.optionalAttrs (!shared) { closure = true; }
-    )
-  ]
-  ++ lib.optional shared (bind "@endpoint@" "/nix/var/nix/daemon-socket" readOnly)
-  ++ [
-    (
-      kernel "tmpfs" "/run" [
-        "mode=0755"
-        "nosuid"
-        "nodev"
-      ]
-      // {
-        outer = true;
-      }
-    )
-    (bind "@bin@" "/run/codchi/bin" readOnly)
-    (bind "@agent@" "/run/codchi/agent" [
-      "nosuid"
-      "nodev"
-    ])
-    (bind "@host@" "/run/codchi/host" readOnly)
-    (bind "@notify@" "/run/codchi/notify" [
-      "nosuid"
-      "nodev"
-    ])
-    (
-      # Never swapped out, as a tmpfs would be.
-      kernel "ramfs" "/run/codchi/credentials" [
-        "mode=0700"
-        "nosuid"
-        "nodev"
-        "noexec"
-      ]
-      // {
-        outer = true;
-      }
-    )
+  inherit (contained) environment stop;
+  mounts = contained.mounts ++ [
     (kernel "proc" "/proc" [
       "nosuid"
       "noexec"
@@ -87,14 +29,7 @@ in
       "nosuid"
       "size=64m"
     ])
-    (kernel "devpts" "/dev/pts" [
-      "newinstance"
-      "ptmxmode=0666"
-      "mode=0620"
-      "gid=${toString (if ttyGroup == null then 5 else ttyGroup)}"
-      "nosuid"
-      "noexec"
-    ])
+    (kernel "devpts" "/dev/pts" contained.terminals)
     (kernel "tmpfs" "/dev/shm" [
       "mode=1777"
       "nosuid"
@@ -146,24 +81,13 @@ in
   ];
   seccomp = {
     errno = 1;
-    inherit (calls) absent;
-    deny = lib.sort (a: b: a < b) (
-      calls.refused
-      ++ [
-        "create_module"
-        "quotactl_fd"
-      ]
-    );
+    inherit (contained) absent;
+    deny = contained.refused;
     # It leads to the hypervisor, and no network namespace bounds it.
     families = [ "AF_VSOCK" ];
   };
   network.mode = "private";
   resources = {
     inherit (cfg.resources) memory cpus tasks;
-  };
-  stop = {
-    # How systemd is asked to power off a container.
-    signal = "SIGRTMIN+4";
-    timeoutSeconds = 90;
   };
 }

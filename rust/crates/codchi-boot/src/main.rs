@@ -1,4 +1,4 @@
-//! PID 1 of a container before its init: `codchi-boot [--from DIR] INIT [ARGS...]`.
+//! PID 1 of a container before its init: `codchi-boot [--supervised] [--from DIR] INIT [ARGS...]`.
 //!
 //! Makes what has to be there before any init runs, whatever system the container has, and becomes that init. What it
 //! cannot make it says on the console and goes on: an init that minds will say more.
@@ -6,6 +6,8 @@
 //! `--from DIR` is for engines that mount what comes from the host before they mount anything else: it lies in `DIR` and
 //! is put where a machine has it, and the host is waited for, which connects the network meanwhile. `codchi-boot --hold` becomes
 //! nothing: a machine whose files are worked on from outside is up, and does nothing.
+//!
+//! `--supervised` is for runtimes that know nothing of a supervisor: the container ends with the process that looks after it.
 //!
 //! As `/init` of a virtual machine's first memory it first makes the machine's file system ([`guest`]).
 #![allow(clippy::print_stderr)]
@@ -19,6 +21,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use rustix::fs::Mode;
+use rustix::mount::MountPropagationFlags;
 
 /// Directories every init counts on, with their modes: a machine begins with an empty root.
 const DIRECTORIES: [(&str, u32); 8] = [
@@ -47,6 +50,9 @@ fn main() -> ExitCode {
             std::thread::park();
         }
     }
+    if args.next_if(|a| a == "--supervised").is_some() {
+        become_supervised();
+    }
     let from = args.next_if(|a| a == "--from").and_then(|_| args.next());
     let Some(init) = args.next() else {
         eprintln!("codchi-boot: no init was named");
@@ -59,6 +65,19 @@ fn main() -> ExitCode {
     let mut command = Command::new(init);
     command.args(args);
     become_init(command)
+}
+
+/// What a runtime does not do that was told to make a container: it ends with its parent, who has it by now, and mounts made in it
+/// spread in it. systemd counts on the latter: it gives services their credentials by mounts of a namespace of their own.
+fn become_supervised() {
+    let kill = Some(rustix::process::Signal::KILL);
+    if let Err(e) = rustix::process::set_parent_process_death_signal(kill) {
+        eprintln!("codchi-boot: cannot be tied to the supervisor: {e}");
+    }
+    let shared = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
+    if let Err(e) = rustix::mount::mount_change("/", shared) {
+        eprintln!("codchi-boot: cannot share mounts in the machine: {e}");
+    }
 }
 
 fn become_init(mut init: Command) -> ExitCode {

@@ -10,6 +10,7 @@ mod incus;
 mod instances;
 mod lxd;
 mod native;
+mod oci;
 mod qemu;
 mod supervised;
 
@@ -43,7 +44,8 @@ pub use supervised::{
 pub type Result<T, E = DriverError> = std::result::Result<T, E>;
 
 /// The drivers, one line each.
-static DRIVERS: [&'static dyn Driver; 4] = [&native::NATIVE, &incus::INCUS, &lxd::LXD, &qemu::Qemu];
+static DRIVERS: [&'static dyn Driver; 5] =
+    [&native::NATIVE, &incus::INCUS, &lxd::LXD, &oci::OCI, &qemu::Qemu];
 
 /// All drivers.
 pub fn all() -> impl Iterator<Item = &'static dyn Driver> {

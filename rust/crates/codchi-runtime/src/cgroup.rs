@@ -211,6 +211,26 @@ impl Tree {
         self.machine()
     }
 
+    /// Where the file system is mounted in which the machine's cgroup lies, and its path below that.
+    pub fn mounted(&self) -> Result<(PathBuf, PathBuf)> {
+        let machine = self.machine();
+        let table = codchi_fs::read_to_string("/proc/self/mountinfo")?;
+        let below = |m: &Mounted| {
+            machine.strip_prefix(&m.at).ok().map(|rest| (m.at.clone(), Path::new("/").join(rest)))
+        };
+        mounts(&table)
+            .iter()
+            .rev()
+            .find_map(below)
+            .ok_or_else(|| Error::Told("the control group of the machine is not to be seen from here".into()))
+    }
+
+    /// What can be limited in the machine's cgroup.
+    pub fn controllers(&self) -> Vec<String> {
+        let all = codchi_fs::read_to_string(self.dir.join("cgroup.subtree_control")).unwrap_or_default();
+        all.split_whitespace().map(String::from).collect()
+    }
+
     /// Makes the machine's cgroup, owned by its root, and opens it. What limits could not be set is said.
     pub fn fresh(
         &self,

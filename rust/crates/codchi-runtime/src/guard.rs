@@ -73,6 +73,9 @@ pub fn settled(engine: &Value) -> Result<Value> {
     let mut spec: Spec =
         serde_json::from_value(engine.clone()).map_err(|e| Error::Settings(e.to_string()))?;
     check(&spec)?;
+    if let Some(config) = &mut spec.config {
+        config.settle(&REFUSED, &ABSENT, &DROPPED)?;
+    }
     let filter = &mut spec.seccomp;
     if filter.errno == 0 {
         return Err(Error::Settings("refused system calls would answer that they were done".into()));

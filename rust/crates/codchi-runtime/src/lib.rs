@@ -8,6 +8,7 @@
 
 pub mod attached;
 pub mod attend;
+pub mod bundle;
 mod caps;
 mod cgroup;
 mod closure;

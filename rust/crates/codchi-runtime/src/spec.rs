@@ -10,6 +10,7 @@ use codchi_core::session::Channel;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::bundle::Config;
 use crate::error::{Error, Result};
 use crate::outer::OuterConfig;
 
@@ -28,11 +29,16 @@ pub const CALLER_FILE: &str = "caller";
 pub struct Spec {
     /// [`VERSION`].
     pub version: u32,
+    /// What an OCI runtime is told that makes the machine, in place of most of what follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<Config>,
     /// Host name in the machine.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub host_name: String,
     /// The machine's root file system.
     pub root: PathBuf,
     /// PID 1 and its arguments, as paths in the machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub init: Vec<String>,
     /// Its whole environment.
     #[serde(default)]
@@ -323,6 +329,9 @@ pub struct Launch {
     /// Tells this from what was written before: a supervisor repeats it when it has done what this says.
     #[serde(default)]
     pub revision: u64,
+    /// The OCI runtime that makes the machine, where its settings are for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<PathBuf>,
     /// Seconds that it may take to be ready; none: as a container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patience: Option<u32>,
@@ -412,7 +421,8 @@ impl Spec {
         if self.version != VERSION {
             return bad(format!("version {} is not supported, only {VERSION}", self.version));
         }
-        if self.init.is_empty() {
+        let init = self.config.as_ref().map_or(&self.init, |c| &c.process.args);
+        if init.is_empty() {
             return bad("`init` is empty".into());
         }
         for m in &self.mounts {

@@ -29,6 +29,8 @@ use crate::start::Event;
 use crate::state::{News, State, Supervisor};
 use crate::{closure, folders, ids, notify, state};
 
+mod runtime;
+
 /// Largest size of the console log, of which one older part is kept.
 const LOG_SIZE: u64 = 1 << 20;
 /// How long a machine that is not ready yet is given to hear that it shall stop.
@@ -354,13 +356,20 @@ impl Supervision {
         let tree = self.tree.as_ref().ok_or_else(|| Error::Told("no cgroup".into()))?;
         let fresh = tree.fresh(self.owner.uid, self.owner.gid, &limits, &mut |m| said.push(m))?;
         self.warn_all(said, teller);
-        let leader = self.start_leader(&fresh, teller)?;
+        let leader = match self.spec.config.clone() {
+            None => self.start_leader(&fresh, teller)?,
+            Some(config) => {
+                let created = self.create_leader(&config, teller);
+                created.map_err(|e| self.not_started(e))?
+            }
+        };
         drop(fresh);
         self.told.leader = Some(leader.pid);
         self.connected()?;
         teller.tell(&Event::Started { leader: leader.pid });
         let outcome = self.watch(&leader, services, teller);
         self.connection.part();
+        self.delete_container();
         if let Some(t) = &self.tree {
             t.clear();
         }
@@ -402,14 +411,8 @@ impl Supervision {
     }
 
     fn shake_hands(&mut self, ctl: &OwnedFd, child: &Child, teller: &mut Teller) -> Result<()> {
-        if self.outer.privileged {
-            let all = [ids::Extent { inside: 0, outside: self.owner.uid, count: self.launch.uid_count }];
-            mounts::write_maps(child.pid, &all, None)?;
-        } else {
-            let uids = ids::child_of(&self.outer.ids.uids, self.caller_is.map(|u| u.uid));
-            let gids = ids::child_of(&self.outer.ids.gids, self.caller_is.map(|u| u.gid));
-            mounts::write_maps(child.pid, &uids, Some(&gids))?;
-        }
+        let (uids, gids) = self.maps();
+        mounts::write_maps(child.pid, &uids, Some(&gids))?;
         let ctl = ctl.as_fd();
         say(ctl, word::MAPPED, &[]).doing("speak to the machine")?;
         self.expect(ctl, word::ROOT)?;
@@ -438,6 +441,17 @@ impl Supervision {
     fn failed(&self, said: &[u8]) -> Error {
         let why = String::from_utf8_lossy(said.strip_prefix(word::FAILED).unwrap_or(said)).into_owned();
         Error::Start { name: self.launch.name.clone(), why, console: self.console.tail() }
+    }
+
+    /// What kept a machine from being made, with its console.
+    fn not_started(&mut self, error: Error) -> Error {
+        self.console.drain();
+        match error {
+            Error::Told(why) => {
+                Error::Start { name: self.launch.name.clone(), why, console: self.console.tail() }
+            }
+            other => other,
+        }
     }
 
     /// Connects the machine, and says what does not work of that.
@@ -656,7 +670,7 @@ impl Supervision {
             t.leave();
         }
         let _ = rustix::mount::unmount(self.dir.join("agent"), UnmountFlags::DETACH);
-        for d in ["agent", "daemon", "notify", "host"] {
+        for d in ["agent", "daemon", "notify", "host"].iter().chain(&runtime::FOLDERS) {
             let _ = codchi_fs::remove_dir_all(self.dir.join(d));
         }
         if failed {

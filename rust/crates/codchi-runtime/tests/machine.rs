@@ -172,6 +172,7 @@ impl Machine {
             git_hosts: vec![],
             devices: vec![],
             revision: 1,
+            runtime: None,
             patience: None,
             console_log: home.path().join("console.log"),
         };

@@ -48,6 +48,7 @@ pub fn launch(host: &Host, machine: &Machine, engine: Value) -> Result<Launch> {
         git_hosts: Vec::new(),
         devices: Vec::new(),
         revision: revision(),
+        runtime: None,
         patience: None,
         console_log: host.dirs.console_log(machine.name),
     })

@@ -1,0 +1,4 @@
+# What a machine needs to run under an OCI runtime is what every container needs (modules/container.nix).
+{
+  imports = [ ../../modules/resources.nix ];
+}
