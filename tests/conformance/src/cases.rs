@@ -2524,7 +2524,7 @@ fn init_command(h: &Host) -> Result<(), Failed> {
 fn delete(h: &Host) -> Result<(), Failed> {
     // There are more of this name, of suites that run beside this one. An engine's are its own, and a
     // virtual machine needs none.
-    let own = if h.driver != "native" {
+    let own = if !["native", "oci"].contains(&h.driver) {
         None
     } else {
         let root = std::fs::metadata(h.home.join(".local/share/codchi/machines/conf/root"))?;

@@ -91,6 +91,8 @@ impl Host {
             "rootless" => (Kind::Rootless, "native"),
             "qemu" => (Kind::Root, "qemu"),
             "rootlessqemu" => (Kind::Rootless, "qemu"),
+            "oci" => (Kind::Root, "oci"),
+            "rootlessoci" => (Kind::Rootless, "oci"),
             other => match engine {
                 Some(engine) => (Kind::Root, engine.name),
                 None => return Err(format!("unknown kind `{other}`").into()),

@@ -5,8 +5,9 @@
 //! state), `model` (two commands at once, and random sequences of commands),
 //! `sources` (repositories on servers of its own) or `systemd` (on a host that systemd started).
 //! `CODCHI_CONFORMANCE=KIND-SUITE` chooses how Codchi is run (`root`, `rootless`, `incus` or `lxd`: as root, with machines on a
-//! daemon of the suite's own, `qemu`: as root, with virtual machines, or `rootlessqemu`) and which release the built-in
-//! base takes; `CODCHI_PROGRAM` is the program under test. With `--table` nothing is run: the table of what each driver does is
+//! daemon of the suite's own, `oci` or `qemu`: as root, with an OCI runtime or virtual machines, `rootlessoci` or
+//! `rootlessqemu`) and which release the built-in base takes; `CODCHI_PROGRAM` is the program under test. With `--table`
+//! nothing is run: the table of what each driver does is
 //! printed. The cases share one home, one store and one machine and run in
 //! order. What a case changes, it puts back, or a later case says that it builds on it.
 #![allow(clippy::print_stderr, clippy::print_stdout)]
@@ -23,6 +24,7 @@ mod full;
 mod host;
 mod incus;
 mod model;
+mod oci;
 mod pairs;
 mod power;
 mod qemu;
@@ -114,12 +116,16 @@ fn cases(host: &host::Host) -> Vec<cases::Case> {
     if host.has_engine() {
         all.extend(incus::ALL);
     }
-    if host.driver == "qemu" {
-        all.extend(qemu::ALL);
-        // Whose owners are kept on its disk.
-        if host.kind == host::Kind::Root {
-            all.extend(driverless::ALL);
+    match host.driver {
+        "qemu" => {
+            all.extend(qemu::ALL);
+            // Whose owners are kept on its disk.
+            if host.kind == host::Kind::Root {
+                all.extend(driverless::ALL);
+            }
         }
+        "oci" => all.extend(oci::ALL),
+        _ => {}
     }
     all.extend(last);
     all

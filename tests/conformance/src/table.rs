@@ -20,11 +20,13 @@ impl Unable {
 }
 
 /// Kinds of runs, and the columns they are in the table.
-const COLUMNS: [(&str, &str); 6] = [
+const COLUMNS: [(&str, &str); 8] = [
     ("root", "native, as root"),
     ("rootless", "native, as a user"),
     ("incus", "incus, as root"),
     ("lxd", "lxd, as root"),
+    ("oci", "oci, as root"),
+    ("rootlessoci", "oci, as a user"),
     ("qemu", "qemu, as root"),
     ("rootlessqemu", "qemu, as a user"),
 ];

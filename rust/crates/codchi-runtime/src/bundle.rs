@@ -255,7 +255,8 @@ impl Config {
         {
             return no(format!("it has no {kind} namespace of its own"));
         }
-        if self.linux.cgroups_path.is_some() || !self.linux.uid_mappings.is_empty() {
+        let linux = &self.linux;
+        if linux.cgroups_path.is_some() || !linux.uid_mappings.is_empty() || !linux.gid_mappings.is_empty() {
             return no("its ids or its control group are chosen".into());
         }
         let calls = &mut self.linux.seccomp;
