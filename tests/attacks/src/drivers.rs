@@ -5,6 +5,7 @@ use crate::stage::Who;
 /// The columns of the table: the first words of `CODCHI_ATTACKS`, and what they are called.
 pub const COLUMNS: &[(&[&str], &str)] = &[
     (&["root", "rootless"], "native"),
+    (&["oci"], "OCI"),
     (&["incus"], "Incus"),
     (&["lxd"], "LXD"),
     (&["qemu"], "QEMU"),
@@ -76,7 +77,7 @@ const GROUPS: &[(&[&str], &str, &str)] = &[
     (&["qemu"], crate::attempts::KERNEL, KERNEL),
     (&["incus", "qemu"], crate::attempts::EXPORTS, UNPACKED),
     (
-        &["root", "rootless", "incus"],
+        &["root", "rootless", "incus", "oci"],
         crate::attempts::GUEST,
         NO_KERNEL,
     ),

@@ -1,7 +1,8 @@
 //! The attack suite: what root and the user of a real machine try against the host, the store and another machine.
 //!
 //! `CODCHI_ATTACKS=KIND-SUITE` chooses how Codchi is run (`root`, `rootless`, `incus` or `lxd`: as root, with machines on a daemon of the
-//! suite's own, or `qemu`: as root, with virtual machines) and which release the built-in base takes; `CODCHI_PROGRAM` is the
+//! suite's own, `oci` or `qemu`: as root, with an OCI runtime or virtual machines) and which release the built-in base takes;
+//! `CODCHI_PROGRAM` is the
 //! program under test. A home that is named by `CODCHI_TEST_HOME` stays with its machines, for the next run. Every attempt must fail and must
 //! leave what is guarded as it was; its control is the same attempt where the guard is taken away, and must succeed, else the
 //! attempt would show nothing. `--table` prints the list of attempts for the documentation.

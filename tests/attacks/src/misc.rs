@@ -562,6 +562,24 @@ fn forgeries(stage: &Stage) -> &'static [(&'static str, &'static str)] {
                 "leads out of the store",
             ),
         ],
+        "oci" => &[
+            (
+                "m // { engine = m.engine // { mounts = m.engine.mounts ++ [ { kind = \"bind\"; source = \"/\"; target = \"/host\"; options = [ \"ro\" \"nosuid\" \"nodev\" ]; } ]; }; }",
+                WHY,
+            ),
+            (
+                "lib.recursiveUpdate m { engine.config.mounts = m.engine.config.mounts ++ [ { destination = \"/host\"; type = \"none\"; source = \"/\"; options = [ \"rbind\" ]; } ]; }",
+                WHY,
+            ),
+            (
+                "lib.recursiveUpdate m { engine.config.hooks.createRuntime = [ { path = \"/bin/sh\"; args = [ \"sh\" \"-c\" \"id >/forged\" ]; } ]; }",
+                "unknown field",
+            ),
+            (
+                "lib.recursiveUpdate m { engine.config.linux.namespaces = [ { type = \"mount\"; } { type = \"pid\"; } ]; }",
+                WHY,
+            ),
+        ],
         _ => &[(
             "m // { engine = m.engine // { mounts = m.engine.mounts ++ [ { kind = \"bind\"; source = \"/\"; target = \"/host\"; options = [ \"ro\" \"nosuid\" \"nodev\" ]; } ]; seccomp = { errno = 1; deny = [ ]; }; }; }",
             WHY,

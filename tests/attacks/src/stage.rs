@@ -254,7 +254,7 @@ impl Stage {
             return Ok(());
         }
         match h.driver {
-            "native" => self.make_open_native(&trusted)?,
+            "native" | "oci" => self.make_open_native(&trusted)?,
             "incus" => self.make_open_incus(&trusted)?,
             other => return Err(format!("no machine without guards is known for `{other}`").into()),
         }
@@ -372,9 +372,13 @@ impl Stage {
             launch["userIsCaller"] = json!(true);
         }
         let engine = &mut launch["engine"];
-        engine["seccomp"] = json!({"errno": 1, "deny": [], "absent": []});
-        engine["capabilities"]["drop"] = json!([]);
-        engine["resources"]["tasks"] = json!(null);
+        if engine["config"].is_object() {
+            open_config(&mut engine["config"]);
+        } else {
+            engine["seccomp"] = json!({"errno": 1, "deny": [], "absent": []});
+            engine["capabilities"]["drop"] = json!([]);
+            engine["resources"]["tasks"] = json!(null);
+        }
         let bin = self.open_programs(Path::new(launch["bin"].as_str().ok_or("no bin")?))?;
         let engine = &mut launch["engine"];
         let mounts = engine["mounts"].as_array_mut().ok_or("no mounts")?;
@@ -393,7 +397,9 @@ impl Stage {
                 _ => {}
             }
         }
-        mounts.push(json!({"kind": "tmpfs", "target": OWN_MOUNT, "options": ["ro"]}));
+        if h.driver == "native" {
+            mounts.push(json!({"kind": "tmpfs", "target": OWN_MOUNT, "options": ["ro"]}));
+        }
         // The person's whole home, at its place.
         mounts.push(json!({
             "kind": "bind", "source": h.home, "target": h.home, "options": [], "idmap": h.kind == Kind::Root,
@@ -735,5 +741,34 @@ pub fn launch(dir: &str, launch: &str, program: &str, name: &str) -> ExitCode {
             eprintln!("{e}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What an OCI runtime is told of a machine without guards.
+fn open_config(config: &mut Value) {
+    config["linux"]["seccomp"]["syscalls"] = json!([]);
+    config["linux"]["resources"]["pids"] = json!({});
+    let more = [
+        "AUDIT_READ",
+        "BLOCK_SUSPEND",
+        "BPF",
+        "MAC_ADMIN",
+        "MAC_OVERRIDE",
+        "PERFMON",
+        "SYSLOG",
+        "SYS_MODULE",
+        "SYS_RAWIO",
+        "SYS_TIME",
+        "WAKE_ALARM",
+    ];
+    for set in ["bounding", "effective", "permitted"] {
+        if let Some(all) = config["process"]["capabilities"][set].as_array_mut() {
+            all.extend(more.iter().map(|c| json!(format!("CAP_{c}"))));
+        }
+    }
+    if let Some(mounts) = config["mounts"].as_array_mut() {
+        mounts.push(json!({
+            "destination": OWN_MOUNT, "type": "tmpfs", "source": "tmpfs", "options": ["ro"],
+        }));
     }
 }
