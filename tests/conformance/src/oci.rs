@@ -21,6 +21,10 @@ pub const ALL: &[Case] = &[
         ended_by_hand,
     ),
     (
+        "oci_a_machine_ends_with_who_looks_after_it",
+        supervisor_killed,
+    ),
+    (
         "oci_a_runtime_that_is_missing_or_too_old_is_told",
         wrong_runtimes,
     ),
@@ -111,6 +115,26 @@ fn ended_by_hand(h: &Host) -> Result<(), Failed> {
         let process = h.status("conf")?["leader"].as_u64();
         is_same("the runtime's process", known(h, "crun")?, process)?;
     }
+    is_same("a command", h.sh("conf", "echo here")?, "here".into())
+}
+
+/// No runtime does that: PID 1 asks for it.
+fn supervisor_killed(h: &Host) -> Result<(), Failed> {
+    let file = runtime_dir(h).join("supervisor.json");
+    let told: Value = serde_json::from_str(&codchi_fs::read_to_string(file)?)?;
+    let (supervisor, leader) = (told["pid"].to_string(), told["leader"].to_string());
+    run(Command::new("kill").args(["-KILL", &supervisor]), b"")?.ok()?;
+    let stat = PathBuf::from("/proc").join(leader).join("stat");
+    crate::cases::eventually("the machine has ended", || {
+        let stat = codchi_fs::read_if_exists(&stat)?;
+        // Whoever inherits it collects it in its own time.
+        Ok(stat.is_none_or(|s| {
+            s.rsplit(") ")
+                .next()
+                .is_some_and(|s| s.starts_with(['Z', 'X']))
+        }))
+    })?;
+    h.codchi(&["start", "conf"])?.ok()?;
     is_same("a command", h.sh("conf", "echo here")?, "here".into())
 }
 

@@ -207,6 +207,8 @@ struct Argument {
     op: String,
 }
 
+/// What the runtime starts: the machine finds it where it cannot put anything else.
+const INIT: &str = "/run/codchi/bin/codchi-boot";
 /// Namespaces without which a machine is part of its host.
 const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"];
 /// File systems of the kernel that a machine mounts for itself.
@@ -243,6 +245,11 @@ impl Config {
         let no = |what: String| Err(Error::Settings(format!("{what}, which no machine of this driver may")));
         if self.root.path.as_os_str() != "@root@" {
             return no(format!("the root file system is `{}`", self.root.path.display()));
+        }
+        // Runtimes have been led out of the root by a program or a folder that is a link to one of theirs.
+        let Process { args, cwd, .. } = &self.process;
+        if args.first().is_none_or(|a| a != INIT) || cwd != Path::new("/") {
+            return no(format!("its first process is `{}` in `{}`", args.join(" "), cwd.display()));
         }
         for m in &self.mounts {
             let bound = m.options.iter().any(|o| o.trim_start_matches('r').starts_with("bind"));

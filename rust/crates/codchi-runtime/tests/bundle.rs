@@ -66,6 +66,9 @@ fn settings_that_take_more_of_the_host_are_refused() {
     assert!(refused(|c| c["hooks"] = json!({"prestart": [{"path": "/bin/sh"}]})).contains("hooks"));
     assert!(refused(|c| c["annotations"] = json!({})).contains("annotations"));
     assert!(refused(|c| c["process"]["apparmorProfile"] = json!("")).contains("apparmorProfile"));
+    let said = refused(|c| c["process"]["args"][0] = json!("/proc/self/exe"));
+    assert!(said.contains("`/proc/self/exe --supervised @toplevel@/init`"), "{said}");
+    assert!(refused(|c| c["process"]["cwd"] = json!("/proc/self/fd/7")).contains("in `/proc/self/fd/7`"));
     let spaces = |c: &mut Value, f: &dyn Fn(&mut Vec<Value>)| {
         f(c["linux"]["namespaces"].as_array_mut().expect("a list"));
     };
