@@ -85,7 +85,7 @@ pub fn usable() -> Result<PathBuf> {
     }
 }
 
-/// What doctor says: of the runtime, and of the rest what machines lack. Not to have it is nothing that is wrong.
+/// What doctor says: of the runtime, and of what all such containers need that without which none runs.
 pub fn probe(host: &Host) -> Vec<Finding> {
     let finding = |level, detail, fix| Finding { what: "an OCI runtime".into(), level, detail, fix };
     let fix = || Some(INSTALL.to_owned());
@@ -96,7 +96,7 @@ pub fn probe(host: &Host) -> Vec<Finding> {
         }
         Ok(found) => finding(Level::Good, format!("`{}`, {}", found.path.display(), found.version), None),
     };
-    let rest = container::probe(host).into_iter().filter(|f| f.level != Level::Good);
+    let rest = container::probe(host).into_iter().filter(|f| f.level == Level::Missing);
     [own].into_iter().chain(rest).collect()
 }
 
