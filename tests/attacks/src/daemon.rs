@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -587,6 +587,13 @@ pub fn delete_control(stage: &Stage) -> Result<(), Failed> {
     ];
     let done = collecting(|| stage.host.codchi(&words))?;
     sh(stage, ALICE, Who::User, "rm ~/held")?.ok()?;
+    // Whoever looks at the roots next must not see it go.
+    let roots = stage.roots(ALICE);
+    let leads_there =
+        |e: &std::fs::DirEntry| std::fs::read_link(e.path()).is_ok_and(|to| to == Path::new(&held));
+    crate::hostile::eventually("the root of a removed link goes", || {
+        codchi_fs::read_dir(&roots).is_ok_and(|all| !all.iter().any(leads_there))
+    })?;
     require(
         !in_store(stage, &held)?,
         format!("its owner cannot delete it: {}", done.err),
