@@ -391,7 +391,7 @@ fn difference(h: &Host, all: &Machines, about: &str, command: &Command) -> Resul
             if toml.contains(&format!("/mnt/{n}")) != m.mounts.contains(&n) {
                 return differ(&format!("mounts of {name}"), &toml, &m.mounts);
             }
-            if toml.contains(&(31_870 + n).to_string()) != m.ports.contains(&n) {
+            if toml.contains(&format!("= {}\n", 31_870 + n)) != m.ports.contains(&n) {
                 return differ(&format!("ports of {name}"), &toml, &m.ports);
             }
         }
