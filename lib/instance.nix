@@ -28,7 +28,7 @@ let
 
   # AF_VSOCK, which no network namespace bounds, answers as if the kernel lacked it. Where the arguments of an old call lie, no
   # filter looks; whoever has that has the new one, too.
-  families = "socket errno 97 [0,40,SCMP_CMP_EQ]\nsocketcall errno 38";
+  families = "socket errno 97 [0,40,SCMP_CMP_MASKED_EQ,4294967295]\nsocketcall errno 38";
 in
 {
   version = 1;

@@ -142,9 +142,11 @@ in
               names = [ "socket" ];
               args = [
                 {
+                  # The kernel looks at half of the register.
                   index = 0;
-                  value = 40;
-                  op = "SCMP_CMP_EQ";
+                  value = 4294967295;
+                  valueTwo = 40;
+                  op = "SCMP_CMP_MASKED_EQ";
                 }
               ];
             }

@@ -17,7 +17,7 @@ pub const ALL: &[Case] = &[(
 )];
 
 /// How long the machine may take; its processor may be emulated on a host that has others to run.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(1800);
 
 /// Modules of the kernel that a disk takes, where they are no part of it.
 const MODULES: &str = "virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk crc16 \

@@ -5,7 +5,7 @@
 //! annotations, mounts of the host's folders, namespaces of others) is an error. See
 //! <https://github.com/opencontainers/runtime-spec/blob/main/config.md>.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -204,6 +204,8 @@ struct Calls {
 struct Argument {
     index: u32,
     value: u64,
+    #[serde(default, rename = "valueTwo", skip_serializing_if = "Option::is_none")]
+    value_two: Option<u64>,
     op: String,
 }
 
@@ -213,6 +215,8 @@ const INIT: &str = "/run/codchi/bin/codchi-boot";
 const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"];
 /// File systems of the kernel that a machine mounts for itself.
 const FILE_SYSTEMS: [&str; 6] = ["cgroup", "devpts", "mqueue", "proc", "sysfs", "tmpfs"];
+/// Below what a machine mounts them.
+const PLACES: [&str; 3] = ["/proc", "/dev", "/sys"];
 const REFUSE: &str = "SCMP_ACT_ERRNO";
 /// The instruction sets that a process of this host can use; x32 is not among them, and ends whoever uses it.
 #[cfg(target_arch = "aarch64")]
@@ -248,12 +252,17 @@ impl Config {
         }
         // Runtimes have been led out of the root by a program or a folder that is a link to one of theirs.
         let Process { args, cwd, .. } = &self.process;
-        if args.first().is_none_or(|a| a != INIT) || cwd != Path::new("/") {
+        if args.first().is_none_or(|a| a != INIT)
+            || args.get(1).is_none_or(|a| a != "--supervised")
+            || cwd != Path::new("/")
+        {
             return no(format!("its first process is `{}` in `{}`", args.join(" "), cwd.display()));
         }
         for m in &self.mounts {
             let bound = m.options.iter().any(|o| o.trim_start_matches('r').starts_with("bind"));
-            if bound || !FILE_SYSTEMS.contains(&m.r#type.as_str()) {
+            let placed = PLACES.iter().any(|p| m.destination.starts_with(p));
+            let known = FILE_SYSTEMS.contains(&m.r#type.as_str());
+            if bound || !placed || !known || m.destination.components().any(|c| c == Component::ParentDir) {
                 let (source, at) = (m.source.display(), m.destination.display());
                 return no(format!("`{source}` ({}) is mounted at `{at}`", m.r#type));
             }
@@ -281,7 +290,13 @@ impl Config {
             }
         }
         // AF_VSOCK, which no network namespace bounds, and the old call whose arguments lie where no filter looks.
-        let vsock = Argument { index: 0, value: 40, op: "SCMP_CMP_EQ".into() };
+        // The kernel looks at half of the register.
+        let vsock = Argument {
+            index: 0,
+            value: u64::from(u32::MAX),
+            value_two: Some(40),
+            op: "SCMP_CMP_MASKED_EQ".into(),
+        };
         for (name, errno_ret, args) in [("socket", 97, vec![vsock]), ("socketcall", 38, Vec::new())] {
             let rule = Calls { names: vec![name.into()], action: REFUSE.into(), errno_ret, args };
             let has =

@@ -4,25 +4,28 @@
 //! `drivers/native/host.nix`, and what that renders passes; settings that take more of the host do not. What a person
 //! grants beyond (host folders) is never in the settings, but in the launch.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::spec::{MountKind, Spec};
+use crate::spec::{Mount, MountKind, Spec};
 
-/// What may be bound from the host, and the options without which it may not.
-const BINDS: [(&str, &[&str]); 6] = [
-    ("@store@", &["ro", "nosuid", "nodev"]),
-    ("@endpoint@", &["ro", "nosuid", "nodev"]),
-    ("@bin@", &["ro", "nosuid", "nodev"]),
-    ("@host@", &["ro", "nosuid", "nodev"]),
-    ("@agent@", &["nosuid", "nodev"]),
-    ("@notify@", &["nosuid", "nodev"]),
+/// What may be bound from the host, where, and the options without which it may not.
+const BINDS: [(&str, &str, &[&str]); 6] = [
+    ("@store@", "/nix/store", &["ro", "nosuid", "nodev"]),
+    ("@endpoint@", "/nix/var/nix/daemon-socket", &["ro", "nosuid", "nodev"]),
+    ("@bin@", "/run/codchi/bin", &["ro", "nosuid", "nodev"]),
+    ("@host@", "/run/codchi/host", &["ro", "nosuid", "nodev"]),
+    ("@agent@", "/run/codchi/agent", &["nosuid", "nodev"]),
+    ("@notify@", "/run/codchi/notify", &["nosuid", "nodev"]),
 ];
 
-/// Devices that a machine may have; those that end with `*` stand for all that begin so.
-const DEVICES: [&str; 12] = [
-    "null", "zero", "full", "random", "urandom", "tty", "fuse", "net/tun", "kvm", "dri/*", "snd/*", "nvidia*",
-];
+/// Devices that a machine may have without a person's leave.
+const DEVICES: [&str; 8] = ["null", "zero", "full", "random", "urandom", "tty", "fuse", "net/tun"];
+
+/// Where memory is mounted before a runtime begins.
+const MEMORY: [&str; 2] = ["/run", "/run/codchi/credentials"];
 
 /// Capabilities that root of a machine never has.
 const DROPPED: [&str; 11] = [
@@ -103,8 +106,8 @@ fn check(spec: &Spec) -> Result<()> {
     }
     for m in spec.mounts.iter().filter(|m| m.kind == MountKind::Bind) {
         let source = m.source.clone().unwrap_or_default();
-        let known = BINDS.iter().find(|(s, _)| source.as_os_str() == *s);
-        let Some((_, needed)) = known else {
+        let known = BINDS.iter().find(|(s, at, _)| source.as_os_str() == *s && m.target == Path::new(at));
+        let Some((_, _, needed)) = known else {
             return refuse(format!(
                 "`{}` of the host is mounted at `{}`",
                 source.display(),
@@ -119,12 +122,20 @@ fn check(spec: &Spec) -> Result<()> {
             return refuse(format!("`{}` is mounted with `rw`", source.display()));
         }
     }
-    let allowed = |d: &str| {
-        DEVICES.iter().any(|known| match known.strip_suffix('*') {
-            Some(start) => d.starts_with(start) && !d.contains(".."),
-            None => d == *known,
-        })
-    };
+    // The program that a runtime is told to start is found where the machine cannot put another.
+    if spec.config.is_some() {
+        let outer = |m: &&Mount| m.kind != MountKind::Bind;
+        if let Some(m) =
+            spec.mounts.iter().filter(outer).find(|m| !MEMORY.iter().any(|at| m.target == Path::new(at)))
+        {
+            return refuse(format!("something is mounted at `{}`", m.target.display()));
+        }
+        let at = |target: &str| spec.mounts.iter().position(|m| m.target == Path::new(target));
+        if at(MEMORY[0]).is_none() || at(MEMORY[0]) > at(BINDS[2].1) {
+            return refuse(format!("`{}` is not mounted in `{}`", BINDS[2].1, MEMORY[0]));
+        }
+    }
+    let allowed = |d: &str| DEVICES.contains(&d);
     if let Some(d) = spec.devices.iter().find(|d| !allowed(d.trim_end_matches('?'))) {
         return refuse(format!("the device `/dev/{}` is taken", d.trim_end_matches('?')));
     }
@@ -188,7 +199,10 @@ mod tests {
         assert!(refused(|v| v["mounts"][0]["options"] = json!(["nosuid", "nodev"])).contains("without `ro`"));
         let both = json!(["ro", "rw", "nosuid", "nodev"]);
         assert!(refused(|v| v["mounts"][0]["options"] = both).contains("with `rw`"));
-        assert!(refused(|v| v["devices"] = json!(["mem"])).contains("/dev/mem"));
+        assert!(refused(|v| v["mounts"][1]["target"] = json!("/run/codchi/bin")).contains("@agent@"));
+        for device in ["mem", "kvm?", "nvidia0?"] {
+            assert!(refused(|v| v["devices"] = json!([device])).contains("/dev/"), "{device}");
+        }
         assert!(refused(|v| v["devices"] = json!(["dri/../sda"])).contains("/dev/dri/../sda"));
         assert!(refused(|v| v["seccomp"] = json!({"errno": 0})).contains("answer"));
         let unknown = refused(|v| v["privileged"] = json!(true));

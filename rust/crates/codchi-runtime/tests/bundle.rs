@@ -68,6 +68,11 @@ fn settings_that_take_more_of_the_host_are_refused() {
     assert!(refused(|c| c["process"]["apparmorProfile"] = json!("")).contains("apparmorProfile"));
     let said = refused(|c| c["process"]["args"][0] = json!("/proc/self/exe"));
     assert!(said.contains("`/proc/self/exe --supervised @toplevel@/init`"), "{said}");
+    let alone = json!(["/run/codchi/bin/codchi-boot", "@toplevel@/init"]);
+    assert!(refused(|c| c["process"]["args"] = alone).contains("first process"));
+    let hides = json!({"destination": "/run/codchi", "type": "tmpfs", "source": "tmpfs", "options": []});
+    assert!(refused(|c| push(&mut c["mounts"], hides)).contains("/run/codchi"));
+    assert!(refused(|c| c["mounts"][0]["destination"] = json!("/dev/../run")).contains("/dev/../run"));
     assert!(refused(|c| c["process"]["cwd"] = json!("/proc/self/fd/7")).contains("in `/proc/self/fd/7`"));
     let spaces = |c: &mut Value, f: &dyn Fn(&mut Vec<Value>)| {
         f(c["linux"]["namespaces"].as_array_mut().expect("a list"));
@@ -89,6 +94,29 @@ fn settings_that_take_more_of_the_host_are_refused() {
     };
     assert!(refused(|c| calls(c, "SCMP_ACT_ALLOW", 1)).contains("answers"));
     assert!(refused(|c| calls(c, "SCMP_ACT_ERRNO", 0)).contains("answers"));
+}
+
+/// The program that is started is looked up where only Codchi mounts.
+#[test]
+fn what_is_started_cannot_be_put_elsewhere() {
+    let refused = |change: &dyn Fn(&mut Vec<Value>)| {
+        let mut engine = engine();
+        change(engine["mounts"].as_array_mut().expect("a list"));
+        guard::settled(&engine).expect_err("it was taken").to_string()
+    };
+    let of = |all: &[Value], target: &str| all.iter().position(|m| m["target"] == target).expect("a mount");
+    for gone in ["/run", "/run/codchi/bin"] {
+        assert!(refused(&|all| drop(all.remove(of(all, gone)))).contains("/run/codchi/bin"), "{gone}");
+    }
+    assert!(
+        refused(&|all| all.push(json!({"kind": "tmpfs", "target": "/run/codchi/bin", "outer": true})))
+            .contains("at `/run/codchi/bin`")
+    );
+    let said = refused(&|all| {
+        let at = of(all, "/run/codchi/agent");
+        all[at]["target"] = json!("/run/codchi/bin");
+    });
+    assert!(said.contains("`@agent@` of the host"), "{said}");
 }
 
 #[test]

@@ -169,7 +169,9 @@ fn write(app: &App, journal: &Journal) -> codchi_fs::Result<()> {
 }
 
 fn remove(app: &App, plan: &Plan) -> Result<()> {
-    for name in plan.names() {
+    // The name that a renaming takes away last: as long as it is said to be in use, no other machine is given it.
+    let names: Vec<&MachineName> = plan.names().collect();
+    for name in names.into_iter().rev() {
         codchi_fs::remove_if_exists(app.dirs.journal(name))?;
     }
     Ok(())

@@ -943,9 +943,13 @@ fn fingerprint_cache(app: &App, name: &MachineName) -> PathBuf {
 fn remove_empty(dir: &Path) -> codchi_fs::Result<()> {
     use codchi_fs::Context;
     use rustix::io::Errno;
+    // A person may have led it to another disk, or mounted one there.
+    if dir.is_symlink() {
+        return codchi_fs::remove_if_exists(dir);
+    }
     match rustix::fs::unlinkat(rustix::fs::CWD, dir, rustix::fs::AtFlags::REMOVEDIR) {
         // Not empty is fine: something else is kept there.
-        Ok(()) | Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT) => Ok(()),
+        Ok(()) | Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT | Errno::BUSY) => Ok(()),
         Err(e) => Err(std::io::Error::from(e)).at("remove", dir),
     }
 }

@@ -52,14 +52,19 @@ fn hear(s: &mut impl Read) -> Option<String> {
 /// The socket family by which hypervisors are spoken to: no network namespace bounds it.
 pub fn vsock() -> Result {
     let mut said = Vec::new();
-    for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET] {
-        // SAFETY: plain numbers.
-        let fd = unsafe { libc::socket(libc::AF_VSOCK, kind, 0) };
-        if fd >= 0 {
-            return Ok(Done(format!("a socket of kind {kind}")));
+    // The kernel looks at half of the register only.
+    for high in [0, 1 << 32] {
+        for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET] {
+            let family = high | i64::from(libc::AF_VSOCK);
+            // SAFETY: plain numbers.
+            let fd = unsafe { libc::syscall(libc::SYS_socket, family, i64::from(kind), 0_i64) };
+            if fd >= 0 {
+                return Ok(Done(format!(
+                    "a socket of family {family:#x} and kind {kind}"
+                )));
+            }
+            said.push(io::Error::last_os_error().to_string());
         }
-        let e = io::Error::last_os_error();
-        said.push(e.to_string());
     }
     if said.iter().all(|s| s.contains("not supported")) && outside() {
         return Ok(Absent("this kernel has no AF_VSOCK".into()));

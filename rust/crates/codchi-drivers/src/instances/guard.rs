@@ -60,7 +60,9 @@ const CALLS: [(&str, u32); 19] = [
 
 /// Lines that take AF_VSOCK away, which no network namespace bounds, as if the kernel lacked it; and the old call whose arguments lie
 /// where no filter looks.
-const FAMILIES: [&str; 2] = ["socket errno 97 [0,40,SCMP_CMP_EQ]", "socketcall errno 38"];
+const FAMILIES: [&str; 2] = ["socket errno 97 [0,40,SCMP_CMP_MASKED_EQ,4294967295]", "socketcall errno 38"];
+/// What an earlier Codchi rendered, which looked at more of the register than the kernel does.
+const EARLIER: &str = "socket errno 97 [0,40,SCMP_CMP_EQ]";
 
 /// Reads engine settings (variables not yet replaced), refuses those that take more of the host than this driver gives and a
 /// person granted, and puts in what an instance never goes without.
@@ -124,7 +126,7 @@ fn is_known(dialect: &Dialect, key: &str, value: &str) -> bool {
 
 /// Whether every line takes a call away: one that `allow`s or answers that it was done would give something.
 fn refuses_only(list: &str) -> bool {
-    list.lines().filter(|line| !FAMILIES.contains(line)).all(|line| {
+    list.lines().filter(|line| !FAMILIES.contains(line) && *line != EARLIER).all(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
             ["reject_force_umount"] => true,

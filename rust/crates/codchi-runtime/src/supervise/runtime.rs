@@ -73,6 +73,9 @@ impl Call<'_> {
     /// In a copy of the supervisor: answers only when that failed.
     fn become_runtime(&self, args: &[&OsStr]) -> i32 {
         let go = || -> Result<std::convert::Infallible> {
+            let kill = Some(rustix::process::Signal::KILL);
+            rustix::process::set_parent_process_death_signal(kill)
+                .doing("tie the runtime to its supervisor")?;
             let log = codchi_fs::create(&self.log)?;
             let nothing = codchi_fs::open("/dev/null")?;
             for (fd, target) in [(nothing.as_fd(), 0), (log.as_fd(), 1), (log.as_fd(), 2)] {
@@ -178,6 +181,10 @@ impl Supervision {
         self.call()?.run(&args, tasks)?;
         // It is sent before the runtime ends.
         let (terminal, _) = listener.accept().doing("get the console")?;
+        let mut fds = [PollFd::new(&terminal, PollFlags::IN)];
+        if start::wait(&mut fds, Instant::now() + PATIENCE)? == 0 {
+            return Err(Error::Told("the runtime sent no console".into()));
+        }
         let sent =
             hear(terminal.as_fd()).doing("get the console")?.and_then(|(_, fds)| fds.into_iter().next());
         let master = sent.ok_or_else(|| Error::Told("the runtime sent no console".into()))?;
