@@ -143,8 +143,13 @@ fn sequence(seed: u64) -> Vec<Command> {
     (0..length).map(|_| command(&mut r)).collect()
 }
 
+/// Ports of the host that the machines have, three from `CODCHI_TEST_PORT` (31870) on: two runs at once need others.
+fn host_port(n: u64) -> u64 {
+    number("CODCHI_TEST_PORT").unwrap_or(31_870) + n
+}
+
 fn port(n: u64) -> String {
-    format!("{}:80{n}", 31_870 + n)
+    format!("{}:80{n}", host_port(n))
 }
 
 impl Command {
@@ -175,7 +180,7 @@ impl Command {
             Command::AddMount(a, n) => format!("mount add {} {shared}:/mnt/{n}", NAMES[*a]),
             Command::RemoveMount(a, n) => format!("mount remove {} /mnt/{n}", NAMES[*a]),
             Command::AddPort(a, n) => format!("port add {} {}", NAMES[*a], port(*n)),
-            Command::RemovePort(a, n) => format!("port remove {} {}", NAMES[*a], 31_870 + n),
+            Command::RemovePort(a, n) => format!("port remove {} {}", NAMES[*a], host_port(*n)),
             Command::DryRun(a, b) => format!("duplicate --dry-run {} {}", NAMES[*a], NAMES[*b]),
         };
         text.split(' ').map(|w| w.replace('\u{a0}', " ")).collect()
@@ -391,7 +396,7 @@ fn difference(h: &Host, all: &Machines, about: &str, command: &Command) -> Resul
             if toml.contains(&format!("/mnt/{n}")) != m.mounts.contains(&n) {
                 return differ(&format!("mounts of {name}"), &toml, &m.mounts);
             }
-            if toml.contains(&format!("= {}\n", 31_870 + n)) != m.ports.contains(&n) {
+            if toml.contains(&format!("= {}\n", host_port(n))) != m.ports.contains(&n) {
                 return differ(&format!("ports of {name}"), &toml, &m.ports);
             }
         }
