@@ -120,8 +120,8 @@ impl Driver for Instances {
                     "nobody looked after the machine: its network and store are connected again",
                 ));
             }
-            if let Some(pool) = life::system(machine)?.manifest.resources.disk.and(unlimited(&api, &instance))
-            {
+            let asks = life::system(machine)?.manifest.resources.disk.is_some();
+            if asks && let Some(pool) = unlimited(&api, &instance) {
                 host.progress.report(Told::Warning(&format!(
                     "`codchi.resources.disk` may not hold: the storage pool `{pool}` is a folder, which the engine can limit with project quotas only"
                 )));

@@ -260,9 +260,9 @@ impl Config {
         }
         for m in &self.mounts {
             let bound = m.options.iter().any(|o| o.trim_start_matches('r').starts_with("bind"));
-            let placed = PLACES.iter().any(|p| m.destination.starts_with(p));
-            let known = FILE_SYSTEMS.contains(&m.r#type.as_str());
-            if bound || !placed || !known || m.destination.components().any(|c| c == Component::ParentDir) {
+            let placed = PLACES.iter().any(|p| m.destination.starts_with(p))
+                && !m.destination.components().any(|c| c == Component::ParentDir);
+            if bound || !placed || !FILE_SYSTEMS.contains(&m.r#type.as_str()) {
                 let (source, at) = (m.source.display(), m.destination.display());
                 return no(format!("`{source}` ({}) is mounted at `{at}`", m.r#type));
             }

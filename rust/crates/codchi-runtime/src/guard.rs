@@ -1,8 +1,8 @@
 //! What a machine is never without, whatever its engine settings say.
 //!
-//! The settings come out of the built system, where a module of a stranger can put any file. They are rendered by
-//! `drivers/native/host.nix`, and what that renders passes; settings that take more of the host do not. What a person
-//! grants beyond (host folders) is never in the settings, but in the launch.
+//! The settings come out of the built system, where a module of a stranger can put any file. They are rendered by a driver's
+//! `host.nix`, and what that renders passes; settings that take more of the host do not. What a person grants beyond (host
+//! folders, devices) is never in the settings, but in the launch.
 
 use std::path::Path;
 
@@ -11,11 +11,16 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::spec::{Mount, MountKind, Spec};
 
+/// Memory, made before a machine begins.
+const RUN: &str = "/run";
+/// Codchi's own programs.
+const BIN: &str = "/run/codchi/bin";
+
 /// What may be bound from the host, where, and the options without which it may not.
 const BINDS: [(&str, &str, &[&str]); 6] = [
     ("@store@", "/nix/store", &["ro", "nosuid", "nodev"]),
     ("@endpoint@", "/nix/var/nix/daemon-socket", &["ro", "nosuid", "nodev"]),
-    ("@bin@", "/run/codchi/bin", &["ro", "nosuid", "nodev"]),
+    ("@bin@", BIN, &["ro", "nosuid", "nodev"]),
     ("@host@", "/run/codchi/host", &["ro", "nosuid", "nodev"]),
     ("@agent@", "/run/codchi/agent", &["nosuid", "nodev"]),
     ("@notify@", "/run/codchi/notify", &["nosuid", "nodev"]),
@@ -23,9 +28,6 @@ const BINDS: [(&str, &str, &[&str]); 6] = [
 
 /// Devices that a machine may have without a person's leave.
 const DEVICES: [&str; 8] = ["null", "zero", "full", "random", "urandom", "tty", "fuse", "net/tun"];
-
-/// Where memory is mounted before a runtime begins.
-const MEMORY: [&str; 2] = ["/run", "/run/codchi/credentials"];
 
 /// Capabilities that root of a machine never has.
 const DROPPED: [&str; 11] = [
@@ -124,20 +126,20 @@ fn check(spec: &Spec) -> Result<()> {
     }
     // The program that a runtime is told to start is found where the machine cannot put another.
     if spec.config.is_some() {
-        let outer = |m: &&Mount| m.kind != MountKind::Bind;
-        if let Some(m) =
-            spec.mounts.iter().filter(outer).find(|m| !MEMORY.iter().any(|at| m.target == Path::new(at)))
-        {
+        let known = [RUN, "/run/codchi/credentials"];
+        let stray =
+            |m: &&Mount| m.kind != MountKind::Bind && !known.iter().any(|at| m.target == Path::new(at));
+        if let Some(m) = spec.mounts.iter().find(stray) {
             return refuse(format!("something is mounted at `{}`", m.target.display()));
         }
         let at = |target: &str| spec.mounts.iter().position(|m| m.target == Path::new(target));
-        if at(MEMORY[0]).is_none() || at(MEMORY[0]) > at(BINDS[2].1) {
-            return refuse(format!("`{}` is not mounted in `{}`", BINDS[2].1, MEMORY[0]));
+        if !matches!((at(RUN), at(BIN)), (Some(run), Some(bin)) if run < bin) {
+            return refuse(format!("`{BIN}` is not mounted in `{RUN}`"));
         }
     }
-    let allowed = |d: &str| DEVICES.contains(&d);
-    if let Some(d) = spec.devices.iter().find(|d| !allowed(d.trim_end_matches('?'))) {
-        return refuse(format!("the device `/dev/{}` is taken", d.trim_end_matches('?')));
+    let mut devices = spec.devices.iter().map(|d| d.trim_end_matches('?'));
+    if let Some(d) = devices.find(|d| !DEVICES.contains(d)) {
+        return refuse(format!("the device `/dev/{d}` is taken"));
     }
     Ok(())
 }
