@@ -149,9 +149,14 @@ impl Generations {
         self.numbers()?.into_iter().rfind(|n| *n < current).map(|n| self.get(n)).transpose()
     }
 
-    /// Adds a generation, rooted, without putting it in force. The record is written first: a link without a record
-    /// is never seen, and a record without a link is overwritten by the next.
-    pub fn add(&self, nix: &Nix, record: &Record) -> Result<u64> {
+    /// The folder with roots of what a generation's flake.lock refers to.
+    pub fn inputs(&self, number: u64) -> PathBuf {
+        self.dir.join(format!("{number}.inputs"))
+    }
+
+    /// Adds a generation, rooted with the store paths that its lock refers to, without putting it in force. The record is written
+    /// first: a link without a record is never seen, and a record without a link is overwritten by the next.
+    pub fn add(&self, nix: &Nix, record: &Record, inputs: &[StorePath]) -> Result<u64> {
         codchi_fs::create_private_dir(&self.dir)?;
         let number = self.numbers()?.last().copied().unwrap_or(0) + 1;
         let text = serde_json::to_string_pretty(record).map_err(|e| NixError::Answer {
@@ -159,7 +164,13 @@ impl Generations {
             reason: e.to_string(),
         })?;
         codchi_fs::write_atomic(self.record_file(number), text, 0o600)?;
-        nix.add_root(&self.link(number), &record.toplevel)?;
+        let folder = self.inputs(number);
+        codchi_fs::remove_dir_all(&folder)?;
+        codchi_fs::create_private_dir(&folder)?;
+        let mut roots: Vec<_> =
+            inputs.iter().map(|path| (folder.join(path.base_name()), path.clone())).collect();
+        roots.push((self.link(number), record.toplevel.clone()));
+        nix.add_roots(&roots)?;
         Ok(number)
     }
 
@@ -172,6 +183,7 @@ impl Generations {
 
     /// Removes a generation; the store drops it at the next collection. That in force is refused by the caller's plan.
     pub fn remove(&self, number: u64) -> Result<()> {
+        codchi_fs::remove_dir_all(self.inputs(number))?;
         codchi_fs::remove_if_exists(self.link(number))?;
         codchi_fs::remove_if_exists(self.record_file(number))?;
         Ok(())

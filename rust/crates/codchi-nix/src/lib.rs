@@ -5,6 +5,7 @@
 
 pub mod aterm;
 pub mod closure;
+pub mod daemon;
 pub mod drv;
 mod error;
 pub mod eval;
@@ -17,6 +18,7 @@ pub mod log;
 pub mod nix;
 pub mod path;
 pub mod refusal;
+mod roots;
 pub mod sources;
 pub mod trace;
 pub mod updates;

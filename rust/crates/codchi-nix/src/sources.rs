@@ -113,13 +113,6 @@ impl Nix {
         Ok(paths)
     }
 
-    /// Makes `link` (on the host) point to `target` and registers it as a root.
-    pub fn add_root(&self, link: &Path, target: &StorePath) -> Result<()> {
-        let args =
-            ["--realise".as_ref(), target.as_path().as_os_str(), "--add-root".as_ref(), link.as_os_str()];
-        self.tool("nix-store", Role::Caller, args, "registering a root").map(drop)
-    }
-
     /// Those of these paths that the store does not hold, though there may be files of theirs.
     pub fn invalid(&self, paths: &[StorePath]) -> Result<Vec<StorePath>> {
         let mut found = Vec::new();

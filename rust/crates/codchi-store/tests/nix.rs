@@ -323,8 +323,15 @@ fn generations_hold_what_they_are_made_of() {
         flake_nix: String::new(),
         flake_lock: String::new(),
     };
-    assert_eq!(g.add(&b.nix, &record(&one)).unwrap(), 1);
-    assert_eq!(g.add(&b.nix, &record(&two)).unwrap(), 2);
+    let input = b.nix.add_path("input", &std::fs::canonicalize("Cargo.toml").unwrap()).unwrap();
+    assert_eq!(g.add(&b.nix, &record(&one), &[]).unwrap(), 1);
+    assert_eq!(g.add(&b.nix, &record(&two), std::slice::from_ref(&input)).unwrap(), 2);
+    let gone: StorePath = format!("/nix/store/{}-gone", "0".repeat(32)).parse().unwrap();
+    let refused = b.nix.add_roots(&[(b.path("here"), one.clone()), (b.path("gone"), gone.clone())]);
+    let said = refused.unwrap_err().to_string();
+    assert!(said.contains(&format!("`{gone}` is not in the store")), "{said}");
+    assert!(b.path("here").is_symlink() && !b.path("gone").is_symlink());
+    std::fs::remove_file(b.path("here")).unwrap();
     g.set_current(2).unwrap();
     let gc = |more: &[&str]| {
         let out = b.store.collector().args(more).output().unwrap();
@@ -332,13 +339,13 @@ fn generations_hold_what_they_are_made_of() {
     };
     gc(&["--print-dead"]);
     gc(&[]);
-    assert!(b.nix.is_valid(&one) && b.nix.is_valid(&two));
+    assert!(b.nix.is_valid(&one) && b.nix.is_valid(&two) && b.nix.is_valid(&input));
     assert_eq!(std::fs::read_link(g.link(2)).unwrap(), two.as_path());
     let d = b.nix.diff(Some(&one), &two).unwrap();
     assert!(d.after > d.before && d.before > 0);
     g.remove_all().unwrap();
     gc(&[]);
-    assert!(!b.nix.is_valid(&one) && !b.store.host_path(&two).exists());
+    assert!(!b.nix.is_valid(&one) && !b.store.host_path(&two).exists() && !b.nix.is_valid(&input));
 }
 
 #[test]

@@ -564,11 +564,6 @@ pub fn pending_script(app: &App, name: &MachineName) -> PathBuf {
     app.dirs.machine_data(name).join("init-script")
 }
 
-/// Where the store paths are rooted that a generation's flake.lock refers to.
-pub fn input_roots(app: &App, name: &MachineName, number: u64) -> PathBuf {
-    app.dirs.generations(name).join(format!("{number}.inputs"))
-}
-
 /// Where those are rooted that a lock refers to which no generation was built from yet.
 pub fn next_roots(app: &App, name: &MachineName) -> PathBuf {
     app.dirs.generations(name).join("next.inputs")
@@ -607,16 +602,11 @@ impl Worker for MachineWorker<'_> {
                     return Err(Failure::internal("the new generation is not known any more"));
                 };
                 codchi_fs::create_private_dir(app.dirs.generations(&self.name))?;
-                let got = generations.add(nix, record)?;
+                let paths: Vec<StorePath> = make::lock_roots(&record.flake_lock).into_iter().collect();
+                let got = generations.add(nix, record, &paths)?;
                 if got != number {
                     generations.remove(got)?;
                     return Err(Failure::failed(format!("`{}` was changed meanwhile; try again", self.name)));
-                }
-                let roots = input_roots(app, &self.name, number);
-                codchi_fs::create_private_dir(&roots)?;
-                let paths: Vec<StorePath> = make::lock_roots(&record.flake_lock).into_iter().collect();
-                for path in &paths {
-                    nix.add_root(&roots.join(path.base_name()), path)?;
                 }
                 // What was kept for it has its roots now.
                 let next = next_roots(app, &self.name);
@@ -761,7 +751,6 @@ impl Worker for MachineWorker<'_> {
         if generations.current_number()? == Some(number) && self.app.exists(&self.name) {
             return Ok(());
         }
-        codchi_fs::remove_dir_all(input_roots(self.app, &self.name, number))?;
         generations.remove(number)?;
         let dir = self.app.dirs.generations(&self.name);
         if generations.current_number()? == Some(number) {
@@ -802,15 +791,32 @@ fn move_all(from: &Path, to: &Path) -> Result<()> {
 
 /// Makes a folder of roots again in another place. May be repeated.
 fn copy_roots(nix: &Nix, from: &Path, to: &Path) -> Result<()> {
+    let (mut roots, mut rest) = (Vec::new(), Vec::new());
+    copy_folder(from, to, &mut roots, &mut rest)?;
+    nix.add_roots(&roots)?;
+    // What says which is in force comes last.
+    for (target, link) in rest {
+        codchi_fs::symlink_atomic(target, link)?;
+    }
+    Ok(())
+}
+
+/// Copies the files of a folder, and finds its links: those that are roots, and the others.
+fn copy_folder(
+    from: &Path,
+    to: &Path,
+    roots: &mut Vec<(PathBuf, StorePath)>,
+    rest: &mut Vec<(PathBuf, PathBuf)>,
+) -> Result<()> {
     codchi_fs::create_private_dir(to)?;
     for entry in codchi_fs::read_dir(from)? {
         let (old, new) = (entry.path(), to.join(entry.file_name()));
         match codchi_fs::read_link_if_exists(&old) {
             Ok(Some(target)) => match target.to_str().and_then(|t| t.parse::<StorePath>().ok()) {
-                Some(path) => nix.add_root(&new, &path)?,
-                None => codchi_fs::symlink_atomic(target, new)?,
+                Some(path) => roots.push((new, path)),
+                None => rest.push((target, new)),
             },
-            _ if old.is_dir() => copy_roots(nix, &old, &new)?,
+            _ if old.is_dir() => copy_folder(&old, &new, roots, rest)?,
             _ => codchi_fs::write_atomic(new, codchi_fs::read(&old)?, 0o600)?,
         }
     }

@@ -18,7 +18,7 @@ use crate::cli::{self, NixFlags};
 use crate::cmd::life::{self, each};
 use crate::failure::{Failure, Result};
 use crate::make::{Scratch, Tools};
-use crate::worker::{self, HostParts};
+use crate::worker::HostParts;
 
 /// Which generations are old.
 #[derive(Clone, Copy, Debug)]
@@ -63,9 +63,10 @@ fn tools(app: &App) -> Result<Tools> {
 
 /// The links that hold what a generation is and was made from.
 fn links(app: &App, name: &MachineName, number: u64) -> Vec<PathBuf> {
-    let inputs = worker::input_roots(app, name, number);
-    let inputs = codchi_fs::read_dir(inputs).unwrap_or_default().into_iter().map(|e| e.path());
-    std::iter::once(app.generations(name).link(number)).chain(inputs).collect()
+    let generations = app.generations(name);
+    let inputs = codchi_fs::read_dir(generations.inputs(number)).unwrap_or_default();
+    let inputs = inputs.into_iter().map(|e| e.path());
+    std::iter::once(generations.link(number)).chain(inputs).collect()
 }
 
 /// What a collection would remove, were these links gone: paths and their sizes.

@@ -686,12 +686,13 @@ pub fn in_machine(app: &App, machine: &MachineName, error: FlakeError) -> Failur
 
 /// Keeps what a new lock names from collection, until the next rebuild roots it with its generation.
 pub fn keep_roots(app: &App, tools: &Tools, name: &MachineName, paths: &[StorePath]) -> Result<()> {
-    let roots = worker::next_roots(app, name);
-    for path in paths {
-        codchi_fs::create_private_dir(&roots)?;
-        tools.nix.add_root(&roots.join(path.base_name()), path)?;
+    if paths.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let folder = worker::next_roots(app, name);
+    codchi_fs::create_private_dir(&folder)?;
+    let roots: Vec<_> = paths.iter().map(|path| (folder.join(path.base_name()), path.clone())).collect();
+    Ok(tools.nix.add_roots(&roots)?)
 }
 
 /// The same, and nothing else any more.
