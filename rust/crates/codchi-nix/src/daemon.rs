@@ -106,13 +106,13 @@ impl<S: Read + Write> Daemon<S> {
                 message::STOP => drop(number(s)?),
                 message::START => {
                     // Its number, level and kind, what it is called, what it is about, and what it is part of.
-                    [number(s)?, number(s)?, number(s)?];
+                    numbers(s, 3)?;
                     text(s)?;
                     fields(s)?;
                     number(s)?;
                 }
                 message::RESULT => {
-                    [number(s)?, number(s)?];
+                    numbers(s, 2)?;
                     fields(s)?;
                 }
                 message::ERROR => {
@@ -132,6 +132,11 @@ fn number(s: &mut impl Read) -> io::Result<u64> {
     let mut b = [0; 8];
     s.read_exact(&mut b)?;
     Ok(u64::from_le_bytes(b))
+}
+
+/// Passes over numbers.
+fn numbers(s: &mut impl Read, count: usize) -> io::Result<()> {
+    (0..count).try_for_each(|_| number(s).map(drop))
 }
 
 fn text(s: &mut impl Read) -> io::Result<String> {
