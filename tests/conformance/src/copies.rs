@@ -89,6 +89,15 @@ pub fn duplicate(h: &Host) -> Result<(), Failed> {
         .into());
     }
     answers(h, "conf")?;
+    if !h.has_engine() {
+        let script = r#"
+            cd "$HOME"; mkfifo held-by; trap 'rm -f held-by held' EXIT
+            "$0" plumbing hold "$XDG_RUNTIME_DIR/codchi/machines/conf" <held-by >held & exec 3>held-by
+            until grep -q held held; do kill -0 $!; sleep 0.02; done; kill -9 $!"#;
+        let program = h.program().to_owned();
+        crate::host::run(h.command("sh").args(["-euc", script]).arg(program), b"")?.ok()?;
+        answers(h, "conf")?;
+    }
     let status = h.status("twin")?;
     same(
         "state of the copy",

@@ -138,8 +138,7 @@ fn replace(path: &Path, data: &[u8], mode: u32, lasting: bool) -> Result<()> {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
     };
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let temp = dir.join(format!(".{name}.{}.new", std::process::id()));
+    let temp = half_made(path);
     let done: std::io::Result<()> = (|| {
         let mut f = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temp)?;
         f.write_all(data)?;
@@ -156,6 +155,29 @@ fn replace(path: &Path, data: &[u8], mode: u32, lasting: bool) -> Result<()> {
         let _ = std::fs::remove_file(&temp);
     }
     done.at("write", path)
+}
+
+/// What a file or link is called until it is put in place.
+fn half_made(path: &Path) -> PathBuf {
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    path.with_file_name(format!(".{name}.{}.new", std::process::id()))
+}
+
+/// Removes from a directory what writers did not put in place that are no more. That there is no such directory is fine.
+pub fn sweep(dir: impl AsRef<Path>) -> Result<()> {
+    let entries = match read_dir(&dir) {
+        Err(e) if e.is_not_found() => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let name = entry.file_name();
+        let named = name.to_str().and_then(|n| n.strip_prefix('.')?.strip_suffix(".new")?.rsplit_once('.'));
+        let writer = named.and_then(|(_, pid)| pid.parse::<u32>().ok());
+        if writer.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            remove_if_exists(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Creates a directory and its parents.
@@ -308,8 +330,7 @@ pub fn read_link_if_exists(path: impl AsRef<Path>) -> Result<Option<PathBuf>> {
 /// Points a symbolic link at a target, replacing an earlier link in one step.
 pub fn symlink_atomic(target: impl AsRef<Path>, link: impl AsRef<Path>) -> Result<()> {
     let link = link.as_ref();
-    let name = link.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let temp = link.with_file_name(format!(".{name}.{}.new", std::process::id()));
+    let temp = half_made(link);
     let _ = std::fs::remove_file(&temp);
     let done = std::os::unix::fs::symlink(target, &temp).and_then(|()| std::fs::rename(&temp, link));
     if done.is_err() {
@@ -416,6 +437,24 @@ impl Lock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_killed_writer_left_is_swept_and_nothing_else() {
+        let dir = std::env::temp_dir().join(format!("codchi-fs-sweep-{}", std::process::id()));
+        create_dir_all(&dir).unwrap();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let gone = child.id();
+        child.wait().unwrap();
+        let living = half_made(&dir.join("file"));
+        let kept = [living, dir.join("a.1.new"), dir.join(".x.new"), dir.join(".x.y.new")];
+        kept.iter().for_each(|file| write(file, "x").unwrap());
+        write(dir.join(format!(".flake.nix.{gone}.new")), "x").unwrap();
+        sweep(&dir).unwrap();
+        assert!(kept.iter().all(|file| file.exists()));
+        assert_eq!(read_dir(&dir).unwrap().len(), kept.len());
+        remove_dir_all(&dir).unwrap();
+        sweep(&dir).unwrap();
+    }
 
     #[test]
     fn a_tree_is_removed_whole_and_what_its_links_lead_to_stays() {

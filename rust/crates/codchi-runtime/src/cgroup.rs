@@ -101,35 +101,25 @@ pub(crate) fn for_entering(leader: i32) -> Option<OwnedFd> {
     })
 }
 
-/// A machine whose processes are held still until this is dropped.
-pub(crate) struct Held {
-    file: PathBuf,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let _ = codchi_fs::write(&self.file, "0");
-    }
-}
-
-/// Holds still everything in a machine's cgroup, and waits until it is. See "cgroup.freeze" in the kernel's document.
-pub(crate) fn hold(leader: i32) -> Result<Held> {
+/// The file by which everything in a machine's cgroup is held still. See "cgroup.freeze" in the kernel's document.
+pub(crate) fn freezer(leader: i32) -> Result<PathBuf> {
     let its = codchi_fs::read_to_string(format!("/proc/{leader}/cgroup"))?;
     let lost = || Error::Told("the control group of the machine is not to be seen from here".into());
     let its = own_path(&its).ok_or_else(lost)?;
     let machine = &its[..its.find("/machine").map(|i| i + "/machine".len()).ok_or_else(lost)?];
     let table = codchi_fs::read_to_string("/proc/self/mountinfo")?;
-    let dir = mounts(&table)
-        .iter()
-        .rev()
-        .filter_map(|m| m.path_of(machine))
-        .find(|d| d.join("cgroup.freeze").exists())
-        .ok_or_else(lost)?;
-    let held = Held { file: dir.join("cgroup.freeze") };
-    codchi_fs::write(&held.file, "1")?;
+    let all = mounts(&table);
+    let files = all.iter().rev().filter_map(|m| m.path_of(machine)).map(|d| d.join("cgroup.freeze"));
+    files.into_iter().find(|f| f.exists()).ok_or_else(lost)
+}
+
+/// Holds a cgroup still, and waits until it is.
+pub(crate) fn freeze(freezer: &Path) -> Result<()> {
+    codchi_fs::write(freezer, "1")?;
+    let told = freezer.with_file_name("cgroup.events");
     let until = Instant::now() + Duration::from_secs(10);
-    let events = codchi_fs::open(dir.join("cgroup.events"))?;
-    while !codchi_fs::read_to_string(dir.join("cgroup.events"))?.lines().any(|l| l == "frozen 1") {
+    let events = codchi_fs::open(&told)?;
+    while !codchi_fs::read_to_string(&told)?.lines().any(|l| l == "frozen 1") {
         if Instant::now() > until {
             return Err(Error::Told(
                 "the machine cannot be held still: one of its processes does not stop".into(),
@@ -138,7 +128,12 @@ pub(crate) fn hold(leader: i32) -> Result<Held> {
         let step = rustix::time::Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
         let _ = poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&step));
     }
-    Ok(held)
+    Ok(())
+}
+
+/// Has it go on.
+pub(crate) fn thaw(freezer: &Path) -> Result<()> {
+    Ok(codchi_fs::write(freezer, "0")?)
 }
 
 /// What to do when no cgroup is ours.

@@ -363,15 +363,7 @@ pub fn stop(dir: &Path, force: bool, patience: Duration) -> Result<()> {
 /// [`Error::NotRunning`], or that it could not be held.
 pub fn while_held<T>(dir: &Path, f: impl FnOnce() -> T) -> Result<T> {
     let name = || dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let told = state::living(dir)?.ok_or_else(|| Error::NotRunning(name()))?;
-    let leader = told.leader.ok_or_else(|| Error::NotRunning(name()))?;
-    if told.root.is_some() {
-        let held = still::hold(dir)?.ok_or_else(|| Error::NotRunning(name()))?;
-        let done = f();
-        drop(held);
-        return Ok(done);
-    }
-    let held = crate::cgroup::hold(leader)?;
+    let held = still::hold(dir)?.ok_or_else(|| Error::NotRunning(name()))?;
     let done = f();
     drop(held);
     Ok(done)

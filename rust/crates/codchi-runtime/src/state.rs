@@ -293,7 +293,11 @@ pub fn status(dir: &Path) -> Result<Status> {
             ports: vec![],
             folders: vec![],
             warnings: vec![],
-            text: other.map(|s| s.text).unwrap_or_default(),
+            text: match other {
+                None => String::new(),
+                Some(s) if matches!(s.state, State::Failed | State::NeedsSecrets) => s.text,
+                Some(_) => "the process that looked after it was ended from outside".into(),
+            },
             addresses: vec![],
         },
     })

@@ -1,4 +1,5 @@
-//! Holding a virtual machine still: it is one process of the host, stopped by a signal.
+//! Holding a machine still: the processes of a container by their control group; a virtual machine, which is one process of the
+//! host, by a signal.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -8,24 +9,37 @@ use codchi_fs::{Lock, LockError};
 use codchi_sys::{process, signal};
 
 use crate::error::{Doing, Error, Result};
-use crate::state;
+use crate::{cgroup, state};
 
-/// Locked by whoever holds the machine still, in its runtime directory.
+/// Locked by whoever holds the machine still, in its runtime directory; where it is there and not locked, nobody let the machine go
+/// on.
 const FILE: &str = "still.lock";
 /// How long its threads may take to stop.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Nothing tells when a process that is not a child has stopped.
 const STEP: Duration = Duration::from_millis(2);
 
-/// A virtual machine that is held still until this is dropped.
+/// A machine that is held still until this is dropped.
 pub(crate) struct Still {
-    process: OwnedFd,
-    _lock: Lock,
+    how: How,
+    lock: Lock,
+}
+
+enum How {
+    Process(OwnedFd),
+    Group(PathBuf),
 }
 
 impl Drop for Still {
     fn drop(&mut self) {
-        let _ = process::pidfd_signal(self.process.as_fd(), signal::SIGCONT);
+        let gone_on = match &self.how {
+            How::Process(process) => process::pidfd_signal(process.as_fd(), signal::SIGCONT).is_ok(),
+            How::Group(freezer) => cgroup::thaw(freezer).is_ok(),
+        };
+        // Else the next command tries it again.
+        if gone_on {
+            let _ = self.lock.remove();
+        }
     }
 }
 
@@ -56,12 +70,21 @@ fn is_stopped(folder: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// Stops a virtual machine, and waits until it is; none where none runs.
+/// Holds a machine still, and waits until it is; none where none runs.
 pub(crate) fn hold(dir: &Path) -> Result<Option<Still>> {
     let lock = take(Lock::take(dir.join(FILE), &who()))?;
-    let Some((folder, process)) = find(dir)? else { return Ok(None) };
-    let still = Still { process, _lock: lock };
-    process::pidfd_signal(still.process.as_fd(), signal::SIGSTOP).doing("hold the machine still")?;
+    if let Some(leader) = state::living(dir)?.filter(|s| s.root.is_none()).and_then(|s| s.leader) {
+        let freezer = cgroup::freezer(leader)?;
+        let still = Still { how: How::Group(freezer.clone()), lock };
+        cgroup::freeze(&freezer)?;
+        return Ok(Some(still));
+    }
+    let Some((folder, process)) = find(dir)? else {
+        lock.remove()?;
+        return Ok(None);
+    };
+    process::pidfd_signal(process.as_fd(), signal::SIGSTOP).doing("hold the machine still")?;
+    let still = Still { how: How::Process(process), lock };
     let until = Instant::now() + PATIENCE;
     while !is_stopped(&folder)? {
         if Instant::now() > until {
@@ -72,22 +95,25 @@ pub(crate) fn hold(dir: &Path) -> Result<Option<Still>> {
     Ok(Some(still))
 }
 
-/// Has a virtual machine go on that somebody held still who is no more.
+/// Has a machine go on that somebody held still who is no more. Costs no more than a look where there is none.
 ///
 /// # Errors
 /// That cannot be found out.
 pub fn go_on(dir: &Path) -> Result<()> {
-    let Some((folder, process)) = find(dir)? else { return Ok(()) };
-    if state::stat(&folder).is_none_or(|s| s.state != 'T') {
+    let file = dir.join(FILE);
+    if file.symlink_metadata().is_err() {
         return Ok(());
     }
-    match Lock::try_take(dir.join(FILE), &who()) {
-        Err(LockError::Held { .. }) => Ok(()),
-        lock => {
-            let _lock = take(lock)?;
-            process::pidfd_signal(process.as_fd(), signal::SIGCONT).doing("have the machine go on")
-        }
+    let lock = match Lock::try_take(&file, &who()) {
+        Err(LockError::Held { .. }) => return Ok(()),
+        lock => take(lock)?,
+    };
+    if let Some(leader) = state::living(dir)?.filter(|s| s.root.is_none()).and_then(|s| s.leader) {
+        cgroup::thaw(&cgroup::freezer(leader)?)?;
+    } else if let Some((_, process)) = find(dir)? {
+        process::pidfd_signal(process.as_fd(), signal::SIGCONT).doing("have the machine go on")?;
     }
+    Ok(lock.remove()?)
 }
 
 fn who() -> String {
@@ -141,10 +167,14 @@ mod tests {
         drop(still);
         assert!(!is_held(pid));
 
+        assert!(!dir.path().join(FILE).exists());
+
+        // One that was killed leaves the file, and no lock.
         let process = process::pidfd_open(pid).unwrap();
         process::pidfd_signal(process.as_fd(), signal::SIGSTOP).unwrap();
+        codchi_fs::write(dir.path().join(FILE), "").unwrap();
         go_on(dir.path()).unwrap();
-        assert!(!is_held(pid));
+        assert!(!is_held(pid) && !dir.path().join(FILE).exists());
     }
 
     #[test]

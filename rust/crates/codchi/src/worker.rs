@@ -834,7 +834,7 @@ pub fn fingerprint_file(app: &App, name: &MachineName) -> PathBuf {
 }
 
 /// Takes the lock of a machine that is still there: whoever had it before may have deleted it, or given it another name. What
-/// was cut short on it is brought to an end.
+/// was cut short on it is brought to an end, and what was half written goes.
 pub fn hold(app: &App, name: &MachineName, command: &str) -> Result<codchi_fs::Lock> {
     let lock = app.lock(name, command)?;
     recover(app, &lock, name)?;
@@ -842,6 +842,9 @@ pub fn hold(app: &App, name: &MachineName, command: &str) -> Result<codchi_fs::L
         lock.remove()?;
     }
     app.machine(name.as_str())?;
+    for folder in [app.dirs.machine(name), app.dirs.generations(name), app.dirs.machine_data(name)] {
+        codchi_fs::sweep(folder)?;
+    }
     Ok(lock)
 }
 

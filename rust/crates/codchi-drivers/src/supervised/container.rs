@@ -10,7 +10,7 @@ use codchi_core::progress::Event as Told;
 use codchi_core::session::{self, Session};
 use codchi_core::status::{Finding, Level};
 use codchi_runtime::spec::{Launch, shows_closure};
-use codchi_runtime::{enter, folders, guard, outer, probe, relay, start, state};
+use codchi_runtime::{enter, folders, guard, outer, probe, relay, start, state, still};
 
 use super::files::Held;
 use super::{ids, life, prepare, revision, root};
@@ -115,6 +115,8 @@ impl<T: Own> Driver for Container<T> {
     }
 
     fn state(&self, host: &Host, machine: &MachineName) -> Result<Running> {
+        // Whoever comes next finds it at work, though a copy of it was killed.
+        still::go_on(&host.dirs.machine_runtime(machine))?;
         supervised::at_rest(host, machine)
     }
 
