@@ -2142,7 +2142,19 @@ fn collect_garbage(h: &Host) -> Result<(), Failed> {
         done["done"] == true && done["bytes"].as_u64() > Some(0),
         "nothing was given free: {done}"
     );
-    same("what nothing holds", usage(h, "conf")?.1, 0)?;
+    let free = usage(h, "conf")?.1;
+    if free != 0 {
+        let dead = h.codchi(&[
+            "store",
+            "shell",
+            "--as-root",
+            "--",
+            "nix-store",
+            "--gc",
+            "--print-dead",
+        ])?;
+        return Err(format!("nothing holds {free} bytes: {}{}", dead.text(), dead.err).into());
+    }
     let left = numbers(h, "conf")?;
     let current = h.status("conf")?["generation"].as_u64();
     require!(
