@@ -17,7 +17,7 @@ let
     in
     pkgs.base.raw (lib.head versioned);
 
-  # As QEMU's own network has it (rust/crates/codchi-drivers/src/qemu/attendant.rs).
+  # As QEMU's own network has it (rust/crates/codchi-drivers/src/vm/attendant.rs).
   network = pkgs.writeText "network" ''
     link set eth0 up
     addr add 192.168.231.15/24 dev eth0

@@ -13,6 +13,7 @@ mod native;
 mod oci;
 mod qemu;
 mod supervised;
+mod vm;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -45,7 +46,7 @@ pub type Result<T, E = DriverError> = std::result::Result<T, E>;
 
 /// The drivers, one line each.
 static DRIVERS: [&'static dyn Driver; 5] =
-    [&native::NATIVE, &incus::INCUS, &lxd::LXD, &oci::OCI, &qemu::Qemu];
+    [&native::NATIVE, &incus::INCUS, &lxd::LXD, &oci::OCI, &qemu::QEMU];
 
 /// All drivers.
 pub fn all() -> impl Iterator<Item = &'static dyn Driver> {

@@ -1,169 +1,34 @@
-//! The QEMU driver: machines as virtual machines of a QEMU that a process of Codchi's own starts and looks after. No daemon, no
-//! disk image: files come by shared folders, the kernel from the machine's own system.
+//! The driver of QEMU: whoever looks after a machine starts it. No daemon.
 
-mod acceleration;
-mod attendant;
-mod control;
-mod kernel;
-mod probe;
+use codchi_runtime::Result;
+use codchi_runtime::guest::{FIRST_FD, Guest, Program};
+use codchi_sys::process::Child;
 
-use codchi_core::folder::Folder;
-use codchi_core::machine::IdRange;
-use codchi_core::name::MachineName;
-use codchi_core::status::Finding;
-use codchi_files::Report;
-use codchi_runtime::spec::Launch;
-use codchi_runtime::{outer, state, still};
-
-use crate::supervised::files::Held;
-use crate::supervised::{self, ids, life, prepare, root};
-use crate::{
-    Begun, Driver, DriverError, Exec, Export, Flavour, Given, Host, Info, Machine, Result, Running, Switched,
-};
+use crate::vm::Vm;
+use crate::vm::attendant::{Runner, Wanted, kernel, machine, qemu};
+use crate::{Flavour, Info};
 
 /// The driver.
-pub struct Qemu;
+pub(crate) static QEMU: Vm = Vm {
+    info: &Info { name: "qemu", kind: Flavour::Vm, runs: true },
+    probe: |_| Vec::new(),
+    usable: |_| Ok(()),
+    runner: |_| Ok(Box::new(Own)),
+};
 
-static INFO: Info = Info { name: "qemu", kind: Flavour::Vm, runs: true };
+/// QEMU is a child of whoever looks after the machine.
+pub(crate) struct Own;
 
-/// Seconds a machine may take to be ready: without a processor that helps, a boot takes minutes on a busy host.
-const START: u32 = 600;
-
-impl Driver for Qemu {
-    fn info(&self) -> &'static Info {
-        &INFO
+impl Runner for Own {
+    fn first(&self) -> i32 {
+        FIRST_FD
     }
 
-    fn probe(&self, host: &Host) -> Vec<Finding> {
-        let mut all = probe::probe();
-        all.push(acceleration::finding(&host.dirs.runtime));
-        all
+    fn start(&mut self, guest: &mut Guest, wanted: Wanted<'_>) -> Result<Child> {
+        let mut args = machine(wanted.processor, wanted.settings);
+        args.extend(wanted.devices);
+        args.extend(kernel(&wanted.image, wanted.memory));
+        let program = Program { path: qemu()?, args, fds: wanted.fds };
+        guest.start(wanted.launch, &program, wanted.served, wanted.port, &mut |m| wanted.said.push(m))
     }
-
-    fn ids(&self, taken: &[IdRange]) -> Result<Option<IdRange>> {
-        ids::choose(taken)
-    }
-
-    fn refusal(&self, _: &Folder) -> Option<String> {
-        Some("this driver does not show folders of the host yet".into())
-    }
-
-    fn create(&self, host: &Host, machine: &Machine) -> Result<()> {
-        // Found out before anything is made or built for it.
-        probe::usable()?;
-        root::create(host, machine.name)
-    }
-
-    fn update(&self, host: &Host, machine: &Machine) -> Result<Switched> {
-        life::update(host, machine, &launch(host, machine)?, || Ok(()))
-    }
-
-    fn give(&self, host: &Host, machine: &Machine) -> Result<Given> {
-        life::give(host, machine, &launch(host, machine)?)
-    }
-
-    fn start(&self, host: &Host, machine: &Machine) -> Result<()> {
-        life::start(host, machine, || {
-            probe::usable()?;
-            launch(host, machine)
-        })
-    }
-
-    fn stop(&self, host: &Host, machine: &MachineName) -> Result<()> {
-        life::stop(host, machine)
-    }
-
-    fn state(&self, host: &Host, machine: &MachineName) -> Result<Running> {
-        // Whoever comes next finds it at work, though a copy of it was killed.
-        still::go_on(&host.dirs.machine_runtime(machine))?;
-        supervised::at_rest(host, machine)
-    }
-
-    fn addresses(&self, _: &Running) -> Vec<String> {
-        // The one it has leads to it only from itself.
-        Vec::new()
-    }
-
-    fn attach(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<u8> {
-        supervised::attach(host, machine, exec, || Err(supervised::silent(machine, Vec::new())))
-    }
-
-    fn keeps_folder(&self) -> bool {
-        true
-    }
-
-    fn remove(&self, host: &Host, machine: &MachineName) -> Result<()> {
-        self.stop(host, machine)?;
-        root::remove(host, machine)
-    }
-
-    fn prepare(&self, host: &Host, machine: &Machine) -> Result<()> {
-        life::write(host, machine, &launch(host, machine)?)
-    }
-
-    fn supervise(
-        &self,
-        host: &Host,
-        machine: &MachineName,
-        begin: &mut dyn FnMut(bool) -> Result<Begun>,
-    ) -> Result<()> {
-        prepare(host, machine)?;
-        let engine = |launch: &Launch, dir: &std::path::Path| {
-            let attendant = attendant::Attendant::new(launch, dir, &host.dirs.runtime)?;
-            Ok(Box::new(attendant) as Box<dyn codchi_runtime::attend::Engine>)
-        };
-        let dir = host.dirs.machine_runtime(machine);
-        Ok(codchi_runtime::attend::attend(&dir, supervised::begun(machine, begin, || Ok(true)), engine)?)
-    }
-
-    fn duplicate(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<Report> {
-        root::duplicate(host, from, to, || still(host, from))
-    }
-
-    fn pack(&self, host: &Host, machine: &Machine, export: &Export, to: std::fs::File) -> Result<Report> {
-        let _still = still(host, machine.name)?;
-        root::pack(host, machine, export, to)
-    }
-
-    fn unpack(&self, host: &Host, machine: &Machine, from: std::fs::File, without: &str) -> Result<Report> {
-        root::unpack(host, machine, from, without)
-    }
-
-    fn rename(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<()> {
-        self.stop(host, from)?;
-        supervised::rename(host, from, to)
-    }
-}
-
-/// Holds a machine still that runs, after it has written what it has in its own memory. One that is on its way up or down cannot
-/// say that it has.
-fn still(host: &Host, machine: &MachineName) -> Result<Option<Held>> {
-    let dir = host.dirs.machine_runtime(machine);
-    let told = state::status(&dir)?;
-    if told.supervisor.is_none() {
-        return Ok(None);
-    }
-    let not = |why: String| DriverError::Host {
-        what: format!("`{machine}` cannot be held still: {why}"),
-        hints: vec![format!("`codchi stop {machine}` first")],
-    };
-    if told.state != state::State::Running {
-        return Err(not("it is on its way up or down".into()));
-    }
-    let sync =
-        Exec { argv: vec!["sync".into()], user: Some("root".into()), tty: Some(false), ..Exec::default() };
-    match supervised::capture(host, machine, &sync)? {
-        (0, _) => Ok(Some(Held::new(host.program, &dir)?)),
-        (_, said) => Err(not(said.trim().into())),
-    }
-}
-
-/// What an attendant is told of a machine.
-fn launch(host: &Host, machine: &Machine) -> Result<Launch> {
-    let engine = life::system(machine)?.manifest.engine.clone();
-    Ok(Launch {
-        devices: if outer::is_privileged() { vec!["kvm".into()] } else { Vec::new() },
-        patience: Some(START),
-        ..life::launch(host, machine, engine)?
-    })
 }

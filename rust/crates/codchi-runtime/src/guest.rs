@@ -683,8 +683,8 @@ pub fn left(until: Instant) -> Timespec {
 }
 
 /// The name by which a process opens one of its descriptors.
-pub fn descriptor(n: usize) -> String {
-    format!("/proc/self/fd/{}", FIRST_FD + n as i32)
+pub fn descriptor(number: i32) -> String {
+    format!("/proc/self/fd/{number}")
 }
 
 #[cfg(test)]

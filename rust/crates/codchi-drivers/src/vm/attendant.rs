@@ -1,7 +1,7 @@
 //! The process that starts QEMU and looks after it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -36,8 +36,47 @@ const WORKS: &str = "codchi: it works";
 /// What QEMU says when the host's processor cannot do what KVM says it can, and waits for a person.
 const FAILS: &str = "KVM internal error";
 
+/// A machine that QEMU is to be started for.
+pub(crate) struct Wanted<'a> {
+    /// What its attendant is told of it.
+    pub launch: &'a Launch,
+    /// Its kernel and size.
+    pub settings: &'a Settings,
+    /// What its processors shall be.
+    pub processor: Acceleration,
+    /// The image of its kernel.
+    pub image: PathBuf,
+    /// By which number QEMU knows the machine's first memory.
+    pub memory: i32,
+    /// The arguments that give it its devices.
+    pub devices: Vec<String>,
+    /// QEMU's descriptors, whose numbers begin with [`Runner::first`].
+    pub fds: Vec<OwnedFd>,
+    /// The folders it sees, and the sockets by which they are asked for.
+    pub served: Vec<(Share, UnixListener)>,
+    /// The host's end of its port.
+    pub port: OwnedFd,
+    /// Receives what a person should know.
+    pub said: &'a mut Vec<String>,
+}
+
+/// Who starts QEMU.
+pub(crate) trait Runner {
+    /// By which number QEMU knows the first of its descriptors.
+    fn first(&self) -> i32;
+    /// Has QEMU started.
+    fn start(&mut self, guest: &mut Guest, wanted: Wanted<'_>) -> Result<Child>;
+    /// QEMU has ended.
+    fn part(&mut self) {}
+    /// Processes of its own.
+    fn children(&self) -> Vec<i32> {
+        Vec::new()
+    }
+}
+
 /// The engine, for one machine.
 pub struct Attendant {
+    runner: Box<dyn Runner>,
     dir: PathBuf,
     /// The runtime directory of Codchi.
     runtime: PathBuf,
@@ -60,15 +99,20 @@ pub struct Attendant {
     acceleration: Option<Acceleration>,
 }
 
+fn unprepared() -> Error {
+    Error::Told("nothing is prepared for the machine".into())
+}
+
 fn failed(what: &str, e: impl std::fmt::Display) -> Error {
     Error::Told(format!("cannot {what}: {e}"))
 }
 
 impl Attendant {
     /// For the machine whose runtime directory is `dir`; `runtime` is that of Codchi.
-    pub fn new(launch: &Launch, dir: &Path, runtime: &Path) -> Result<Attendant> {
+    pub fn new(launch: &Launch, dir: &Path, runtime: &Path, runner: Box<dyn Runner>) -> Result<Attendant> {
         Settings::read(&launch.engine)?;
         Ok(Attendant {
+            runner,
             dir: dir.into(),
             runtime: runtime.into(),
             root: launch.root.clone(),
@@ -87,7 +131,7 @@ impl Attendant {
     }
 
     fn guest(&mut self) -> Result<&mut Guest> {
-        self.guest.as_mut().ok_or_else(|| Error::Told("nothing is prepared for the machine".into()))
+        self.guest.as_mut().ok_or_else(unprepared)
     }
 
     /// That the machine ended as nobody wanted, with its console where that tells why.
@@ -181,7 +225,7 @@ impl Attendant {
         let guest = self.guest()?;
         let memory = guest.memory(&launch.bin.join("codchi-boot"), &[], "try\n")?;
         let mut args = machine(Acceleration::Kvm, settings);
-        args.extend(kernel(image, 0));
+        args.extend(kernel(image, FIRST_FD));
         let program = Program { path: qemu.into(), args, fds: vec![memory] };
         let child = guest.start_alone(&program)?;
         let until = Instant::now() + TRIAL;
@@ -238,7 +282,7 @@ fn how(end: Option<process::End>) -> String {
     }
 }
 
-fn qemu() -> Result<PathBuf> {
+pub(crate) fn qemu() -> Result<PathBuf> {
     probe::program().ok_or_else(|| Error::Host { what: "QEMU is not installed".into(), hints: vec![] })
 }
 
@@ -246,8 +290,8 @@ fn words<'a>(list: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     list.into_iter().map(String::from).collect()
 }
 
-/// The machine itself.
-fn machine(processor: Acceleration, settings: &Settings) -> Vec<String> {
+/// The machine itself, its console where QEMU's output goes.
+pub(crate) fn machine(processor: Acceleration, settings: &Settings) -> Vec<String> {
     let memory = settings.memory >> 20;
     let accel = match processor {
         Acceleration::Kvm => "kvm",
@@ -280,12 +324,14 @@ fn machine(processor: Acceleration, settings: &Settings) -> Vec<String> {
     args
 }
 
-/// Its kernel; `memory` is the place of the first memory among the descriptors.
-fn kernel(image: &Path, memory: usize) -> Vec<String> {
+/// What the kernel is told.
+pub(crate) const LINE: &str = "console=ttyS0 panic=-1 quiet loglevel=4 systemd.show_status=false";
+
+/// Its kernel; `memory` is the number of the descriptor with the first memory.
+pub(crate) fn kernel(image: &Path, memory: i32) -> Vec<String> {
     let mut args = vec!["-kernel".into(), image.display().to_string()];
     args.extend(["-initrd".into(), guest::descriptor(memory)]);
-    let line = "console=ttyS0 panic=-1 quiet loglevel=4 systemd.show_status=false";
-    args.extend(["-append".into(), line.into()]);
+    args.extend(["-append".into(), LINE.into()]);
     args
 }
 
@@ -314,6 +360,7 @@ impl Engine for Attendant {
         let mut said = Vec::new();
         let emulated = self.emulated(&settings, launch, &mut said)?;
         let processor = if emulated.is_some() { Acceleration::Tcg } else { Acceleration::Kvm };
+        let first = self.runner.first();
         let guest = self.guest()?;
         let share = |tag, source: &Path, target, read_only, idmap, still| Share {
             tag,
@@ -331,14 +378,14 @@ impl Engine for Attendant {
             share("host", &guest.host_dir(), "/run/codchi/host", true, false, false),
         ];
         let mut told = format!("name {}\ninit {}/init\n", launch.name, launch.toplevel.display());
-        let mut args = machine(processor, &settings);
+        let mut args = Vec::new();
         let mut fds: Vec<OwnedFd> = Vec::new();
         let mut served = Vec::new();
         for share in shares {
             let how = if share.read_only { "ro" } else { "rw" };
             told.push_str(&format!("share {} {} {how}\n", share.tag, share.target));
             let (socket, ours) = guest::connected(share.tag)?;
-            let (tag, number) = (share.tag, FIRST_FD + fds.len() as i32);
+            let (tag, number) = (share.tag, first + fds.len() as i32);
             args.extend(["-chardev".into(), format!("socket,id={tag},fd={number}")]);
             args.extend([
                 "-device".into(),
@@ -349,11 +396,11 @@ impl Engine for Attendant {
         }
         let (port, theirs) = UnixStream::pair().map_err(|e| failed("make a port", e))?;
         args.extend(words(["-device", "virtio-serial-pci"]));
-        args.extend(["-chardev".into(), format!("socket,id=agent,fd={}", FIRST_FD + fds.len() as i32)]);
+        args.extend(["-chardev".into(), format!("socket,id=agent,fd={}", first + fds.len() as i32)]);
         args.extend(["-device".into(), format!("virtserialport,chardev=agent,name={PORT}")]);
         fds.push(theirs.into());
         let (control, theirs) = Control::new().map_err(|e| failed("make a port", e))?;
-        args.extend(["-chardev".into(), format!("socket,id=control,fd={}", FIRST_FD + fds.len() as i32)]);
+        args.extend(["-chardev".into(), format!("socket,id=control,fd={}", first + fds.len() as i32)]);
         args.extend(words(["-mon", "chardev=control,mode=control"]));
         fds.push(theirs);
         let wanted: Vec<_> = launch
@@ -367,10 +414,21 @@ impl Engine for Attendant {
         args.extend(words(["-device", "virtio-net-pci,netdev=net,romfile="]));
         args.extend(words(["-device", "virtio-rng-pci"]));
         let memory = guest.memory(&launch.bin.join("codchi-boot"), &settings.files()?, &told)?;
-        args.extend(kernel(&settings.image()?, fds.len()));
         fds.push(memory);
-        let program = Program { path: qemu()?, args, fds };
-        let child = guest.start(launch, &program, served, port.into(), &mut |m| said.push(m))?;
+        let wanted = Wanted {
+            launch,
+            settings: &settings,
+            processor,
+            image: settings.image()?,
+            memory: first + fds.len() as i32 - 1,
+            devices: args,
+            fds,
+            served,
+            port: port.into(),
+            said: &mut said,
+        };
+        let guest = self.guest.as_mut().ok_or_else(unprepared)?;
+        let child = self.runner.start(guest, wanted)?;
         let pid = child.pid;
         self.child = Some(child);
         self.acceleration = Some(processor);
@@ -439,7 +497,7 @@ impl Engine for Attendant {
 
     fn children(&self) -> Vec<i32> {
         let own = self.child.iter().chain(&self.waiting).chain(&self.stopping).map(|c| c.pid);
-        own.chain(self.guest.iter().flat_map(Guest::children)).collect()
+        own.chain(self.guest.iter().flat_map(Guest::children)).chain(self.runner.children()).collect()
     }
 
     fn stop(&mut self, force: bool) -> Result<()> {
@@ -464,8 +522,12 @@ impl Engine for Attendant {
         }
         if let Some(child) = self.child.take() {
             let _ = child.signal(codchi_sys::signal::SIGKILL);
+            // It need not be a child of this process.
+            let _ =
+                poll(&mut [PollFd::new(&child, PollFlags::IN)], Some(&guest::left(Instant::now() + MOMENT)));
             self.ended = child.wait().ok();
         }
+        self.runner.part();
         for asking in [self.waiting.take(), self.stopping.take()].into_iter().flatten() {
             let _ = asking.signal(codchi_sys::signal::SIGKILL);
             let _ = asking.wait();
@@ -517,6 +579,7 @@ mod tests {
         let (mut control, _theirs) = Control::new().unwrap();
         control.end = told;
         let mut a = Attendant {
+            runner: Box::new(crate::qemu::Own),
             dir: "/nonexistent".into(),
             runtime: "/nonexistent".into(),
             root: "/nonexistent/root".into(),
