@@ -8,6 +8,7 @@ pub mod capability;
 mod error;
 mod incus;
 mod instances;
+mod libvirt;
 mod lxd;
 mod native;
 mod oci;
@@ -36,6 +37,7 @@ use codchi_store::Store;
 use serde::{Deserialize, Serialize};
 
 pub use error::DriverError;
+pub use libvirt::become_emulator;
 pub use supervised::{
     copy_tree_here, hold_here, measure_tree_here, pack_tree_here, probe_here, remove_tree, remove_tree_here,
     unpack_tree_here,
@@ -45,8 +47,8 @@ pub use supervised::{
 pub type Result<T, E = DriverError> = std::result::Result<T, E>;
 
 /// The drivers, one line each.
-static DRIVERS: [&'static dyn Driver; 5] =
-    [&native::NATIVE, &incus::INCUS, &lxd::LXD, &oci::OCI, &qemu::QEMU];
+static DRIVERS: [&'static dyn Driver; 6] =
+    [&native::NATIVE, &incus::INCUS, &lxd::LXD, &oci::OCI, &qemu::QEMU, &libvirt::LIBVIRT];
 
 /// All drivers.
 pub fn all() -> impl Iterator<Item = &'static dyn Driver> {

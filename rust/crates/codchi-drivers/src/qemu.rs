@@ -13,7 +13,7 @@ pub(crate) static QEMU: Vm = Vm {
     info: &Info { name: "qemu", kind: Flavour::Vm, runs: true },
     probe: |_| Vec::new(),
     usable: |_| Ok(()),
-    runner: |_| Ok(Box::new(Own)),
+    runner: |_, _| Ok(Box::new(Own)),
 };
 
 /// QEMU is a child of whoever looks after the machine.

@@ -32,7 +32,7 @@ pub(crate) struct Vm {
     /// That it can be used, found out before anything is made or built.
     pub usable: fn(&Host) -> Result<()>,
     /// Who starts QEMU, made before whoever looks after the machine leaves the host's namespaces.
-    pub runner: fn(&Host) -> Result<Box<dyn Runner>>,
+    pub runner: fn(&Host, &MachineName) -> Result<Box<dyn Runner>>,
 }
 
 /// Seconds a machine may take to be ready: without a processor that helps, a boot takes minutes on a busy host.
@@ -117,7 +117,7 @@ impl Driver for Vm {
         begin: &mut dyn FnMut(bool) -> Result<Begun>,
     ) -> Result<()> {
         prepare(host, machine)?;
-        let runner = (self.runner)(host)?;
+        let runner = (self.runner)(host, machine)?;
         let engine = |launch: &Launch, dir: &std::path::Path| {
             let attendant = attendant::Attendant::new(launch, dir, &host.dirs.runtime, runner)?;
             Ok(Box::new(attendant) as Box<dyn codchi_runtime::attend::Engine>)

@@ -242,6 +242,7 @@ impl Attendance {
     ) -> Result<()> {
         let Ok(process) = process::pidfd_open(leader) else { return Ok(()) };
         self.told.leader = Some(leader);
+        self.told.leader_start_time = state::start_time(leader);
         self.told.acceleration = self.engine.acceleration();
         self.told.write(&self.dir)?;
         teller.tell(&Event::Started { leader });

@@ -201,7 +201,6 @@ impl Guest {
         port: OwnedFd,
         warn: &mut dyn FnMut(String),
     ) -> Result<Child> {
-        codchi_fs::remove_if_exists(self.dir.join("agent").join(SOCKET))?;
         let (go_r, go_w) = outer::pipe()?;
         let leader = self.enter(program, go_r)?;
         let done = self.surround(&leader, launch, shares, port, warn);
@@ -231,13 +230,7 @@ impl Guest {
     fn enter(&mut self, program: &Program, go: OwnedFd) -> Result<Child> {
         let (console_r, console_w) = outer::pipe()?;
         let command = Command::of(program)?;
-        let kept = crate::caps::numbers(&[KEPT.into()])?;
-        let namespaces = Namespaces::USER
-            .and(Namespaces::NET)
-            .and(Namespaces::IPC)
-            .and(Namespaces::UTS)
-            .and(Namespaces::MOUNT);
-        let child = process::clone(namespaces, None, || {
+        let child = process::clone(namespaces(), None, || {
             let kill = Some(rustix::process::Signal::KILL);
             if rustix::process::set_parent_process_death_signal(kill).is_err() {
                 return 1;
@@ -249,9 +242,7 @@ impl Guest {
                 process::loopback_up().doing("start the network")?;
                 // It writes no file. Without the host's root, an own store is of the same id as this.
                 seal(None)?;
-                for capability in (0..64).filter(|c| !kept.contains(c)) {
-                    identity::drop_bounding(capability).doing("drop capabilities")?;
-                }
+                keep_little()?;
                 command.become_it(console_w.as_fd())
             };
             match run() {
@@ -268,7 +259,66 @@ impl Guest {
         Ok(child)
     }
 
-    fn surround(
+    /// The machine's namespaces, kept by a process that does nothing else, for a program that another process starts.
+    ///
+    /// # Errors
+    /// They cannot be made.
+    pub fn hold(&mut self) -> Result<Child> {
+        let (go_r, go_w) = outer::pipe()?;
+        let (ready_r, ready_w) = outer::pipe()?;
+        let child = process::clone(namespaces(), None, || {
+            let kill = Some(rustix::process::Signal::KILL);
+            let run = || -> Result<()> {
+                rustix::process::set_parent_process_death_signal(kill).doing("tie to the supervisor")?;
+                identity::set_dumpable(false).doing("close this process to others")?;
+                if rustix::io::read(&go_r, &mut [0]) != Ok(1) {
+                    return Err(Error::Told("nobody wants it".into()));
+                }
+                process::loopback_up().doing("start the network")?;
+                seal(None)
+            };
+            if let Err(e) = run() {
+                let _ = rustix::io::write(&ready_w, e.to_string().as_bytes());
+                return 1;
+            }
+            let _ = rustix::io::write(&ready_w, b"+");
+            loop {
+                let _ = poll(&mut [], None);
+            }
+        })
+        .doing("make the machine's namespaces")?;
+        drop(ready_w);
+        mounts::write_maps(child.pid, &self.ids.0, Some(&self.ids.1))?;
+        rustix::io::write(&go_w, b"x").doing("make the machine's namespaces")?;
+        let mut said = [0; 1024];
+        let length = rustix::io::read(&ready_r, &mut said).doing("make the machine's namespaces")?;
+        match &said[..length] {
+            b"+" => Ok(child),
+            why => {
+                let _ = child.wait();
+                let why = String::from_utf8_lossy(why).into_owned();
+                Err(Error::Told(format!("the machine's namespaces are not made: {why}")))
+            }
+        }
+    }
+
+    /// An end of the machine's console for a program that another process starts.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn console_end(&mut self) -> Result<OwnedFd> {
+        let (from, to) = outer::pipe()?;
+        // It opens it anew, by the descriptor's name.
+        rustix::fs::fchmod(&to, Mode::from_raw_mode(0o622)).doing("make a console")?;
+        self.console.from = Some(from);
+        Ok(to)
+    }
+
+    /// Starts what is beside a machine's program: `leader` is that, or keeps its namespaces.
+    ///
+    /// # Errors
+    /// Something of it cannot be started.
+    pub fn surround(
         &mut self,
         leader: &Child,
         launch: &Launch,
@@ -276,6 +326,7 @@ impl Guest {
         port: OwnedFd,
         warn: &mut dyn FnMut(String),
     ) -> Result<()> {
+        codchi_fs::remove_if_exists(self.dir.join("agent").join(SOCKET))?;
         let namespace = format!("/proc/{}/ns/user", leader.pid);
         let namespace = rustix::fs::open(&namespace, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .at("open", namespace)?;
@@ -418,6 +469,20 @@ impl Guest {
         self.part();
         let _ = codchi_fs::remove_if_exists(self.dir.join("daemon/socket"));
     }
+}
+
+/// Those that a machine's program has of its own.
+pub(crate) fn namespaces() -> Namespaces {
+    Namespaces::USER.and(Namespaces::NET).and(Namespaces::IPC).and(Namespaces::UTS).and(Namespaces::MOUNT)
+}
+
+/// Has what is run from now on no right but that which a machine's program needs.
+pub(crate) fn keep_little() -> Result<()> {
+    let kept = crate::caps::numbers(&[KEPT.into()])?;
+    for capability in (0..64).filter(|c| !kept.contains(c)) {
+        identity::drop_bounding(capability).doing("drop capabilities")?;
+    }
+    Ok(())
 }
 
 /// A program's line as execve(2) takes it.

@@ -22,6 +22,7 @@ pub mod guest;
 mod host;
 pub mod ids;
 mod inside;
+pub mod lent;
 pub mod manager;
 mod mounts;
 pub mod network;

@@ -43,6 +43,9 @@ pub struct Supervisor {
     pub start_time: u64,
     /// The machine's PID 1.
     pub leader: Option<i32>,
+    /// When that began, in ticks, where it is a virtual machine's.
+    #[serde(default)]
+    pub leader_start_time: Option<u64>,
     /// Where this host has the machine's root file system, where that is not what its PID 1 sees: a virtual machine's.
     #[serde(default)]
     pub root: Option<PathBuf>,
@@ -101,6 +104,7 @@ impl Supervisor {
             pid,
             start_time: start_time(pid).unwrap_or(0),
             leader: None,
+            leader_start_time: None,
             root: None,
             acceleration: None,
             state: State::Stopped,

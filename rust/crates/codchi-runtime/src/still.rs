@@ -45,16 +45,17 @@ impl Drop for Still {
 
 /// The folder in /proc of a virtual machine, and a descriptor of the process; none where none runs.
 fn find(dir: &Path) -> Result<Option<(PathBuf, OwnedFd)>> {
-    let look = || -> Result<Option<(i32, i32)>> {
+    let look = || -> Result<Option<(i32, i32, Option<u64>)>> {
         let told = state::living(dir)?.filter(|s| s.root.is_some());
-        Ok(told.and_then(|s| Some((s.pid, s.leader?))))
+        Ok(told.and_then(|s| Some((s.pid, s.leader?, s.leader_start_time))))
     };
-    let Some((supervisor, leader)) = look()? else { return Ok(None) };
+    let Some((supervisor, leader, began)) = look()? else { return Ok(None) };
     let Ok(process) = process::pidfd_open(leader) else { return Ok(None) };
     // The id may have gone to another process before the descriptor held it.
     let folder = Path::new("/proc").join(leader.to_string());
-    let same = look()? == Some((supervisor, leader));
-    let its = state::stat(&folder).is_some_and(|s| s.parent == supervisor && !matches!(s.state, 'Z' | 'X'));
+    let same = look()? == Some((supervisor, leader, began));
+    let known = |s: &state::Stat| s.parent == supervisor || began == Some(s.start_time);
+    let its = state::stat(&folder).is_some_and(|s| known(&s) && !matches!(s.state, 'Z' | 'X'));
     Ok((same && its).then_some((folder, process)))
 }
 

@@ -782,6 +782,15 @@ pub struct Plumbing {
 pub enum PlumbingCommand {
     /// Hand out the secrets of a machine
     Secrets { name: String },
+    /// Become the QEMU of a machine that libvirt starts
+    #[command(disable_help_flag = true)]
+    Emulator {
+        /// QEMU
+        program: PathBuf,
+        /// What libvirt tells it
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Print what this computer has of what machines need
     Probe,
     /// Remove a tree with files of subordinate ids

@@ -27,6 +27,9 @@ pub fn run(command: &PlumbingCommand) -> Result<()> {
         PlumbingCommand::UnpackTree { root, without, inside } => {
             Ok(codchi_drivers::unpack_tree_here(root, without, *inside)?)
         }
+        PlumbingCommand::Emulator { program, args } => {
+            match codchi_drivers::become_emulator(program, args)? {}
+        }
         PlumbingCommand::Hold { dir } => {
             // Whoever asked says when; it ends with them.
             crate::interrupt::ignore();

@@ -1,4 +1,5 @@
-# What a machine needs to run on QEMU, beyond what every machine needs (modules/container.nix).
+# What a machine needs to run as a virtual machine, beyond what every machine needs (modules/container.nix). `driver` is its record.
+driver:
 {
   config,
   lib,
@@ -7,7 +8,6 @@
 }:
 let
   cfg = config.codchi;
-  driver = import ./default.nix;
 
   # Debian's package names the one with the files, whose name has the version.
   debian =

@@ -1,4 +1,4 @@
-# Renders what the driver needs to know to start QEMU: the kernel, and how large the machine is.
+# Renders what a driver with virtual machines needs to know: the kernel, and how large the machine is.
 {
   config,
   driver,

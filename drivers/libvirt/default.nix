@@ -1,0 +1,6 @@
+# Virtual machines of a QEMU that libvirt starts: its tools show them, and its settings of the host hold.
+import ../../lib/vm/record.nix {
+  name = "libvirt";
+  description = "a virtual machine that libvirt starts";
+  requires = [ "libvirt" ];
+}

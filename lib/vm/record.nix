@@ -1,0 +1,33 @@
+# The record of a driver with virtual machines of QEMU. `this` has what is its own: its name, what it is, what it requires besides.
+this:
+{
+  kind = "vm";
+  supports = {
+    store = [ "shared" ];
+    resources = [
+      "memory"
+      "cpus"
+    ];
+    capabilities = [
+      "certificates"
+      "netrc"
+    ];
+  };
+  # Nothing of the host is named in the settings.
+  variables = [ ];
+  # They are few, and give a machine memory and processors only.
+  allowedSettings = [
+    "cpus"
+    "memory"
+  ];
+  machine = import ./machine.nix this;
+  host = ./host.nix;
+}
+// this
+// {
+  requires = [
+    "qemu"
+    "virtiofsd"
+  ]
+  ++ this.requires or [ ];
+}
