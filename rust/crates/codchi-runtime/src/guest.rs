@@ -264,39 +264,51 @@ impl Guest {
     /// # Errors
     /// They cannot be made.
     pub fn hold(&mut self) -> Result<Child> {
+        // One that knows nothing: what shares folders has the right to look into it.
+        let sleep = find_program("sleep").ok_or_else(|| Error::Told("there is no program `sleep`".into()))?;
+        let text = |word: &[u8]| CString::new(word).map_err(io::Error::other).doing("name a program");
+        let argv = [text(sleep.as_os_str().as_bytes())?, c"infinity".to_owned()];
         let (go_r, go_w) = outer::pipe()?;
-        let (ready_r, ready_w) = outer::pipe()?;
+        let (said_r, said_w) = outer::pipe()?;
         let child = process::clone(namespaces(), None, || {
             let kill = Some(rustix::process::Signal::KILL);
-            let run = || -> Result<()> {
+            let run = || -> Result<std::convert::Infallible> {
                 rustix::process::set_parent_process_death_signal(kill).doing("tie to the supervisor")?;
-                identity::set_dumpable(false).doing("close this process to others")?;
                 if rustix::io::read(&go_r, &mut [0]) != Ok(1) {
                     return Err(Error::Told("nobody wants it".into()));
                 }
                 process::loopback_up().doing("start the network")?;
-                seal(None)
+                seal(None)?;
+                let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+                    .doing("open /dev/null")?;
+                for number in 0..3 {
+                    process::stdio(null.as_fd(), number).doing("redirect")?;
+                }
+                process::close_from(3).doing("close descriptors")?;
+                signal::reset();
+                match codchi_sys::spawn::execve(&argv[0], &argv, &[]) {
+                    Ok(never) => match never {},
+                    Err(e) => Err(e).doing("wait"),
+                }
             };
-            if let Err(e) = run() {
-                let _ = rustix::io::write(&ready_w, e.to_string().as_bytes());
-                return 1;
-            }
-            let _ = rustix::io::write(&ready_w, b"+");
-            loop {
-                let _ = poll(&mut [], None);
+            match run() {
+                Ok(never) => match never {},
+                Err(e) => {
+                    let _ = rustix::io::write(&said_w, e.to_string().as_bytes());
+                    1
+                }
             }
         })
         .doing("make the machine's namespaces")?;
-        drop(ready_w);
+        drop(said_w);
         mounts::write_maps(child.pid, &self.ids.0, Some(&self.ids.1))?;
         rustix::io::write(&go_w, b"x").doing("make the machine's namespaces")?;
         let mut said = [0; 1024];
-        let length = rustix::io::read(&ready_r, &mut said).doing("make the machine's namespaces")?;
-        match &said[..length] {
-            b"+" => Ok(child),
-            why => {
+        match rustix::io::read(&said_r, &mut said).doing("make the machine's namespaces")? {
+            0 => Ok(child),
+            length => {
                 let _ = child.wait();
-                let why = String::from_utf8_lossy(why).into_owned();
+                let why = String::from_utf8_lossy(&said[..length]).into_owned();
                 Err(Error::Told(format!("the machine's namespaces are not made: {why}")))
             }
         }
