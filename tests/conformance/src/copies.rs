@@ -74,6 +74,18 @@ pub(crate) fn answers(h: &Host, machine: &str) -> Result<(), Failed> {
     Err(format!("`{machine}` does not answer").into())
 }
 
+/// Whoever holds the machine still for a copy of it is killed.
+pub(crate) fn holder_killed(h: &Host) -> Result<(), Failed> {
+    let script = r#"
+        cd "$HOME"; mkfifo held-by; trap 'rm -f held-by held' EXIT
+        "$0" plumbing hold "$XDG_RUNTIME_DIR/codchi/machines/conf" <held-by >held & exec 3>held-by
+        until grep -q held held; do kill -0 $!; sleep 0.02; done; kill -9 $!"#;
+    let program = h.program().to_owned();
+    crate::host::run(h.command("sh").args(["-euc", script]).arg(program), b"")?
+        .ok()
+        .map(drop)
+}
+
 pub fn duplicate(h: &Host) -> Result<(), Failed> {
     let before = make(h, "conf")?;
     h.sh(
@@ -90,12 +102,7 @@ pub fn duplicate(h: &Host) -> Result<(), Failed> {
     }
     answers(h, "conf")?;
     if !h.has_engine() {
-        let script = r#"
-            cd "$HOME"; mkfifo held-by; trap 'rm -f held-by held' EXIT
-            "$0" plumbing hold "$XDG_RUNTIME_DIR/codchi/machines/conf" <held-by >held & exec 3>held-by
-            until grep -q held held; do kill -0 $!; sleep 0.02; done; kill -9 $!"#;
-        let program = h.program().to_owned();
-        crate::host::run(h.command("sh").args(["-euc", script]).arg(program), b"")?.ok()?;
+        holder_killed(h)?;
         answers(h, "conf")?;
     }
     let status = h.status("twin")?;

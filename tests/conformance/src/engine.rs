@@ -170,3 +170,86 @@ impl Drop for Engine {
         }
     }
 }
+
+/// A libvirt of the suite's own.
+pub struct Libvirt {
+    daemon: Child,
+    repo: PathBuf,
+    dir: PathBuf,
+}
+
+impl Libvirt {
+    /// Starts its daemon in `dir`.
+    pub fn start(repo: &Path, dir: PathBuf) -> Result<Libvirt, Failed> {
+        let daemon = Libvirt::spawn(repo, &dir)?;
+        let mut libvirt = Libvirt {
+            daemon,
+            repo: repo.into(),
+            dir,
+        };
+        libvirt.wait_until_ready()?;
+        Ok(libvirt)
+    }
+
+    fn spawn(repo: &Path, dir: &Path) -> Result<Child, Failed> {
+        codchi_fs::create_dir_all(dir)?;
+        let said = codchi_fs::create(Engine::place(dir, "out"))?;
+        let mut c = Command::new(repo.join("tests/engine-host"));
+        c.arg("libvirt").arg(dir).stdin(Stdio::null());
+        Ok(c.stdout(said.try_clone()?).stderr(said).spawn()?)
+    }
+
+    fn wait_until_ready(&mut self) -> Result<(), Failed> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let mut asks = Command::new("virsh");
+            asks.args(["--connect", &self.uri(), "version"])
+                .stdin(Stdio::null());
+            if asks
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()?
+                .success()
+            {
+                return Ok(());
+            }
+            if self.daemon.try_wait()?.is_some() || Instant::now() > end {
+                let said =
+                    codchi_fs::read_to_string(Engine::place(&self.dir, "out")).unwrap_or_default();
+                return Err(format!("the daemon does not start: {said}").into());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Where it is reached.
+    pub fn uri(&self) -> String {
+        format!(
+            "qemu+unix:///system?socket={}/libvirt-sock",
+            self.dir.display()
+        )
+    }
+
+    /// Ends the daemon, and starts it again.
+    pub fn pause<T>(&mut self, meanwhile: impl FnOnce() -> Result<T, Failed>) -> Result<T, Failed> {
+        self.end();
+        let done = meanwhile();
+        self.daemon = Libvirt::spawn(&self.repo, &self.dir)?;
+        self.wait_until_ready()?;
+        done
+    }
+
+    fn end(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.daemon);
+        let _ = rustix::process::kill_process(pid, Signal::TERM);
+        let _ = self.daemon.wait();
+    }
+}
+
+impl Drop for Libvirt {
+    fn drop(&mut self) {
+        self.end();
+        let _ = codchi_fs::remove_dir_all(&self.dir);
+        let _ = codchi_fs::remove_if_exists(Engine::place(&self.dir, "out"));
+    }
+}

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use libtest_mimic::Failed;
 
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, Libvirt};
 
 /// What a finished command left.
 #[derive(Debug)]
@@ -74,6 +74,7 @@ pub struct Host {
     /// What machines run on.
     pub driver: &'static str,
     engine: Option<Mutex<Engine>>,
+    libvirt: Option<Mutex<Libvirt>>,
 }
 
 impl Host {
@@ -91,6 +92,8 @@ impl Host {
             "rootless" => (Kind::Rootless, "native"),
             "qemu" => (Kind::Root, "qemu"),
             "rootlessqemu" => (Kind::Rootless, "qemu"),
+            "libvirt" => (Kind::Root, "libvirt"),
+            "rootlesslibvirt" => (Kind::Rootless, "libvirt"),
             "oci" => (Kind::Root, "oci"),
             "rootlessoci" => (Kind::Rootless, "oci"),
             other => match engine {
@@ -104,9 +107,17 @@ impl Host {
             .map(|kind| Engine::start(kind, &repo, Engine::place(&home, kind.name)))
             .transpose()?
             .map(Mutex::new);
+        let libvirt = match (driver, kind) {
+            ("libvirt", Kind::Root) => Some(Mutex::new(Libvirt::start(
+                &repo,
+                Engine::place(&home, driver),
+            )?)),
+            _ => None,
+        };
         let host = Host {
             driver,
             engine,
+            libvirt,
             kind,
             suite: suite.into(),
             home,
@@ -163,7 +174,25 @@ impl Host {
             let (name, value) = engine.environment();
             c.env(name, value);
         }
+        if let Some(libvirt) = &self.libvirt
+            && let Ok(libvirt) = libvirt.try_lock()
+        {
+            c.env("LIBVIRT_DEFAULT_URI", libvirt.uri());
+        }
         c
+    }
+
+    /// Ends the suite's own libvirt while something is done; where it is the person's own, nothing is ended and nothing done.
+    pub fn without_libvirt(
+        &self,
+        f: impl FnOnce(&str) -> Result<(), Failed>,
+    ) -> Result<(), Failed> {
+        let Some(libvirt) = &self.libvirt else {
+            return Ok(());
+        };
+        let mut libvirt = libvirt.lock().map_err(|_| "an earlier case broke off")?;
+        let uri = libvirt.uri();
+        libvirt.pause(|| f(&uri))
     }
 
     fn bare(&self, program: impl AsRef<OsStr>) -> Command {

@@ -5,8 +5,8 @@
 //! state), `model` (two commands at once, and random sequences of commands),
 //! `sources` (repositories on servers of its own) or `systemd` (on a host that systemd started).
 //! `CODCHI_CONFORMANCE=KIND-SUITE` chooses how Codchi is run (`root`, `rootless`, `incus` or `lxd`: as root, with machines on a
-//! daemon of the suite's own, `oci` or `qemu`: as root, with an OCI runtime or virtual machines, `rootlessoci` or
-//! `rootlessqemu`) and which release the built-in base takes; `CODCHI_PROGRAM` is the program under test. With `--table`
+//! daemon of the suite's own, `oci`, `qemu` or `libvirt`: as root, with an OCI runtime or virtual machines, `rootlessoci`,
+//! `rootlessqemu` or `rootlesslibvirt`) and which release the built-in base takes; `CODCHI_PROGRAM` is the program under test. With `--table`
 //! nothing is run: the table of what each driver does is
 //! printed. The cases share one home, one store and one machine and run in
 //! order. What a case changes, it puts back, or a later case says that it builds on it.
@@ -23,6 +23,7 @@ mod faults;
 mod full;
 mod host;
 mod incus;
+mod libvirt;
 mod model;
 mod oci;
 mod pairs;
@@ -123,6 +124,10 @@ fn cases(host: &host::Host) -> Vec<cases::Case> {
             if host.kind == host::Kind::Root {
                 all.extend(driverless::ALL);
             }
+        }
+        "libvirt" => {
+            all.extend(qemu::ALL);
+            all.extend(libvirt::ALL);
         }
         "oci" => all.extend(oci::ALL),
         _ => {}

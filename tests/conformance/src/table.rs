@@ -20,7 +20,7 @@ impl Unable {
 }
 
 /// Kinds of runs, and the columns they are in the table.
-const COLUMNS: [(&str, &str); 8] = [
+const COLUMNS: [(&str, &str); 10] = [
     ("root", "native, as root"),
     ("rootless", "native, as a user"),
     ("incus", "incus, as root"),
@@ -29,12 +29,14 @@ const COLUMNS: [(&str, &str); 8] = [
     ("rootlessoci", "oci, as a user"),
     ("qemu", "qemu, as root"),
     ("rootlessqemu", "qemu, as a user"),
+    ("libvirt", "libvirt, as root"),
+    ("rootlesslibvirt", "libvirt, as a user"),
 ];
 
 /// The kind of which the exceptions are those of another, too.
 fn family(kind: &str) -> &str {
     match kind {
-        "rootlessqemu" => "qemu",
+        "rootlessqemu" | "libvirt" | "rootlesslibvirt" => "qemu",
         "lxd" => "incus",
         other => other,
     }
@@ -209,7 +211,8 @@ pub fn left_out(kind: &str, case: &str) -> Option<Unable> {
     let why = LEFT_OUT
         .iter()
         .find(|(kinds, c, _)| kinds.contains(&kind) && *c == case);
-    let unseen = kind == "qemu" && !ON_VIRTUAL_MACHINES.contains(&case);
+    let unseen =
+        kind == "qemu" && !ON_VIRTUAL_MACHINES.contains(&case) && !case.starts_with("libvirt_");
     why.map(|(_, _, why)| *why)
         .or_else(|| unseen.then_some(UNSEEN))
 }
