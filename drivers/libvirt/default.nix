@@ -2,5 +2,8 @@
 import ../../lib/vm/record.nix {
   name = "libvirt";
   description = "a virtual machine that libvirt starts";
-  requires = [ "libvirt" ];
+  requires = [
+    "libvirt"
+    "virtiofsd"
+  ];
 }

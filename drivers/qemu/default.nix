@@ -2,4 +2,8 @@
 import ../../lib/vm/record.nix {
   name = "qemu";
   description = "a virtual machine of QEMU, without a daemon";
+  requires = [
+    "qemu"
+    "virtiofsd"
+  ];
 }

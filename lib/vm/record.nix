@@ -1,4 +1,4 @@
-# The record of a driver with virtual machines of QEMU. `this` has what is its own: its name, what it is, what it requires besides.
+# The record of a driver with virtual machines. `this` has what is its own: its name, what it is, what it requires.
 this:
 {
   kind = "vm";
@@ -24,10 +24,3 @@ this:
   host = ./host.nix;
 }
 // this
-// {
-  requires = [
-    "qemu"
-    "virtiofsd"
-  ]
-  ++ this.requires or [ ];
-}

@@ -60,8 +60,8 @@ impl Domain<'_> {
     /// The document.
     pub fn xml(&self) -> String {
         let (kind, cpu) = match self.processor {
-            Acceleration::Kvm => ("kvm", "host-passthrough"),
-            Acceleration::Tcg => ("qemu", "maximum"),
+            Acceleration::Kvm => ("type='kvm'", "host-passthrough"),
+            Acceleration::Tcg => ("type='qemu'", "maximum"),
         };
         let path = |p: &Path| escaped(&p.to_string_lossy());
         let labels: String = self.models.iter().map(|m| label(m)).collect();
@@ -74,7 +74,7 @@ impl Domain<'_> {
             .map(|(name, value)| words("env", format!("name='{name}' value='{}'", escaped(value))))
             .collect();
         format!(
-            "<domain type='{kind}' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\
+            "<domain {kind} xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\
              <name>{name}</name>\
              <metadata><codchi:machine xmlns:codchi='{WORDS}' {mark}/></metadata>\
              <memory unit='bytes'>{bytes}</memory><vcpu>{cpus}</vcpu>\
