@@ -18,6 +18,8 @@ const MODULES: &str = "/modules";
 const CREDENTIALS: &str = "/credentials";
 /// Where the machine's file system is put together.
 const ROOT: &str = "/root";
+/// Where the host's folders are shared, below the root.
+const SHARED: &str = "run/codchi/folders";
 /// How long devices may take to be there.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Folders that are memory, below the machine's /run.
@@ -35,6 +37,15 @@ pub fn enter() -> PathBuf {
     let mut init = PathBuf::from("/init");
     let root = Path::new(ROOT);
     for line in told.lines() {
+        // A path may have blanks.
+        if let Some((number, target)) = line.strip_prefix("folder ").and_then(|l| l.split_once(' ')) {
+            if root.join(SHARED).join(number).symlink_metadata().is_ok()
+                && let Err(e) = show(root, number, target)
+            {
+                eprintln!("codchi-boot: {e}");
+            }
+            continue;
+        }
         let words: Vec<&str> = line.split(' ').collect();
         match words[..] {
             // Whether this processor works is known now.
@@ -68,6 +79,49 @@ pub fn enter() -> PathBuf {
     };
     said("enter the machine's file system", switch());
     init
+}
+
+/// Mounts a folder of the host that is shared under a number. Places are made as the owner of what they lie in would.
+pub fn show(root: &Path, number: &str, target: &str) -> Result<(), String> {
+    let failed = |e: &dyn std::fmt::Display| format!("cannot show a folder of the host at `{target}`: {e}");
+    let from = root.join(SHARED).join(number);
+    let is_dir = std::fs::metadata(&from).map_err(|e| failed(&e))?.is_dir();
+    let at = root.join(target.trim_start_matches('/'));
+    make_place(&at, is_dir).map_err(|e| failed(&e))?;
+    if std::fs::metadata(&at).map_err(|e| failed(&e))?.is_dir() != is_dir {
+        return Err(failed(&if is_dir { "there is a file" } else { "there is a folder" }));
+    }
+    rustix::mount::mount_bind(&from, &at).map_err(|e| failed(&e))
+}
+
+/// Unmounts it.
+pub fn hide(target: &str) -> Result<(), String> {
+    use rustix::mount::UnmountFlags;
+    match rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        // The machine did so itself.
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Err(e) => Err(format!("cannot unmount `{target}`: {e}")),
+    }
+}
+
+fn make_place(at: &Path, is_dir: bool) -> std::io::Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    if std::fs::metadata(at).is_ok() {
+        return Ok(());
+    }
+    let parent = at.parent().unwrap_or(Path::new("/"));
+    make_place(parent, true)?;
+    let owner = std::fs::metadata(parent)?;
+    match is_dir {
+        true => rustix::fs::mkdir(at, Mode::from_raw_mode(0o755))?,
+        false => {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            drop(rustix::fs::open(at, flags, Mode::from_raw_mode(0o644))?);
+        }
+    }
+    let (uid, gid) = (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()));
+    rustix::fs::chownat(CWD, at, Some(uid), Some(gid), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(())
 }
 
 /// Ends the machine.

@@ -9,6 +9,8 @@
 //!
 //! `--supervised` is for runtimes that know nothing of a supervisor: the container ends with the process that looks after it.
 //!
+//! `codchi-boot --show NUMBER PATH` and `--hide PATH` mount, in a virtual machine that runs, a folder of the host at a path, or unmount it.
+//!
 //! As `/init` of a virtual machine's first memory it first makes the machine's file system ([`guest`]).
 #![allow(clippy::print_stderr)]
 
@@ -45,6 +47,14 @@ fn main() -> ExitCode {
         guest::power_off();
         return failed;
     }
+    let word = |arg: Option<std::ffi::OsString>| arg.and_then(|a| a.into_string().ok()).unwrap_or_default();
+    if args.next_if(|a| a == "--show").is_some() {
+        let number = word(args.next());
+        return told(guest::show(Path::new("/"), &number, &word(args.next())));
+    }
+    if args.next_if(|a| a == "--hide").is_some() {
+        return told(guest::hide(&word(args.next())));
+    }
     if args.next_if(|a| a == "--hold").is_some() {
         loop {
             std::thread::park();
@@ -65,6 +75,16 @@ fn main() -> ExitCode {
     let mut command = Command::new(init);
     command.args(args);
     become_init(command)
+}
+
+fn told(done: Result<(), String>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("codchi-boot: {e}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// What a runtime does not do that was told to make a container: it ends with its parent, who has it by now, and mounts made in it

@@ -13,7 +13,7 @@ use codchi_core::name::MachineName;
 use codchi_core::status::Finding;
 use codchi_files::Report;
 use codchi_runtime::spec::Launch;
-use codchi_runtime::{outer, state, still};
+use codchi_runtime::{folders, outer, state, still};
 
 use crate::supervised::files::Held;
 use crate::supervised::{self, ids, life, prepare, root};
@@ -54,8 +54,8 @@ impl Driver for Vm {
         ids::choose(taken)
     }
 
-    fn refusal(&self, _: &Folder) -> Option<String> {
-        Some("this driver does not show folders of the host yet".into())
+    fn refusal(&self, folder: &Folder) -> Option<String> {
+        folders::refusal(folder)
     }
 
     fn create(&self, host: &Host, machine: &Machine) -> Result<()> {

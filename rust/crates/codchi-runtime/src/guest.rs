@@ -12,7 +12,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use codchi_core::folder::FolderState;
+use codchi_core::folder::Folder;
 use codchi_core::port::Forward;
 use codchi_core::protocol::{AGENT_CHANNEL, STORE_CHANNEL};
 use codchi_fs::Context;
@@ -30,6 +30,7 @@ use crate::attend::Has;
 use crate::connection::Connection;
 use crate::error::{Doing, Error, Result};
 use crate::ids::{self, Extent};
+use crate::lent_folders::{self, InMachine, Lent};
 use crate::mounts::{self, Owner};
 use crate::network::find_program;
 use crate::outer::{OWN_DIR, attach};
@@ -63,6 +64,9 @@ pub struct Share {
     pub still: bool,
 }
 
+/// What the share is called in which host folders are.
+pub const FOLDERS: &str = "folders";
+
 /// A program to start, with descriptors it knows from [`FIRST_FD`] on.
 pub struct Program {
     /// Its file.
@@ -86,6 +90,10 @@ pub enum Happened {
 pub struct Guest {
     dir: PathBuf,
     ids: (Vec<Extent>, Vec<Extent>),
+    /// Without root: those of the outer namespace.
+    outer_ids: Option<(Vec<Extent>, Vec<Extent>)>,
+    owner: Owner,
+    folders: Option<Lent>,
     idmap: Option<OwnedFd>,
     secrets: Bundle,
     connection: Connection,
@@ -117,15 +125,16 @@ impl Guest {
         let owner = if privileged { Owner { uid: base, gid: base } } else { Owner { uid: 0, gid: 0 } };
         let idmap = privileged.then(|| mounts::mapping_namespace(base, launch.uid_count)).transpose()?;
         let own = [Extent { inside: 0, outside: base, count: launch.uid_count }];
-        let ids = match privileged {
-            true => (own.to_vec(), own.to_vec()),
-            false => {
-                let map = |file| -> Result<Vec<Extent>> {
-                    Ok(ids::child_of(&ids::parse_map(&codchi_fs::read_to_string(file)?), None))
-                };
-                (map("/proc/self/uid_map")?, map("/proc/self/gid_map")?)
-            }
+        let map = |file| -> Result<Vec<Extent>> { Ok(ids::parse_map(&codchi_fs::read_to_string(file)?)) };
+        let outer_ids = match privileged {
+            true => None,
+            false => Some((map("/proc/self/uid_map")?, map("/proc/self/gid_map")?)),
         };
+        let ids = match &outer_ids {
+            None => (own.to_vec(), own.to_vec()),
+            Some((uids, gids)) => (ids::child_of(uids, None), ids::child_of(gids, None)),
+        };
+        folders::require(&launch.name, &launch.folders)?;
         mounts::prepare_root(&launch.root, Owner { uid: 0, gid: 0 })?;
         if !privileged {
             // The program has the whole host in sight: nothing it is may be the caller.
@@ -139,6 +148,9 @@ impl Guest {
         Ok(Guest {
             dir: dir.into(),
             ids,
+            outer_ids,
+            owner,
+            folders: None,
             idmap,
             secrets,
             connection: Connection::new(dir, owner, false)?,
@@ -345,6 +357,10 @@ impl Guest {
         let server = Server::find()?;
         let log = self.dir.join("shares.log");
         for (share, socket) in shares {
+            if share.tag == FOLDERS {
+                self.share_folders(&server, &share, socket, launch, &log)?;
+                continue;
+            }
             let at = self.show(&share)?;
             let program = server.program(&share, &at, socket.into());
             let written = (!share.read_only).then_some(at.as_path());
@@ -355,6 +371,39 @@ impl Guest {
         let child = serve_port(&self.dir, port)?;
         self.servers.push(("the process that serves its port".into(), child));
         Ok(())
+    }
+
+    /// Starts what shares the host's folders, and shares those that the machine begins with.
+    fn share_folders(
+        &mut self,
+        server: &Server,
+        share: &Share,
+        socket: UnixListener,
+        launch: &Launch,
+        log: &Path,
+    ) -> Result<()> {
+        let at = Path::new(OWN_DIR).join("shares").join(share.tag);
+        codchi_fs::create_dir_all(&at)?;
+        let _ = rustix::mount::unmount(&at, rustix::mount::UnmountFlags::DETACH);
+        let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
+        rustix::mount::mount("folders", &at, "tmpfs", flags, c"mode=0700,size=1m").doing("show folders")?;
+        let owner = (rustix::fs::Uid::from_raw(self.owner.uid), rustix::fs::Gid::from_raw(self.owner.gid));
+        rustix::fs::chown(&at, Some(owner.0), Some(owner.1)).at("change the owner of", &at)?;
+        let program = server.program(share, &at, socket.into());
+        let ids = lent_folders::ids_of(&self.ids, self.outer_ids.as_ref(), launch.user);
+        let child = run_apart(&ids, &program, log)?;
+        let mut lent = Lent::new(&child, at, launch, self.owner, self.idmap.is_some());
+        self.servers.push(("virtiofsd for the host's folders".into(), child));
+        lent.begin(launch)?;
+        self.folders = Some(lent);
+        Ok(())
+    }
+
+    /// Brings the folders of a running machine to what it shall have.
+    pub fn change_folders(&mut self, wanted: &[Folder], in_machine: &mut InMachine<'_>) {
+        if let Some(lent) = &mut self.folders {
+            lent.change(wanted, in_machine);
+        }
     }
 
     /// Mounts a folder where the process that shares it finds it.
@@ -421,11 +470,8 @@ impl Guest {
     }
 
     /// What the machine has of its host.
-    pub fn has(&self, launch: &Launch) -> Has {
-        let problem = Some("this driver does not show folders of the host yet".to_owned());
-        let folders = launch.folders.iter();
-        let folders = folders.map(|f| FolderState { folder: f.clone(), problem: problem.clone() }).collect();
-        self.connection.has(folders)
+    pub fn has(&self) -> Has {
+        self.connection.has(self.folders.as_ref().map(Lent::states).unwrap_or_default())
     }
 
     /// Processes beside the machine.
@@ -467,6 +513,7 @@ impl Guest {
 
     /// The machine has ended.
     pub fn part(&mut self) {
+        self.folders = None;
         self.console.drain();
         self.connection.part();
         for (_, server) in self.servers.drain(..) {
@@ -591,6 +638,54 @@ fn run_beside(namespace: &OwnedFd, program: &Program, written: Option<&Path>, lo
     .doing("start a process")
 }
 
+/// Starts a program with ids of its own, in mounts of its own that are all read-only, with no network.
+fn run_apart(ids: &(Vec<Extent>, Vec<Extent>), program: &Program, log: &Path) -> Result<Child> {
+    let command = Command::of(program)?;
+    let dropped = crate::caps::numbers(&[MOUNTS.into()])?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
+    let log = rustix::fs::open(log, flags, Mode::from_raw_mode(0o600)).at("open", log)?;
+    let (go_r, go_w) = outer::pipe()?;
+    let (ready_r, ready_w) = outer::pipe()?;
+    let namespaces = Namespaces::USER.and(Namespaces::NET).and(Namespaces::MOUNT);
+    let child = process::clone(namespaces, None, || {
+        let run = || -> Result<std::convert::Infallible> {
+            let kill = Some(rustix::process::Signal::KILL);
+            rustix::process::set_parent_process_death_signal(kill).doing("tie to the supervisor")?;
+            if rustix::io::read(&go_r, &mut [0]) != Ok(1) {
+                return Err(Error::Told("nobody wants it".into()));
+            }
+            identity::set_dumpable(false).doing("close this process to others")?;
+            seal(None)?;
+            for capability in &dropped {
+                identity::drop_bounding(*capability).doing("drop capabilities")?;
+            }
+            let files = getrlimit(Resource::Nofile);
+            let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
+            command.become_it(log.as_fd())
+        };
+        match run() {
+            Ok(never) => match never {},
+            Err(e) => {
+                let _ = rustix::io::write(&ready_w, e.to_string().as_bytes());
+                127
+            }
+        }
+    })
+    .doing("start a process")?;
+    drop(ready_w);
+    mounts::write_maps(child.pid, &ids.0, Some(&ids.1))?;
+    rustix::io::write(&go_w, b"x").doing("start a process")?;
+    // It is closed when the program runs.
+    let mut said = [0; 1024];
+    match rustix::io::read(&ready_r, &mut said).doing("start a process")? {
+        0 => Ok(child),
+        length => {
+            let _ = child.wait();
+            Err(Error::Told(String::from_utf8_lossy(&said[..length]).into_owned()))
+        }
+    }
+}
+
 /// The program that shares folders: there are two, of one name.
 struct Server {
     path: PathBuf,
@@ -630,6 +725,9 @@ impl Server {
             let xattr = if share.read_only { "no_xattr" } else { "xattr" };
             let mut options =
                 format!("source={at},sandbox=chroot,cache={cache},{xattr},no_posix_lock,no_flock");
+            if share.tag == FOLDERS {
+                options.push_str(",announce_submounts");
+            }
             // A name that the host took away and made again is the new one soon.
             if share.read_only && share.still {
                 options.push_str(",timeout=20");
@@ -640,6 +738,9 @@ impl Server {
             args.extend([format!("--shared-dir={at}"), format!("--cache={cache}")]);
             if !share.read_only {
                 args.push("--xattr".into());
+            }
+            if share.tag == FOLDERS {
+                args.push("--announce-submounts".into());
             }
         }
         Program { path: self.path.clone(), args, fds: vec![socket] }

@@ -23,6 +23,7 @@ mod host;
 pub mod ids;
 mod inside;
 pub mod lent;
+pub mod lent_folders;
 pub mod manager;
 mod mounts;
 pub mod network;

@@ -9,6 +9,7 @@ use codchi_core::port::Forward;
 use codchi_core::status::Acceleration;
 use codchi_runtime::attend::{Engine, Has, Said, Seen, Warn};
 use codchi_runtime::guest::{self, FIRST_FD, Guest, Happened, Program, Share};
+use codchi_runtime::lent_folders::{self, Change};
 use codchi_runtime::spec::Launch;
 use codchi_runtime::{Error, Result, still};
 use codchi_secrets::Bundle;
@@ -25,6 +26,9 @@ use crate::agent::{self, CaptureLimits, ExecRequest};
 const PORT: &str = "codchi.agent";
 /// What asks and tells the machine's systemd.
 const SYSTEMCTL: &str = "/run/current-system/sw/bin/systemctl";
+/// What mounts folders in the machine, and where they are shared.
+const BOOT: &str = "/run/codchi/bin/codchi-boot";
+const FOLDERS: &str = "/run/codchi/folders";
 /// The network between QEMU and the machine; nobody else sees it.
 const NETWORK: &str = "net=192.168.231.0/24,host=192.168.231.2,dhcpstart=192.168.231.15,ipv6=off";
 /// How long a processor that works takes to begin a kernel at most.
@@ -273,6 +277,22 @@ impl Attendant {
     }
 }
 
+/// Has the machine mount a folder that is shared with it, or unmount it.
+fn in_machine(agent: &Path, change: Change<'_>) -> std::result::Result<(), String> {
+    let (folder, words) = match change {
+        Change::Mount(number, folder) => (folder, vec!["--show".into(), number.to_string()]),
+        Change::Unmount(folder) => (folder, vec!["--hide".to_owned()]),
+    };
+    let command = [BOOT.to_owned()].into_iter().chain(words).map(std::ffi::OsString::from);
+    let command = command.chain([folder.target.clone().into_os_string()]);
+    let request = ExecRequest { user: Some("root".into()), ..ExecRequest::command(command) };
+    let done = agent::capture(agent, request, b"", CaptureLimits::default()).map_err(|e| e.to_string())?;
+    match done.status {
+        0 => Ok(()),
+        _ => Err(String::from_utf8_lossy(&done.stderr).trim().trim_start_matches("codchi-boot: ").into()),
+    }
+}
+
 /// How QEMU ended, in words.
 fn how(end: Option<process::End>) -> String {
     match end {
@@ -376,6 +396,7 @@ impl Engine for Attendant {
             share("store", &launch.store, "/nix/store", true, true, true),
             share("bin", &launch.bin, "/run/codchi/bin", true, false, true),
             share("host", &guest.host_dir(), "/run/codchi/host", true, false, false),
+            share(guest::FOLDERS, &launch.root, FOLDERS, false, false, false),
         ];
         let mut told = format!("name {}\ninit {}/init\n", launch.name, launch.toplevel.display());
         let mut args = Vec::new();
@@ -394,6 +415,7 @@ impl Engine for Attendant {
             fds.push(ours);
             served.push((share, socket));
         }
+        told.extend(launch.folders.iter().enumerate().filter_map(|(n, f)| lent_folders::told(n, f)));
         let (port, theirs) = UnixStream::pair().map_err(|e| failed("make a port", e))?;
         args.extend(words(["-device", "virtio-serial-pci"]));
         args.extend(["-chardev".into(), format!("socket,id=agent,fd={}", first + fds.len() as i32)]);
@@ -445,8 +467,8 @@ impl Engine for Attendant {
         Ok(pid)
     }
 
-    fn find(&mut self, _: i32, launch: &Launch, _: &mut Warn<'_>) -> Result<Has> {
-        Ok(self.guest()?.has(launch))
+    fn find(&mut self, _: i32, _: &Launch, _: &mut Warn<'_>) -> Result<Has> {
+        Ok(self.guest()?.has())
     }
 
     fn events(&self) -> Vec<BorrowedFd<'_>> {
@@ -463,7 +485,7 @@ impl Engine for Attendant {
         let mut seen = Seen::default();
         if let Some(news) = self.news.take() {
             news.into_iter().for_each(&mut *warn);
-            seen.has = Some(self.guest()?.has(launch));
+            seen.has = Some(self.guest()?.has());
         }
         if let Some(waiting) = &self.waiting
             && waiting.try_wait().map_err(|e| failed("wait for the machine", e))?.is_some()
@@ -479,7 +501,7 @@ impl Engine for Attendant {
             return Err(self.failure(lost));
         }
         if self.guest()?.look(leader, launch, warn)? {
-            let has = self.guest()?.has(launch);
+            let has = self.guest()?.has();
             self.lead(&has);
             seen.has = Some(has);
         }
@@ -488,7 +510,9 @@ impl Engine for Attendant {
 
     fn change(&mut self, leader: i32, old: &Launch, new: &Launch, warn: &mut Warn<'_>) -> Result<Has> {
         let changed = self.guest()?.change(leader, &old.ports, new, warn);
-        let has = self.guest()?.has(new);
+        let agent = self.dir.join("agent");
+        self.guest()?.change_folders(&new.folders, &mut |change| in_machine(&agent, change));
+        let has = self.guest()?.has();
         if changed {
             self.lead(&has);
         }
