@@ -1082,7 +1082,9 @@ fn mounts(h: &Host) -> Result<(), Failed> {
         "conf",
         "share folder:/home/codchi/new/share",
     ])?;
-    if h.kind == Kind::Rootless {
+    if h.is_virtual() && h.kind == Kind::Rootless {
+        first.ok()?;
+    } else if h.kind == Kind::Rootless {
         // Its user is not the person yet: that takes a start.
         let first = first.exits(1)?;
         require!(
@@ -1165,8 +1167,15 @@ fn mounts(h: &Host) -> Result<(), Failed> {
         "unshare --mount mount -o remount,bind,rw /read",
         "mount -o remount,bind,suid,dev /home/codchi/new/share",
     ] {
-        let done = h.codchi(&["exec", "-u", "root", "conf", "--", "sh", "-c", attempt])?;
-        require!(done.status != 0, "this was possible: {attempt}");
+        // Mounts are a virtual machine's own; what counts there is that nothing can be written.
+        let script = match h.is_virtual() {
+            true => format!(
+                "{attempt}; for f in /read /tmp/again; do echo x > $f/file && exit 0; done; exit 1"
+            ),
+            false => attempt.into(),
+        };
+        let done = h.codchi(&["exec", "-u", "root", "conf", "--", "sh", "-c", &script])?;
+        require!(done.status != 0, "this was possible: {script}");
     }
     h.root_sh("conf", "umount /tmp/again")?;
     same(

@@ -158,6 +158,11 @@ impl Host {
             .map_err(|_| "an earlier case broke off in the engine".into())
     }
 
+    /// Whether machines have a kernel of their own.
+    pub fn is_virtual(&self) -> bool {
+        matches!(self.driver, "qemu" | "libvirt")
+    }
+
     /// `codchi ARGS` that is not told of the engine.
     pub fn plain_command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
         let mut c = self.bare(&self.program);

@@ -111,8 +111,11 @@ fn nothing_to_write(h: &Host) -> Result<(), Failed> {
         servers += 1;
         let arguments = codchi_fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
         let (written, following) = open_mounts(pid)?;
-        let share =
-            |path: &String| path.ends_with("/shares/root") && arguments.contains(path.as_str());
+        // Of the host's folders, those that the machine may write to.
+        let share = |path: &String| {
+            let shown = path.contains("/shares/folders/") && arguments.contains("/shares/folders");
+            shown || (path.ends_with("/shares/root") && arguments.contains(path.as_str()))
+        };
         if !written.iter().all(share) {
             return Err(format!("virtiofsd may write to {written:?}").into());
         }
@@ -122,7 +125,7 @@ fn nothing_to_write(h: &Host) -> Result<(), Failed> {
             vec![],
         )?;
     }
-    expect("processes that share folders", servers, 4)
+    expect("processes that share folders", servers, 5)
 }
 
 fn left_stopped(h: &Host) -> Result<(), Failed> {

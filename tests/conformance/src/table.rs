@@ -71,6 +71,7 @@ const ON_VIRTUAL_MACHINES: &[&str] = &[
     "the_store_is_read_only",
     "the_daemon_builds_for_the_machine",
     "ports_lead_into_the_machine",
+    "folders_of_the_host_are_in_the_machine",
     "the_network_reaches_out_but_not_the_host",
     "a_rebuild_without_changes_does_nothing",
     "qemu_a_machine_is_rebuilt_and_rolled_back",
@@ -135,11 +136,6 @@ const LEFT_OUT: &[(&[&str], &str, Unable)] = &[
         &["qemu"],
         "forbidden_system_calls_are_refused",
         Unable::Never("its kernel is its own"),
-    ),
-    (
-        &["qemu"],
-        "folders_of_the_host_are_in_the_machine",
-        Unable::NotYet("`mount add` says so"),
     ),
     (
         &["qemu"],

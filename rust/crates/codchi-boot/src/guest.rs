@@ -176,6 +176,9 @@ fn load_modules() {
 fn share(tag: &str, at: &Path, read_only: bool) {
     folder(at);
     let mut flags = MountFlags::NODEV;
+    if at.ends_with(SHARED) {
+        flags |= MountFlags::NOSUID;
+    }
     if read_only {
         flags |= MountFlags::RDONLY | MountFlags::NOSUID;
     }
