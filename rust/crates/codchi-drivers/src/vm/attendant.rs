@@ -98,6 +98,8 @@ pub struct Attendant {
     name: String,
     /// Whether the machine was up in this life.
     ready: bool,
+    /// Whether it was begun anew since its kernel gave up.
+    again: bool,
     /// How QEMU ended.
     ended: Option<process::End>,
     acceleration: Option<Acceleration>,
@@ -129,6 +131,7 @@ impl Attendant {
             news: None,
             name: launch.name.clone(),
             ready: false,
+            again: false,
             ended: None,
             acceleration: None,
         })
@@ -136,6 +139,11 @@ impl Attendant {
 
     fn guest(&mut self) -> Result<&mut Guest> {
         self.guest.as_mut().ok_or_else(unprepared)
+    }
+
+    /// Whether the last that the kernel said is that it cannot go on.
+    fn gave_up(&mut self) -> bool {
+        self.console().iter().any(|line| line.contains("Kernel panic"))
     }
 
     /// That the machine ended as nobody wanted, with its console where that tells why.
@@ -378,6 +386,12 @@ impl Engine for Attendant {
     fn start(&mut self, launch: &Launch) -> Result<i32> {
         let settings = Settings::read(&launch.engine)?;
         let mut said = Vec::new();
+        if self.again {
+            said.push(
+                "the machine's kernel gave up, which an emulated processor may bring about; it begins anew"
+                    .into(),
+            );
+        }
         let emulated = self.emulated(&settings, launch, &mut said)?;
         let processor = if emulated.is_some() { Acceleration::Tcg } else { Acceleration::Kvm };
         let first = self.runner.first();
@@ -491,7 +505,7 @@ impl Engine for Attendant {
             && waiting.try_wait().map_err(|e| failed("wait for the machine", e))?.is_some()
         {
             self.waiting = None;
-            self.ready = true;
+            (self.ready, self.again) = (true, false);
             seen.said = Said { ready: true, ..Said::default() };
         }
         // All of it ends with QEMU.
@@ -568,6 +582,10 @@ impl Engine for Attendant {
         }
         match end {
             Some(_) if self.ready => {}
+            // An emulated processor that is slow at the wrong moment runs a word of the kernel while that is changed.
+            Some(_) if !self.again && self.acceleration == Some(Acceleration::Tcg) && self.gave_up() => {
+                self.again = true;
+            }
             // Nothing says that it gets further the next time.
             Some(_) => return Err(self.failure("it restarted itself before it was ready".into())),
             None => {
@@ -616,6 +634,7 @@ mod tests {
             news: None,
             name: "m".into(),
             ready,
+            again: false,
             ended: Some(ended),
             acceleration: None,
         };
