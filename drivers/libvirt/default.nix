@@ -1,4 +1,4 @@
-# Virtual machines of a QEMU that libvirt starts: its tools show them, and its settings of the host hold.
+# Virtual machines of a QEMU that libvirt starts: its tools show them.
 import ../../lib/vm/record.nix {
   name = "libvirt";
   description = "a virtual machine that libvirt starts";

@@ -76,7 +76,7 @@ fn probe(_: &Host) -> Vec<Finding> {
         );
     }
     let why = answer.error.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
-    let fix = "`sudo systemctl start libvirtd`".to_owned();
+    let fix = "`sudo systemctl start libvirtd`, or `virtqemud` where there is that".to_owned();
     finding(Level::Missing, format!("`{}` does not answer: {why}", uri.display()), Some(fix))
 }
 

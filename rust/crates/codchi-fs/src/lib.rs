@@ -173,7 +173,9 @@ pub fn sweep(dir: impl AsRef<Path>) -> Result<()> {
         let name = entry.file_name();
         let named = name.to_str().and_then(|n| n.strip_prefix('.')?.strip_suffix(".new")?.rsplit_once('.'));
         let writer = named.and_then(|(_, pid)| pid.parse::<u32>().ok());
-        if writer.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+        // Nobody makes a folder like that.
+        let folder = entry.file_type().is_ok_and(|t| t.is_dir());
+        if !folder && writer.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
             remove_if_exists(entry.path())?;
         }
     }
@@ -449,9 +451,11 @@ mod tests {
         let kept = [living, dir.join("a.1.new"), dir.join(".x.new"), dir.join(".x.y.new")];
         kept.iter().for_each(|file| write(file, "x").unwrap());
         write(dir.join(format!(".flake.nix.{gone}.new")), "x").unwrap();
+        let folder = dir.join(format!(".folder.{gone}.new"));
+        create_dir_all(&folder).unwrap();
         sweep(&dir).unwrap();
-        assert!(kept.iter().all(|file| file.exists()));
-        assert_eq!(read_dir(&dir).unwrap().len(), kept.len());
+        assert!(kept.iter().all(|file| file.exists()) && folder.exists());
+        assert_eq!(read_dir(&dir).unwrap().len(), kept.len() + 1);
         remove_dir_all(&dir).unwrap();
         sweep(&dir).unwrap();
     }

@@ -25,7 +25,6 @@ use crate::outer::{self, OWN_DIR, attach, clone_tree, open_inside, pipe};
 use crate::spec::User;
 
 /// Who the machine is, as far as its folders are concerned.
-#[derive(Clone)]
 pub(crate) struct Machine {
     /// Its first process.
     pub leader: i32,

@@ -52,8 +52,8 @@ pub const SOCKET: &str = "stream";
 pub struct Share {
     /// Its name for the machine's kernel.
     pub tag: &'static str,
-    /// The folder.
-    pub source: PathBuf,
+    /// The folder; none: those of the host that the machine has, which come and go while it runs.
+    pub source: Option<PathBuf>,
     /// Where it is in the machine.
     pub target: &'static str,
     /// Whether the machine may not write.
@@ -63,9 +63,6 @@ pub struct Share {
     /// Nothing but the machine changes it while it runs.
     pub still: bool,
 }
-
-/// What the share is called in which host folders are.
-pub const FOLDERS: &str = "folders";
 
 /// A program to start, with descriptors it knows from [`FIRST_FD`] on.
 pub struct Program {
@@ -280,50 +277,21 @@ impl Guest {
         let sleep = find_program("sleep").ok_or_else(|| Error::Told("there is no program `sleep`".into()))?;
         let text = |word: &[u8]| CString::new(word).map_err(io::Error::other).doing("name a program");
         let argv = [text(sleep.as_os_str().as_bytes())?, c"infinity".to_owned()];
-        let (go_r, go_w) = outer::pipe()?;
-        let (said_r, said_w) = outer::pipe()?;
-        let child = process::clone(namespaces(), None, || {
-            let kill = Some(rustix::process::Signal::KILL);
-            let run = || -> Result<std::convert::Infallible> {
-                rustix::process::set_parent_process_death_signal(kill).doing("tie to the supervisor")?;
-                if rustix::io::read(&go_r, &mut [0]) != Ok(1) {
-                    return Err(Error::Told("nobody wants it".into()));
-                }
-                process::loopback_up().doing("start the network")?;
-                seal(None)?;
-                let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-                    .doing("open /dev/null")?;
-                for number in 0..3 {
-                    process::stdio(null.as_fd(), number).doing("redirect")?;
-                }
-                process::close_from(3).doing("close descriptors")?;
-                signal::reset();
-                match codchi_sys::spawn::execve(&argv[0], &argv, &[]) {
-                    Ok(never) => match never {},
-                    Err(e) => Err(e).doing("wait"),
-                }
-            };
-            match run() {
+        begin_apart(namespaces(), &self.ids, || {
+            process::loopback_up().doing("start the network")?;
+            seal(None)?;
+            let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+                .doing("open /dev/null")?;
+            for number in 0..3 {
+                process::stdio(null.as_fd(), number).doing("redirect")?;
+            }
+            process::close_from(3).doing("close descriptors")?;
+            signal::reset();
+            match codchi_sys::spawn::execve(&argv[0], &argv, &[]) {
                 Ok(never) => match never {},
-                Err(e) => {
-                    let _ = rustix::io::write(&said_w, e.to_string().as_bytes());
-                    1
-                }
+                Err(e) => Err(e).doing("wait"),
             }
         })
-        .doing("make the machine's namespaces")?;
-        drop(said_w);
-        mounts::write_maps(child.pid, &self.ids.0, Some(&self.ids.1))?;
-        rustix::io::write(&go_w, b"x").doing("make the machine's namespaces")?;
-        let mut said = [0; 1024];
-        match rustix::io::read(&said_r, &mut said).doing("make the machine's namespaces")? {
-            0 => Ok(child),
-            length => {
-                let _ = child.wait();
-                let why = String::from_utf8_lossy(&said[..length]).into_owned();
-                Err(Error::Told(format!("the machine's namespaces are not made: {why}")))
-            }
-        }
     }
 
     /// An end of the machine's console for a program that another process starts.
@@ -357,11 +325,11 @@ impl Guest {
         let server = Server::find()?;
         let log = self.dir.join("shares.log");
         for (share, socket) in shares {
-            if share.tag == FOLDERS {
+            let Some(source) = &share.source else {
                 self.share_folders(&server, &share, socket, launch, &log)?;
                 continue;
-            }
-            let at = self.show(&share)?;
+            };
+            let at = self.show(&share, source)?;
             let program = server.program(&share, &at, socket.into());
             let written = (!share.read_only).then_some(at.as_path());
             let child = run_beside(&namespace, &program, written, &log)?;
@@ -407,14 +375,14 @@ impl Guest {
     }
 
     /// Mounts a folder where the process that shares it finds it.
-    fn show(&self, share: &Share) -> Result<PathBuf> {
+    fn show(&self, share: &Share, source: &Path) -> Result<PathBuf> {
         let at = Path::new(OWN_DIR).join("shares").join(share.tag);
         codchi_fs::create_dir_all(&at)?;
         let _ = rustix::mount::unmount(&at, rustix::mount::UnmountFlags::DETACH);
         let option = if share.read_only { "ro" } else { "rw" };
         let mount = Mount {
             kind: MountKind::Bind,
-            source: Some(share.source.clone()),
+            source: Some(source.into()),
             target: share.target.into(),
             options: vec![option.into(), "nodev".into()],
             idmap: share.idmap,
@@ -422,8 +390,8 @@ impl Guest {
             optional: false,
             closure: false,
         };
-        let tree = mounts::bound(&mount, &share.source, self.idmap.as_ref().map(AsFd::as_fd))?;
-        attach(&tree, &mounts::open_dir(&at)?).doing(format!("show `{}`", share.source.display()))?;
+        let tree = mounts::bound(&mount, source, self.idmap.as_ref().map(AsFd::as_fd))?;
+        attach(&tree, &mounts::open_dir(&at)?).doing(format!("show `{}`", source.display()))?;
         Ok(at)
     }
 
@@ -619,13 +587,7 @@ fn run_beside(namespace: &OwnedFd, program: &Program, written: Option<&Path>, lo
             process::unshare(Namespaces::NET.and(Namespaces::MOUNT))
                 .doing("leave the host's network and mounts")?;
             seal(written)?;
-            for capability in &dropped {
-                identity::drop_bounding(*capability).doing("drop capabilities")?;
-            }
-            // A descriptor for each file that the machine's kernel remembers.
-            let files = getrlimit(Resource::Nofile);
-            let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
-            command.become_it(log.as_fd())
+            become_server(&command, &dropped, log.as_fd())
         };
         match run() {
             Ok(never) => match never {},
@@ -644,40 +606,63 @@ fn run_apart(ids: &(Vec<Extent>, Vec<Extent>), program: &Program, log: &Path) ->
     let dropped = crate::caps::numbers(&[MOUNTS.into()])?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
     let log = rustix::fs::open(log, flags, Mode::from_raw_mode(0o600)).at("open", log)?;
-    let (go_r, go_w) = outer::pipe()?;
-    let (ready_r, ready_w) = outer::pipe()?;
     let namespaces = Namespaces::USER.and(Namespaces::NET).and(Namespaces::MOUNT);
+    begin_apart(namespaces, ids, || {
+        identity::set_dumpable(false).doing("close this process to others")?;
+        seal(None)?;
+        become_server(&command, &dropped, log.as_fd())
+    })
+}
+
+/// The last steps of what shares folders.
+fn become_server(
+    command: &Command<'_>,
+    dropped: &[u32],
+    log: BorrowedFd<'_>,
+) -> Result<std::convert::Infallible> {
+    for capability in dropped {
+        identity::drop_bounding(*capability).doing("drop capabilities")?;
+    }
+    // A descriptor for each file that the machine's kernel remembers.
+    let files = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
+    command.become_it(log)
+}
+
+/// A process in namespaces and with ids of its own, tied to this one. It is there when it has become a program.
+fn begin_apart(
+    namespaces: Namespaces,
+    ids: &(Vec<Extent>, Vec<Extent>),
+    become_it: impl FnOnce() -> Result<std::convert::Infallible>,
+) -> Result<Child> {
+    const WHAT: &str = "start a process with ids of its own";
+    let (go_r, go_w) = outer::pipe()?;
+    let (said_r, said_w) = outer::pipe()?;
     let child = process::clone(namespaces, None, || {
         let run = || -> Result<std::convert::Infallible> {
             let kill = Some(rustix::process::Signal::KILL);
             rustix::process::set_parent_process_death_signal(kill).doing("tie to the supervisor")?;
+            // Its ids are written from outside.
             if rustix::io::read(&go_r, &mut [0]) != Ok(1) {
                 return Err(Error::Told("nobody wants it".into()));
             }
-            identity::set_dumpable(false).doing("close this process to others")?;
-            seal(None)?;
-            for capability in &dropped {
-                identity::drop_bounding(*capability).doing("drop capabilities")?;
-            }
-            let files = getrlimit(Resource::Nofile);
-            let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
-            command.become_it(log.as_fd())
+            become_it()
         };
         match run() {
             Ok(never) => match never {},
             Err(e) => {
-                let _ = rustix::io::write(&ready_w, e.to_string().as_bytes());
+                let _ = rustix::io::write(&said_w, e.to_string().as_bytes());
                 127
             }
         }
     })
-    .doing("start a process")?;
-    drop(ready_w);
+    .doing(WHAT)?;
+    drop(said_w);
     mounts::write_maps(child.pid, &ids.0, Some(&ids.1))?;
-    rustix::io::write(&go_w, b"x").doing("start a process")?;
+    rustix::io::write(&go_w, b"x").doing(WHAT)?;
     // It is closed when the program runs.
     let mut said = [0; 1024];
-    match rustix::io::read(&ready_r, &mut said).doing("start a process")? {
+    match rustix::io::read(&said_r, &mut said).doing(WHAT)? {
         0 => Ok(child),
         length => {
             let _ = child.wait();
@@ -725,7 +710,7 @@ impl Server {
             let xattr = if share.read_only { "no_xattr" } else { "xattr" };
             let mut options =
                 format!("source={at},sandbox=chroot,cache={cache},{xattr},no_posix_lock,no_flock");
-            if share.tag == FOLDERS {
+            if share.source.is_none() {
                 options.push_str(",announce_submounts");
             }
             // A name that the host took away and made again is the new one soon.
@@ -739,7 +724,7 @@ impl Server {
             if !share.read_only {
                 args.push("--xattr".into());
             }
-            if share.tag == FOLDERS {
+            if share.source.is_none() {
                 args.push("--announce-submounts".into());
             }
         }

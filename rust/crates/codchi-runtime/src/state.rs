@@ -43,7 +43,7 @@ pub struct Supervisor {
     pub start_time: u64,
     /// The machine's PID 1.
     pub leader: Option<i32>,
-    /// When that began, in ticks, where it is a virtual machine's.
+    /// When that began, in ticks; none: an earlier Codchi looks after the machine.
     #[serde(default)]
     pub leader_start_time: Option<u64>,
     /// Where this host has the machine's root file system, where that is not what its PID 1 sees: a virtual machine's.

@@ -54,6 +54,7 @@ fn find(dir: &Path) -> Result<Option<(PathBuf, OwnedFd)>> {
     // The id may have gone to another process before the descriptor held it.
     let folder = Path::new("/proc").join(leader.to_string());
     let same = look()? == Some((supervisor, leader, began));
+    // What an earlier Codchi looks after is its child.
     let known = |s: &state::Stat| s.parent == supervisor || began == Some(s.start_time);
     let its = state::stat(&folder).is_some_and(|s| known(&s) && !matches!(s.state, 'Z' | 'X'));
     Ok((same && its).then_some((folder, process)))

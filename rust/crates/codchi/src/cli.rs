@@ -782,12 +782,12 @@ pub struct Plumbing {
 pub enum PlumbingCommand {
     /// Hand out the secrets of a machine
     Secrets { name: String },
-    /// Become the QEMU of a machine that libvirt starts
+    /// Become the program of a machine that an engine starts
     #[command(disable_help_flag = true)]
     Emulator {
-        /// QEMU
+        /// The program
         program: PathBuf,
-        /// What libvirt tells it
+        /// What the engine tells it
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },

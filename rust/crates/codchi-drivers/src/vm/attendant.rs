@@ -396,21 +396,21 @@ impl Engine for Attendant {
         let processor = if emulated.is_some() { Acceleration::Tcg } else { Acceleration::Kvm };
         let first = self.runner.first();
         let guest = self.guest()?;
-        let share = |tag, source: &Path, target, read_only, idmap, still| Share {
+        let share = |tag, source: Option<&Path>, target, read_only, idmap, still| Share {
             tag,
-            source: source.into(),
+            source: source.map(Into::into),
             target,
             read_only,
             idmap,
             still,
         };
         let shares = [
-            share("root", &launch.root, "/", false, true, true),
+            share("root", Some(&launch.root), "/", false, true, true),
             // The host adds to it, and takes away what nobody has, but changes nothing.
-            share("store", &launch.store, "/nix/store", true, true, true),
-            share("bin", &launch.bin, "/run/codchi/bin", true, false, true),
-            share("host", &guest.host_dir(), "/run/codchi/host", true, false, false),
-            share(guest::FOLDERS, &launch.root, FOLDERS, false, false, false),
+            share("store", Some(&launch.store), "/nix/store", true, true, true),
+            share("bin", Some(&launch.bin), "/run/codchi/bin", true, false, true),
+            share("host", Some(&guest.host_dir()), "/run/codchi/host", true, false, false),
+            share("folders", None, FOLDERS, false, false, false),
         ];
         let mut told = format!("name {}\ninit {}/init\n", launch.name, launch.toplevel.display());
         let mut args = Vec::new();
