@@ -9,13 +9,21 @@ use crate::require;
 
 /// The cases. They use the machine `conf` and leave it running.
 pub const ALL: &[Case] = &[
-    ("libvirt_shows_a_machine_and_no_secret", shown),
+    ("libvirt_shows_a_machine_whose_qemu_is_nobody", shown),
     ("libvirt_a_machine_that_its_tools_end_is_off", ended_by_hand),
     ("libvirt_a_domain_of_another_is_left_alone", of_another),
-    ("libvirt_that_does_not_answer_is_named", unreachable),
     (
         "libvirt_a_machine_ends_with_whoever_looks_after_it",
         supervisor_killed,
+    ),
+];
+
+/// Those for which the daemon is the suite's own to end.
+pub const OF_THE_SYSTEM: &[Case] = &[
+    ("libvirt_has_a_console_for_root", console),
+    (
+        "libvirt_that_does_not_answer_is_named_and_machines_go_on",
+        unreachable,
     ),
 ];
 
@@ -48,12 +56,7 @@ fn shown(h: &Host) -> Result<(), Failed> {
     let uid = status
         .lines()
         .find_map(|l| l.strip_prefix("Uid:")?.split_whitespace().next());
-    let person = codchi_fs::read_to_string("/proc/self/status")?;
-    require!(
-        uid.is_some_and(|u| u != "0") && uid.is_some(),
-        "QEMU is root: {status}, {person}"
-    );
-    // All of them are subordinate ids.
+    // A subordinate id, or one of the machine's own range.
     require!(
         uid.and_then(|u| u.parse::<u32>().ok()) > Some(65535),
         "QEMU is {uid:?}"
@@ -88,23 +91,55 @@ fn of_another(h: &Host) -> Result<(), Failed> {
     virsh(h, &["undefine", "conf"])?.ok().map(drop)
 }
 
+fn console(h: &Host) -> Result<(), Failed> {
+    // It needs a terminal, and shows what comes from then on.
+    let show = r#"
+        mkfifo typed; exec 9<>typed; rm typed
+        script -qec 'virsh --quiet console conf' console.txt <&9 >/dev/null 2>&1 & shown=$!
+        trap 'kill $shown' EXIT
+        until grep -q heard-by-hand console.txt 2>/dev/null; do
+          kill -0 $shown; "$0" exec -u root conf -- sh -c 'echo heard-by-hand >/dev/ttyS0'
+        done"#;
+    let program = h.program().to_owned();
+    run(
+        h.command("timeout")
+            .args(["60", "sh", "-euc", show])
+            .arg(program),
+        b"",
+    )?
+    .ok()
+    .map(drop)
+}
+
 fn unreachable(h: &Host) -> Result<(), Failed> {
+    let boot = || h.sh("conf", "cat /proc/sys/kernel/random/boot_id");
+    let before = boot()?;
     h.without_libvirt(|uri| {
-        let codchi =
-            |args: &[&str]| run(h.codchi_command(args).env("LIBVIRT_DEFAULT_URI", uri), b"");
-        let done = codchi(&["start", "conf"])?.exits(3)?;
-        require!(
-            done.err.contains("libvirt does not answer at"),
-            "it is not told: {}",
-            done.err
-        );
-        let told = codchi(&["doctor"])?.exits(3)?.text();
+        same("a command meanwhile", boot()?, before.clone())?;
+        let mut doctor = h.codchi_command(&["doctor"]);
+        let told = run(doctor.env("LIBVIRT_DEFAULT_URI", uri), b"")?
+            .exits(3)?
+            .text();
         require!(
             told.contains("does not answer"),
             "doctor says nothing: {told}"
         );
         Ok(())
-    })
+    })?;
+    same("the machine", boot()?, before)?;
+    same("domains", domains(h)?, "conf".into())?;
+    h.codchi(&["stop", "conf"])?.ok()?;
+    h.without_libvirt(|uri| {
+        let mut start = h.codchi_command(&["start", "conf"]);
+        let done = run(start.env("LIBVIRT_DEFAULT_URI", uri), b"")?.exits(3)?;
+        require!(
+            done.err.contains("libvirt does not answer at") && done.err.contains("codchi doctor"),
+            "it is not told: {}",
+            done.err
+        );
+        Ok(())
+    })?;
+    h.codchi(&["start", "conf"])?.ok().map(drop)
 }
 
 fn supervisor_killed(h: &Host) -> Result<(), Failed> {

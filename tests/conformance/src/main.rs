@@ -127,6 +127,9 @@ fn cases(host: &host::Host) -> Vec<cases::Case> {
         }
         "libvirt" => {
             all.extend(qemu::ALL);
+            if host.kind == host::Kind::Root {
+                all.extend(libvirt::OF_THE_SYSTEM);
+            }
             all.extend(libvirt::ALL);
         }
         "oci" => all.extend(oci::ALL),
