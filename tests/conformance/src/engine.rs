@@ -24,6 +24,8 @@ pub struct Kind {
     variables: (&'static str, &'static str),
     /// Waits for the daemon.
     wait: &'static [&'static str],
+    /// Takes its first settings from standard input.
+    preseed: &'static [&'static str],
 }
 
 /// The engines there are.
@@ -35,6 +37,7 @@ pub const KINDS: &[Kind] = &[
         create: "create",
         variables: ("INCUS_DIR", "INCUS_CONF"),
         wait: &["incus", "admin", "waitready", "--timeout", "1"],
+        preseed: &["incus", "admin", "init", "--preseed"],
     },
     Kind {
         name: "lxd",
@@ -43,6 +46,7 @@ pub const KINDS: &[Kind] = &[
         create: "init",
         variables: ("LXD_DIR", "LXD_CONF"),
         wait: &["lxd", "waitready", "--timeout", "1"],
+        preseed: &["lxd", "init", "--preseed"],
     },
 ];
 
@@ -67,6 +71,13 @@ impl Engine {
 
     /// Starts a daemon in `dir`, with a storage pool.
     pub fn start(kind: &'static Kind, repo: &Path, dir: PathBuf) -> Result<Engine, Failed> {
+        let engine = Engine::empty(kind, repo, dir)?;
+        engine.command(&["storage", "create", "default", "dir"])?;
+        Ok(engine)
+    }
+
+    /// Starts a daemon in `dir`, with nothing in it.
+    fn empty(kind: &'static Kind, repo: &Path, dir: PathBuf) -> Result<Engine, Failed> {
         let daemon = spawn(kind, repo, &dir)?;
         let mut engine = Engine {
             kind,
@@ -75,8 +86,42 @@ impl Engine {
             dir,
         };
         engine.wait_until_ready()?;
-        engine.command(&["storage", "create", "default", "dir"])?;
         Ok(engine)
+    }
+
+    /// A cluster of as many members as folders, called `m1`, `m2` and so on, with a storage pool. Each has an address of its own on
+    /// the loopback.
+    pub fn cluster(&self, dirs: &[PathBuf]) -> Result<Vec<Engine>, Failed> {
+        let net = std::process::id() % 250 + 1;
+        let address = |n: usize| format!("127.88.{net}.{n}:8443");
+        let mut members: Vec<Engine> = Vec::new();
+        for (n, dir) in (1..).zip(dirs) {
+            let member = Engine::empty(self.kind, &self.repo, dir.clone())?;
+            let cluster = match members.first() {
+                None => serde_json::json!({
+                    "config": { "core.https_address": address(n) },
+                    "cluster": { "enabled": true, "server_name": "m1" },
+                    "storage_pools": [{ "name": "default", "driver": "dir" }],
+                }),
+                Some(first) => {
+                    let name = format!("m{n}");
+                    let token = first.command(&["cluster", "add", &name, "--quiet"])?;
+                    let token = token.lines().last().ok_or("there is no token")?.to_string();
+                    let source = serde_json::json!({ "entity": "storage-pool", "name": "default", "key": "source", "value": "" });
+                    serde_json::json!({ "cluster": {
+                        "enabled": true,
+                        "server_name": name,
+                        "server_address": address(n),
+                        "cluster_token": token,
+                        "member_config": [source],
+                    } })
+                }
+            };
+            // JSON is YAML.
+            member.run(self.kind.preseed, cluster.to_string().as_bytes())?;
+            members.push(member);
+        }
+        Ok(members)
     }
 
     /// Another one of the same kind, in a folder of its own.
@@ -122,11 +167,16 @@ impl Engine {
 
     /// The client with these arguments; anything but success is a failure.
     pub fn command(&self, args: &[&str]) -> Result<String, Failed> {
-        let mut c = Command::new(self.kind.client);
+        self.run(&[&[self.kind.client], args].concat(), b"")
+    }
+
+    fn run(&self, command: &[&str], input: &[u8]) -> Result<String, Failed> {
+        let (program, args) = command.split_first().ok_or("there is no command")?;
+        let mut c = Command::new(program);
         c.args(args)
             .env(self.kind.variables.0, &self.dir)
             .env(self.kind.variables.1, Engine::place(&self.dir, "client"));
-        Ok(run(&mut c, b"")?.ok()?.text())
+        Ok(run(&mut c, input)?.ok()?.text())
     }
 
     /// Ends the daemon, its instances go on; and starts it again.

@@ -28,6 +28,10 @@ pub const ALL: &[Case] = &[
     ("incus_a_limit_of_the_disk_holds", limited),
     ("incus_a_deleted_instance_is_said", deleted),
     ("incus_a_machine_moves_to_another_driver_and_back", moves),
+    (
+        "incus_members_of_a_cluster_have_their_own_machines",
+        members,
+    ),
 ];
 
 fn wants(what: &str, text: &str, wanted: &[&str]) -> Result<(), Failed> {
@@ -346,5 +350,82 @@ fn moves(h: &Host) -> Result<(), Failed> {
         }
     }
     h.codchi(&["delete", "--yes", &name])?.ok()?;
+    Ok(())
+}
+
+/// Three hosts whose engines are one cluster; Codchi is used on two of them.
+fn members(h: &Host) -> Result<(), Failed> {
+    let dirs: Vec<_> = (1..=3)
+        .map(|n| Engine::place(&h.home, &format!("m{n}")))
+        .collect();
+    let members = h.engine()?.cluster(&dirs)?;
+    let [first, second, _] = &members[..] else {
+        return Err("there are not three members".into());
+    };
+    let on = |member: &Engine, home: &std::path::Path, args: &[&str]| {
+        let mut c = h.plain_command(args);
+        let (name, value) = member.environment();
+        c.env(name, value)
+            .env("HOME", home)
+            .env("XDG_RUNTIME_DIR", home.join("run"));
+        crate::host::run(&mut c, b"")
+    };
+    let (home, other) = (h.home.clone(), h.home.join("second"));
+    codchi_fs::create_private_dir(other.join("run"))?;
+    let place = |name: &str| {
+        let all = first.command(&["list", "--format", "csv", "-c", "nL"])?;
+        let line = all
+            .lines()
+            .find_map(|l| l.strip_prefix(&format!("{name},")));
+        line.map(String::from)
+            .ok_or_else(|| Failed::from(format!("`{name}` is not in {all}")))
+    };
+    // The engine itself would put the second where there is least.
+    for name in ["here", "too"] {
+        on(first, &home, &["init", name])?.ok()?;
+        if place(name)? != "m1" {
+            return Err(format!("`{name}` is on {}", place(name)?).into());
+        }
+    }
+    on(first, &home, &["duplicate", "here", "copy"])?.ok()?;
+    if place("copy")? != "m1" {
+        return Err("a copy is on another member".into());
+    }
+    // The names of instances are the cluster's, and that of another host's machine is not touched.
+    let done = on(second, &other, &["init", "here"])?.exits(3)?;
+    wants("init", &done.err, &["here", "left alone"])?;
+    on(second, &other, &["init", "there"])?.ok()?;
+    if place("there")? != "m2" {
+        return Err("a machine of the second host is on another member".into());
+    }
+    for (member, home, name) in [(first, &home, "here"), (second, &other, "there")] {
+        let script = "readlink -f /run/current-system";
+        let system = on(member, home, &["exec", name, "--", "sh", "-c", script])?
+            .ok()?
+            .text();
+        let own = home
+            .join(".local/share/codchi/store")
+            .join(system.trim_start_matches('/'));
+        if !own.join("init").exists() {
+            return Err(format!("`{name}` does not run from {}", own.display()).into());
+        }
+    }
+    // Moved by hand: it is said, and how it comes back.
+    on(second, &other, &["stop", "there"])?.ok()?;
+    first.command(&["move", "there", "--target", "m3"])?;
+    let done = on(second, &other, &["start", "there"])?.exits(3)?;
+    let client = h.engine()?.kind().client;
+    let mend = format!("{client} move there --target m2");
+    wants("start", &done.err, &["member `m3`", &mend])?;
+    let done = on(second, &other, &["status", "there"])?.ok()?;
+    wants("status", &done.text(), &["failed", "member `m3`"])?;
+    first.command(&["move", "there", "--target", "m2"])?;
+    on(second, &other, &["exec", "there", "--", "true"])?.ok()?;
+    let done = on(second, &other, &["doctor"])?;
+    wants("doctor", &done.text(), &["the member `m2` of a cluster"])?;
+    on(second, &other, &["delete", "--yes", "there"])?.ok()?;
+    on(first, &home, &["delete", "--yes", "here", "too", "copy"])?.ok()?;
+    on(second, &other, &["store", "remove", "--all", "--yes"])?.ok()?;
+    codchi_fs::remove_dir_all(&other)?;
     Ok(())
 }

@@ -11,6 +11,7 @@ mod files;
 mod guard;
 mod image;
 mod mark;
+mod member;
 mod probe;
 
 use codchi_core::dirs::Dirs;
@@ -59,7 +60,7 @@ impl Driver for Instances {
         let api = self.connect()?;
         if let Some(instance) = find(&api, machine.name)? {
             return if mark::is_ours(&instance, host.dirs, machine.name) {
-                Ok(())
+                member::check(&api, &instance, machine.name)
             } else {
                 Err(self.foreign(machine.name))
             };
@@ -71,6 +72,9 @@ impl Driver for Instances {
         let image =
             (!self.dialect.vacant).then(|| image::Image::new(&api)).transpose().map_err(did_not_make)?;
         let source = image.as_ref().map_or_else(|| json!({ "type": "none" }), image::Image::source);
+        let mut config = mark::marks(host.dirs, machine.name);
+        config.insert("security.idmap.isolated".into(), json!("true"));
+        config.insert("security.idmap.size".into(), json!("65536"));
         let instance = json!({
             "name": machine.name,
             "type": "container",
@@ -78,15 +82,12 @@ impl Driver for Instances {
             "source": source,
             // A person's default profile may lack anything, and change.
             "profiles": [],
-            "config": {
-                mark::MACHINE: machine.name,
-                mark::OWNER: mark::owner(host.dirs),
-                "security.idmap.isolated": "true",
-                "security.idmap.size": "65536",
-            },
+            "config": config,
             "devices": { "root": { "type": "disk", "path": "/", "pool": pool } },
         });
-        api.change("POST", "/1.0/instances", &instance).map_err(did_not_make)?;
+        let here = member::here(&api).map_err(did_not_make)?;
+        api.change("POST", &member::targeted("/1.0/instances", here.as_deref()), &instance)
+            .map_err(did_not_make)?;
         drop(image);
         // Where a mount with mapped owners goes has to be there.
         for folder in ["/nix", "/nix/store"] {
@@ -166,19 +167,15 @@ impl Driver for Instances {
 
     fn states(&self, host: &Host, machines: &[MachineName]) -> Vec<Result<Running>> {
         // Those that are attended are known without asking; for all others together the engine is asked once.
-        let mut list: Option<Result<Vec<Value>, ApiError>> = None;
+        let mut list: Option<Result<Listed, ApiError>> = None;
         machines
             .iter()
             .map(|machine| {
                 if let Some(running) = attended(host, machine)? {
                     return Ok(running);
                 }
-                let list = list.get_or_insert_with(|| {
-                    let found = self.api().get("/1.0/instances?recursion=1")?;
-                    Ok(found.as_array().cloned().unwrap_or_default())
-                });
-                match list {
-                    Ok(instances) => self.unattended(instances, host, machine),
+                match list.get_or_insert_with(|| Listed::new(&self.api())) {
+                    Ok(listed) => self.unattended(listed, host, machine),
                     Err(e) => Ok(failed_state(probe::unreachable(self.dialect, e).0)),
                 }
             })
@@ -250,16 +247,18 @@ impl Driver for Instances {
         let api = self.connect()?;
         self.clear(&api, host.dirs, to)?;
         let source = files::end_hold(&api, self.own(&api, host.dirs, from)?, from)?;
+        let not_copied = |e| did_not(self.dialect, e, format!("copy the instance `{from}`"));
+        let here = member::here(&api).map_err(not_copied)?;
         let still = files::Still::new(&api, host, &source, from)?;
-        let copied = api.change("POST", "/1.0/instances", &json!({
+        let copied = api.change("POST", &member::targeted("/1.0/instances", here.as_deref()), &json!({
             "name": to,
             "source": { "type": "copy", "source": from, "instance_only": true, "allow_inconsistent": true },
-            "config": { mark::MACHINE: to, mark::OWNER: mark::owner(host.dirs) },
+            "config": mark::marks(host.dirs, to),
             "devices": source["devices"],
             "profiles": [],
         }));
         drop(still);
-        copied.map_err(|e| did_not(self.dialect, e, format!("copy the instance `{from}`")))?;
+        copied.map_err(not_copied)?;
         // What makes a machine itself is made anew.
         let not_prepared = |e| did_not(self.dialect, e, format!("prepare `{to}`"));
         for file in api.folder(to.as_str(), "/etc/ssh").iter().filter(|f| f.starts_with("ssh_host_")) {
@@ -315,7 +314,7 @@ impl Driver for Instances {
         }
         // One that was renamed before this was cut short still has the mark of its old name.
         match find(&api, to)? {
-            Some(instance) if instance["config"][mark::OWNER] == mark::owner(host.dirs).as_str() => {
+            Some(instance) if mark::is_owned(&instance, host.dirs) => {
                 let mark = json!({ "config": { mark::MACHINE: to } });
                 api.change("PATCH", &path(to), &mark)
                     .map_err(|e| did_not(self.dialect, e, format!("mark the instance `{to}`")))?;
@@ -350,7 +349,10 @@ impl Instances {
     /// The instance of a machine, which has to be there and the caller's.
     fn own(&self, api: &Api, dirs: &Dirs, machine: &MachineName) -> Result<Value> {
         match find(api, machine)? {
-            Some(instance) if mark::is_ours(&instance, dirs, machine) => Ok(instance),
+            Some(instance) if mark::is_ours(&instance, dirs, machine) => {
+                member::check(api, &instance, machine)?;
+                Ok(instance)
+            }
             Some(_) => Err(self.foreign(machine)),
             None => Err(self.gone(api, dirs, machine)),
         }
@@ -410,10 +412,14 @@ impl Instances {
     }
 
     /// What the engine says of a machine that nobody looks after.
-    fn unattended(&self, instances: &[Value], host: &Host, machine: &MachineName) -> Result<Running> {
+    fn unattended(&self, listed: &Listed, host: &Host, machine: &MachineName) -> Result<Running> {
+        let Listed { instances, here } = listed;
         let named = instances.iter().find(|i| i["name"] == machine.as_str());
         Ok(match named {
             Some(i) if mark::is_ours(i, host.dirs, machine) => match i["status"].as_str() {
+                _ if let Some((there, _)) = member::elsewhere(mark::member(i), here.as_deref()) => {
+                    failed_state(member::away(self.dialect, machine, there))
+                }
                 Some("Running" | "Ready" | "Frozen") if !files::is_held(i) => {
                     Running { state: State::Running, attended: false, ..Running::stopped() }
                 }
@@ -451,6 +457,22 @@ impl Instances {
                 hints: vec![format!("`codchi delete {machine}` removes what is left of the machine")],
             },
         }
+    }
+}
+
+/// What the engine has, for the questions of one command.
+struct Listed {
+    instances: Vec<Value>,
+    here: Option<String>,
+}
+
+impl Listed {
+    fn new(api: &Api) -> Result<Listed, ApiError> {
+        let found = api.get("/1.0/instances?recursion=1")?;
+        let instances = found.as_array().cloned().unwrap_or_default();
+        let clustered = instances.iter().any(|i| mark::member(i).is_some());
+        let here = if clustered { member::here(api)? } else { None };
+        Ok(Listed { instances, here })
     }
 }
 

@@ -110,13 +110,14 @@ pub struct Attendant {
     name: String,
     dir: PathBuf,
     attached: Option<Attached>,
+    member: Option<String>,
 }
 
 impl Attendant {
     /// For the machine whose runtime directory is `dir`.
     pub fn new(dialect: &'static Dialect, launch: &Launch, dir: &Path) -> Result<Attendant> {
         let api = Api::at(dialect, &said(launch)?.socket);
-        Ok(Attendant { api, name: launch.name.clone(), dir: dir.into(), attached: None })
+        Ok(Attendant { api, name: launch.name.clone(), dir: dir.into(), attached: None, member: None })
     }
 
     fn path(&self, rest: &str) -> String {
@@ -136,9 +137,8 @@ impl Attendant {
     }
 
     /// The host's id of the machine's root.
-    fn root_id(&self) -> Result<u32> {
-        let instance = self.api.get(&self.path("")).map_err(|e| self.told(e, "look at the instance"))?;
-        root_id(&instance).ok_or_else(|| Error::Host {
+    fn root_id(&self, instance: &Value) -> Result<u32> {
+        root_id(instance).ok_or_else(|| Error::Host {
             what: format!("{} gave `{}` no user ids of its own", self.api.dialect().title, self.name),
             hints: vec![
                 "root needs a large range in /etc/subuid and /etc/subgid, such as `root:1000000:1000000000`"
@@ -163,7 +163,9 @@ pub fn pid(state: &Value) -> Option<i32> {
 
 impl Engine for Attendant {
     fn open(&mut self, launch: &Launch, secrets: Bundle) -> Result<()> {
-        self.attached = Some(Attached::open(&self.dir, launch, self.root_id()?, &secrets)?);
+        let instance = self.api.get(&self.path("")).map_err(|e| self.told(e, "look at the instance"))?;
+        self.member = mark::member(&instance).map(String::from);
+        self.attached = Some(Attached::open(&self.dir, launch, self.root_id(&instance)?, &secrets)?);
         Ok(())
     }
 
@@ -232,6 +234,8 @@ impl Engine for Attendant {
         let mut off_since = None;
         loop {
             match self.api.get(&self.path("?recursion=1")) {
+                // Of one that somebody moved away, the process id is another host's.
+                Ok(i) if mark::member(&i) != self.member.as_deref() => return Ok(None),
                 Ok(i) if i["status"] == "Running" => {
                     if let Some(next) = pid(&i["state"]).filter(|p| *p != last) {
                         return Ok(Some(next));

@@ -3,6 +3,7 @@
 use codchi_core::dirs::Dirs;
 use codchi_core::name::MachineName;
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
 use super::guard::Settings;
 
@@ -10,6 +11,8 @@ use super::guard::Settings;
 pub const MACHINE: &str = "user.codchi.machine";
 /// Whose machine it is: a user of this host and their settings.
 pub const OWNER: &str = "user.codchi.owner";
+/// The host whose machine it is, where the engine may have instances of several.
+pub const HOST: &str = "user.codchi.host";
 /// The configuration keys and devices that Codchi manages; all others are a person's.
 const MANAGED: &str = "user.codchi.managed";
 /// In that list, the size of the device with the root file system.
@@ -20,10 +23,34 @@ pub fn owner(dirs: &Dirs) -> String {
     format!("{}:{}", dirs.uid, dirs.config.display())
 }
 
+/// What stands for this host in marks, made of its machine id as machine-id(5) advises: it tells nobody that id.
+pub fn host() -> String {
+    let id = codchi_fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let sum = Sha256::new().chain_update("codchi host ").chain_update(id.trim()).finalize();
+    sum.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The marks of the caller's machine of a name.
+pub fn marks(dirs: &Dirs, machine: &MachineName) -> Map<String, Value> {
+    let marks = [(MACHINE, machine.to_string()), (OWNER, owner(dirs)), (HOST, host())];
+    marks.into_iter().map(|(key, value)| (key.into(), json!(value))).collect()
+}
+
 /// Whether an instance is the caller's machine of that name.
 pub fn is_ours(instance: &Value, dirs: &Dirs, machine: &MachineName) -> bool {
+    is_owned(instance, dirs) && instance["config"][MACHINE] == machine.as_str()
+}
+
+/// Whether an instance is a machine of the caller's.
+pub fn is_owned(instance: &Value, dirs: &Dirs) -> bool {
     let config = &instance["config"];
-    config[OWNER] == owner(dirs).as_str() && config[MACHINE] == machine.as_str()
+    // Every member of a cluster may have a user of that number with such settings.
+    config[OWNER] == owner(dirs).as_str() && (member(instance).is_none() || config[HOST] == host().as_str())
+}
+
+/// The member of the engine's cluster that has an instance; none where there is no cluster.
+pub fn member(instance: &Value) -> Option<&str> {
+    instance["location"].as_str().filter(|l| !matches!(*l, "" | "none"))
 }
 
 fn managed(instance: &Value) -> Vec<&str> {

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::api::{Api, ApiError};
 use super::dialect::Dialect;
+use super::member;
 
 /// Why nobody answers, and what mends it.
 pub fn unreachable(dialect: &Dialect, e: &ApiError) -> (String, Vec<String>) {
@@ -82,8 +83,10 @@ pub fn probe(api: &Api, dirs: &Dirs) -> Vec<Finding> {
         Err((what, hints)) => return vec![finding("", Level::Missing, what, hints.into_iter().next())],
     };
     let version = server["environment"]["server_version"].as_str().unwrap_or_default();
+    let of =
+        member::named(&server).map_or_else(String::new, |name| format!(", the member `{name}` of a cluster"));
     let mut findings =
-        vec![finding("", Level::Good, format!("{version}, at `{}`", api.socket().display()), None)];
+        vec![finding("", Level::Good, format!("{version}, at `{}`{of}", api.socket().display()), None)];
     if !dirs.is_root() {
         findings.push(finding(
             " without root",
