@@ -10,7 +10,11 @@ this:
     ];
     capabilities = [
       "certificates"
+      "display"
+      "git-credentials"
       "netrc"
+      "sound"
+      "ssh-agent"
     ];
   };
   # Nothing of the host is named in the settings.

@@ -17,8 +17,10 @@ pub const ALL: &[Case] = &[
     ("session_ssh_agent_logs_in_and_may_restart", agent),
     ("session_git_asks_the_host_for_granted_servers", git),
     ("session_x11_needs_no_cookie_inside", x11),
-    ("session_wayland_and_sound_reach_the_caller", wayland),
+    ("session_wayland_reaches_the_caller", wayland),
+    ("session_sound_reaches_the_caller", sound),
     ("session_kvm_is_there_once_it_is_granted", kvm),
+    ("session_ends_with_the_machine", ends),
 ];
 
 /// What runs beside the machine until this is dropped.
@@ -392,39 +394,51 @@ fn session(h: &Host, folder: &Path) -> Result<String, Failed> {
     })
 }
 
-fn wayland(h: &Host) -> Result<(), Failed> {
+/// A session with a compositor and a sound server, once both answer: the variables that lead there.
+fn desktop(h: &Host) -> Result<(Peer<'_>, PathBuf, [(&'static str, PathBuf); 2]), Failed> {
     let folder = std::env::temp_dir().join(format!("codchi-session-{}", std::process::id()));
     let command = session(h, &folder)?;
-    let _peer = Peer::start(h, &command)?;
+    let peer = Peer::start(h, &command)?;
     let socket: PathBuf = folder.join("wayland-1");
     let pulse = PathBuf::from(format!("unix:{}/pulse/native", folder.display()));
     eventually("the session is there", || {
         let there = on_host(h, &format!("PULSE_SERVER={} pactl info", pulse.display()))?;
         Ok(there.status == 0 && socket.exists())
     })?;
-    let vars: [(&str, &Path); 2] = [("WAYLAND_DISPLAY", &socket), ("PULSE_SERVER", &pulse)];
-    with(
-        h,
-        &vars,
-        &[
-            "rebuild",
-            "ses",
-            "--accept",
-            "capability:display",
-            "--accept",
-            "capability:sound",
-        ],
-    )?
-    .ok()?;
+    Ok((
+        peer,
+        folder,
+        [("WAYLAND_DISPLAY", socket), ("PULSE_SERVER", pulse)],
+    ))
+}
+
+fn wayland(h: &Host) -> Result<(), Failed> {
+    let (_peer, folder, vars) = desktop(h)?;
+    let vars = vars
+        .each_ref()
+        .map(|(name, value)| (*name, value.as_path()));
+    let accept = ["rebuild", "ses", "--accept", "capability:display"];
+    with(h, &vars, &accept)?.ok()?;
     // A picture goes through memory that both share.
     let picture = "grim - | head -c 4 | tail -c 3";
     eventually("the machine takes a picture of the screen", || {
         Ok(sh_with(h, &vars, picture)?.text() == "PNG")
     })?;
+    let _ = codchi_fs::remove_dir_all(&folder);
+    Ok(())
+}
+
+fn sound(h: &Host) -> Result<(), Failed> {
+    let (_peer, folder, vars) = desktop(h)?;
+    let vars = vars
+        .each_ref()
+        .map(|(name, value)| (*name, value.as_path()));
+    let accept = ["rebuild", "ses", "--accept", "capability:sound"];
+    with(h, &vars, &accept)?.ok()?;
     let on_pulse = |script: &str| {
         on_host(
             h,
-            &format!("export PULSE_SERVER={}; {script}", pulse.display()),
+            &format!("export PULSE_SERVER={}; {script}", vars[1].1.display()),
         )
     };
     on_pulse("pactl load-module module-null-sink sink_name=null")?.ok()?;
@@ -455,7 +469,17 @@ fn kvm(h: &Host) -> Result<(), Failed> {
         h.codchi(&["restart", "ses"])?.ok()?;
         h.codchi(&open)?.ok()?;
     }
+    Ok(())
+}
+
+fn ends(h: &Host) -> Result<(), Failed> {
+    let runtime = h.home.join("run/codchi/machines/ses");
+    require!(
+        runtime.join("host/ssh-agent").exists(),
+        "nothing leads to the session"
+    );
     h.codchi(&["delete", "--yes", "ses"])?.ok()?;
+    require!(!runtime.exists(), "`{}` is left", runtime.display());
     on_host(
         h,
         "rm -f ~/.config/codchi/config.toml ~/.netrc ~/.git-credentials ~/.gitconfig",

@@ -7,15 +7,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use codchi_core::protocol::{AGENT_CHANNEL as AGENT, STORE_CHANNEL as STORE};
+use codchi_core::protocol::{AGENT_CHANNEL as AGENT, SESSION_CHANNEL as SESSION, STORE_CHANNEL as STORE};
 use codchi_fs::Context as _;
 use codchi_sys::mux::{Mux, Side};
 use codchi_sys::spawn;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{CWD, Mode};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use crate::cgroup::Cgroups;
+use crate::channels::Sockets;
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::session;
@@ -61,12 +62,14 @@ fn prepare(cache: &Path) -> Result<Settings, Error> {
     Ok(settings)
 }
 
-/// Serves the port of a virtual machine that has this name, until killed; and leads the machine's store clients to the host.
+/// Serves the port of a virtual machine that has this name, until killed; and leads to the host who calls its store, or the
+/// session that it lends.
 pub fn serve_port(name: &OsStr) -> Result<Infallible, Error> {
     let settings = prepare(CACHE.as_ref())?;
     let port = open_port(name)?;
     let mut mux = Some(Mux::new(port, Side::Machine).map_err(Error::system("use the port"))?);
     let mut store = store_listener()?;
+    let mut sockets = Sockets::new(settings.default_user.clone());
     tell_ready();
     let mut sessions: Vec<spawn::Child> = Vec::new();
     loop {
@@ -74,7 +77,12 @@ pub fn serve_port(name: &OsStr) -> Result<Infallible, Error> {
         let mut list = Vec::with_capacity(sessions.len() + 8);
         let watched = trunk.watch(&mut list);
         let first = list.len();
-        list.extend(store.iter().map(|s| PollFd::new(s, PollFlags::IN)));
+        let mut calling: Vec<(Vec<u8>, &UnixListener)> =
+            store.iter().map(|listener| (vec![STORE], listener)).collect();
+        calling.extend(
+            sockets.listeners().filter_map(|(c, listener)| Some((vec![SESSION, c.number()?], listener))),
+        );
+        list.extend(calling.iter().map(|(_, listener)| PollFd::new(*listener, PollFlags::IN)));
         list.extend(sessions.iter().map(|s| PollFd::new(&s.pidfd, PollFlags::IN)));
         match poll(&mut list, None) {
             Err(rustix::io::Errno::INTR) => continue,
@@ -84,21 +92,19 @@ pub fn serve_port(name: &OsStr) -> Result<Infallible, Error> {
         drop(list);
         let others = seen.split_off(first);
         let mut new = Vec::new();
-        let mut answer = |kind| {
+        let mut answer = |what: &[u8]| {
             let (ours, theirs) = UnixStream::pair().ok()?;
-            (kind == AGENT).then(|| new.push(OwnedFd::from(ours))).map(|()| theirs.into())
+            (what == [AGENT]).then(|| new.push(OwnedFd::from(ours))).map(|()| theirs.into())
         };
         trunk
             .turn(&watched, &seen, &mut answer)
             .map_err(|e| Error::System { what: "use the port", source: e })?;
-        let called = store.is_some() && !others.is_empty() && !others[0].is_empty();
-        if called
-            && let Some(listener) = &store
-            && let Ok((client, _)) = listener.accept()
-        {
-            let _ = trunk.open(STORE, client.into());
+        for ((what, listener), _) in calling.iter().zip(&others).filter(|(_, seen)| !seen.is_empty()) {
+            if let Ok((client, _)) = listener.accept() {
+                let _ = trunk.open(what, client.into());
+            }
         }
-        let mut each = others.iter().skip(usize::from(store.is_some()));
+        let mut each = others.iter().skip(calling.len());
         sessions.retain(|s| {
             let ended = each.next().is_some_and(|e| !e.is_empty());
             if ended {
@@ -108,6 +114,10 @@ pub fn serve_port(name: &OsStr) -> Result<Infallible, Error> {
         });
         if sessions.is_empty() {
             settings.cgroups.sweep();
+        }
+        // A command that the host sent later finds them.
+        if let Some(open) = trunk.heard() {
+            sockets.follow(&open);
         }
         while let Some(conn) = new.pop() {
             if sessions.len() >= MAX_SESSIONS {
@@ -119,6 +129,7 @@ pub fn serve_port(name: &OsStr) -> Result<Infallible, Error> {
                 // A copy of the port's other end, or of another session's, would keep it open.
                 mux = None;
                 store = None;
+                sockets.forget();
                 sessions.clear();
                 new.clear();
                 conn.take().map_or(1, |conn| session::run(conn, &settings))
@@ -154,13 +165,13 @@ fn store_listener() -> Result<Option<UnixListener>, Error> {
         return Ok(None);
     }
     codchi_fs::remove_if_exists(dir.join("socket"))?;
-    listen(dir).map(Some)
+    listen(dir, "socket", 0o666, None).map(Some)
 }
 
 /// Serves on `dir/socket` until killed.
 pub fn serve_in(dir: &Path, cache: &Path) -> Result<Infallible, Error> {
     let settings = prepare(cache)?;
-    let mut listener = Some(listen(dir)?);
+    let mut listener = Some(listen(dir, "socket", 0o666, None)?);
     tell_ready();
     let mut sessions: Vec<spawn::Child> = Vec::new();
     loop {
@@ -213,14 +224,18 @@ pub fn serve_in(dir: &Path, cache: &Path) -> Result<Infallible, Error> {
     }
 }
 
-/// A socket at its final name that already listens with its final mode: whoever sees it can use it.
-fn listen(dir: &Path) -> Result<UnixListener, Error> {
-    let temporary = dir.join(format!(".socket.{}", std::process::id()));
+/// A socket at its final name that already listens, with its final owner and mode: whoever sees it can use it.
+pub fn listen(dir: &Path, name: &str, mode: u32, owner: Option<(Uid, Gid)>) -> Result<UnixListener, Error> {
+    let temporary = dir.join(format!(".{name}.{}", std::process::id()));
     codchi_fs::remove_if_exists(&temporary)?;
     let listener = UnixListener::bind(&temporary).at("listen on", &temporary)?;
-    rustix::fs::chmodat(CWD, &temporary, Mode::from(0o666), rustix::fs::AtFlags::empty())
+    rustix::fs::chmodat(CWD, &temporary, Mode::from(mode), AtFlags::empty())
         .at("set the mode of", &temporary)?;
-    codchi_fs::rename(&temporary, dir.join("socket"))?;
+    if let Some((uid, gid)) = owner {
+        rustix::fs::chownat(CWD, &temporary, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            .at("set the owner of", &temporary)?;
+    }
+    codchi_fs::rename(&temporary, dir.join(name))?;
     Ok(listener)
 }
 

@@ -20,6 +20,8 @@ const CREDENTIALS: &str = "/credentials";
 const ROOT: &str = "/root";
 /// Where the host's folders are shared, below the root.
 const SHARED: &str = "run/codchi/folders";
+/// What the host says of its resolver.
+const RESOLVER: &str = "/run/codchi/told/resolv.conf";
 /// How long devices may take to be there.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Folders that are memory, below the machine's /run.
@@ -66,6 +68,7 @@ pub fn enter() -> PathBuf {
         }
     }
     credentials(&root.join("run/codchi/credentials"));
+    lead(root);
     for name in ["dev", "proc", "sys"] {
         let (from, to) = (Path::new("/").join(name), root.join(name));
         folder(&to);
@@ -195,6 +198,13 @@ fn share(tag: &str, at: &Path, read_only: bool) {
             }
         }
     }
+}
+
+/// Makes the folder with what leads to the host. No socket is shared, so that those are the agent's.
+fn lead(root: &Path) {
+    let to = root.join("run/codchi/host");
+    folder(&to);
+    said("lead to the host's resolver", rustix::fs::symlink(RESOLVER, to.join("resolv.conf")));
 }
 
 fn lay_out(root: &Path) {

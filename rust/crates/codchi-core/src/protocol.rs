@@ -29,6 +29,8 @@ pub const HEADER: usize = 5;
 pub const AGENT_CHANNEL: u8 = 1;
 /// The channels that the machine opens, each a connection to the host's store.
 pub const STORE_CHANNEL: u8 = 2;
+/// Those that the machine opens to the caller's session. A number follows, of those that the host's word has.
+pub const SESSION_CHANNEL: u8 = 3;
 
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -66,6 +66,22 @@ impl Channel {
     pub fn carries_descriptors(self) -> bool {
         matches!(self, Channel::Wayland | Channel::Pipewire)
     }
+
+    /// Its number at the port of a machine that no socket of the host reaches; none where more than bytes would have to.
+    pub fn number(self) -> Option<u8> {
+        match self {
+            Channel::X11 => Some(1),
+            Channel::Pulse => Some(2),
+            Channel::SshAgent => Some(3),
+            Channel::GitCredentials => Some(4),
+            Channel::Wayland | Channel::Pipewire => None,
+        }
+    }
+
+    /// The one with this number.
+    pub fn numbered(number: u8) -> Option<Channel> {
+        Channel::ALL.into_iter().find(|c| c.number() == Some(number))
+    }
 }
 
 /// The channels that a machine with these needs, and this said of them, shall have.
@@ -83,6 +99,11 @@ pub fn channels(needs: &Needs, lines: &[String]) -> Vec<Channel> {
     all.extend(has("ssh-agent").then_some(Channel::SshAgent));
     all.extend(has("git-credentials").then_some(Channel::GitCredentials));
     all
+}
+
+/// The same for one that is reached by a port: of them, those made of bytes alone.
+pub fn streams(needs: &Needs, lines: &[String]) -> Vec<Channel> {
+    channels(needs, lines).into_iter().filter(|c| c.number().is_some()).collect()
 }
 
 /// Where the X server is.
@@ -206,6 +227,22 @@ mod tests {
         ] {
             assert_eq!(session(&[("DISPLAY", text)]).x_server(), display, "{text}");
         }
+    }
+
+    #[test]
+    fn only_bytes_go_over_a_port() {
+        for channel in Channel::ALL {
+            assert_eq!(channel.number().is_some(), !channel.carries_descriptors(), "{channel:?}");
+            assert!(channel.number().is_none_or(|n| Channel::numbered(n) == Some(channel)));
+        }
+        assert_eq!((Channel::numbered(0), Channel::numbered(255)), (None, None));
+        let needs = Needs {
+            optional_capabilities: vec!["display".into(), "sound".into(), "ssh-agent".into()],
+            ..Needs::default()
+        };
+        let lines = ["capability:sound", "host-secret:sshAgent"].map(String::from);
+        assert_eq!(channels(&needs, &lines).len(), 3);
+        assert_eq!(streams(&needs, &lines), [Channel::Pulse, Channel::SshAgent]);
     }
 
     #[test]

@@ -10,10 +10,11 @@ pub(crate) mod probe;
 use codchi_core::folder::Folder;
 use codchi_core::machine::IdRange;
 use codchi_core::name::MachineName;
+use codchi_core::session::{self, Session};
 use codchi_core::status::Finding;
 use codchi_files::Report;
 use codchi_runtime::spec::Launch;
-use codchi_runtime::{folders, outer, state, still};
+use codchi_runtime::{folders, outer, relay, state, still};
 
 use crate::supervised::files::Held;
 use crate::supervised::{self, ids, life, prepare, root};
@@ -69,6 +70,10 @@ impl Driver for Vm {
 
     fn give(&self, host: &Host, machine: &Machine) -> Result<Given> {
         life::give(host, machine, &launch(host, machine)?)
+    }
+
+    fn follow(&self, host: &Host, machine: &MachineName, session: Session) -> Result<()> {
+        Ok(relay::follow(&host.dirs.machine_runtime(machine), session)?)
     }
 
     fn start(&self, host: &Host, machine: &Machine) -> Result<()> {
@@ -177,8 +182,12 @@ fn still(host: &Host, machine: &MachineName) -> Result<Option<Held>> {
 
 /// What an attendant is told of a machine.
 fn launch(host: &Host, machine: &Machine) -> Result<Launch> {
-    let engine = life::system(machine)?.manifest.engine.clone();
+    let manifest = &life::system(machine)?.manifest;
+    let (engine, granted) = (manifest.engine.clone(), &machine.attachment.granted);
     Ok(Launch {
+        // What is passed on is bytes.
+        channels: session::streams(&manifest.needs, granted),
+        git_hosts: codchi_core::consent::git_hosts(granted),
         devices: if outer::is_privileged() { vec!["kvm".into()] } else { Vec::new() },
         patience: Some(START),
         ..life::launch(host, machine, engine)?

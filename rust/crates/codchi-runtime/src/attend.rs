@@ -20,8 +20,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use crate::error::{Doing, Error, Result};
 use crate::network::Way;
 pub use crate::notify::Said;
+use crate::relay::{self, Relay};
 use crate::services::{self, Running, Service};
-use crate::spec::Launch;
+use crate::spec::{Launch, User};
 use crate::start::Event;
 use crate::state::{self, State, Supervisor};
 use crate::supervise::{Begun, STARTING_PATIENCE, Teller, block_signals, life, lock};
@@ -105,6 +106,8 @@ pub fn attend(
     engine: impl FnOnce(&Launch, &Path) -> Result<Box<dyn Engine>>,
 ) -> Result<()> {
     life(dir, begin, |teller, mut services, secrets| {
+        // No account of the machine's uses them: what serves its port does.
+        services.push(Box::new(Relay { dir: dir.into(), user: User { uid: 0, gid: 0 } }));
         let mut a = Attendance::begin(dir, engine, secrets)?;
         let done = a.run(&mut services, teller);
         if done.is_err() && a.began && a.told.state == State::Starting {
@@ -183,10 +186,8 @@ impl Attendance {
     }
 
     fn run(&mut self, services: &mut [Box<dyn Service>], teller: &mut Teller) -> Result<()> {
-        for (service, s) in services.iter_mut().enumerate() {
-            let child = services::start(s)?;
-            self.running.push(Running { service, child, restarts: 0 });
-        }
+        let session = !self.launch.channels.is_empty();
+        services::start_wanted(&mut self.running, services, |name| name != relay::NAME || session)?;
         let found = self.engine.leader()?;
         let mut leader = match found {
             Some(leader) => leader,
@@ -277,7 +278,7 @@ impl Attendance {
                         self.told.state = State::Stopping;
                         self.engine.stop(true)?;
                     }
-                    signal::SIGHUP => self.reload(leader, teller)?,
+                    signal::SIGHUP => self.reload(leader, services, teller)?,
                     _ => {}
                 }
             }
@@ -327,13 +328,18 @@ impl Attendance {
     }
 
     /// Brings what the machine has of its host to what its settings say now; the rest of them is for its next life.
-    fn reload(&mut self, leader: i32, teller: &mut Teller) -> Result<()> {
+    fn reload(&mut self, leader: i32, services: &mut [Box<dyn Service>], teller: &mut Teller) -> Result<()> {
         match Launch::read(&self.dir) {
             Ok(new) => {
                 let mut said = Vec::new();
                 let has = self.engine.change(leader, &self.launch, &new, &mut |m| said.push(m));
                 self.warn(said, teller)?;
                 let has = has?;
+                // A relay that runs reads the settings itself.
+                let is_wanted = |name: &str| name == relay::NAME && !new.channels.is_empty();
+                if let Err(e) = services::start_wanted(&mut self.running, services, is_wanted) {
+                    self.warn(vec![e.to_string()], teller)?;
+                }
                 self.launch = new;
                 self.told.revision = self.launch.revision;
                 self.has(has)

@@ -2,7 +2,8 @@
 //!
 //! The program is root of the machine's own ids and networks, and nobody on this host. Files reach the machine by virtiofs: a
 //! process for each shared folder, as nobody as the program itself. Whatever goes on between host and machine besides goes over
-//! one port ([`codchi_sys::mux`]), which a process beside it leads to the agent's socket and to the store's.
+//! one port ([`codchi_sys::mux`]), which a process beside it leads to the agent's socket, to the store's, and to those of the
+//! caller's session that are open ([`crate::relay`]).
 
 use std::ffi::CString;
 use std::io::{self, Write};
@@ -14,7 +15,8 @@ use std::time::Instant;
 
 use codchi_core::folder::Folder;
 use codchi_core::port::Forward;
-use codchi_core::protocol::{AGENT_CHANNEL, STORE_CHANNEL};
+use codchi_core::protocol::{AGENT_CHANNEL, SESSION_CHANNEL, STORE_CHANNEL};
+use codchi_core::session::Channel;
 use codchi_fs::Context;
 use codchi_secrets::Bundle;
 use codchi_sys::mount::{Attributes, NO_SUID, READ_ONLY, set_attributes};
@@ -22,6 +24,7 @@ use codchi_sys::mux::{Mux, Side};
 use codchi_sys::process::{self, Child, Namespaces};
 use codchi_sys::{identity, signal};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::inotify::{CreateFlags, WatchFlags};
 use rustix::fs::{FileType, MemfdFlags, Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::Timespec;
@@ -36,7 +39,7 @@ use crate::network::find_program;
 use crate::outer::{OWN_DIR, attach};
 use crate::spec::{CALLER_FILE, Launch, Mount, MountKind};
 use crate::supervise::{Console, who};
-use crate::{folders, outer};
+use crate::{folders, outer, relay};
 
 /// The number by which a program knows the first of its descriptors.
 pub const FIRST_FD: i32 = 3;
@@ -742,16 +745,16 @@ pub fn program_path(name: &str) -> Option<PathBuf> {
     find_program(name)
 }
 
-/// Leads the machine's port to the agent's socket in the runtime directory `dir`, and to the store's.
+/// Leads the machine's port to sockets in the runtime directory `dir`: the agent's, the store's and those of the session.
 fn serve_port(dir: &Path, port: OwnedFd) -> Result<Child> {
     let listener = crate::start::through_descriptor(&dir.join("agent"), SOCKET, UnixListener::bind)?;
-    let store = dir.join("daemon");
+    let (store, session) = (dir.join("daemon"), dir.join(relay::FOLDER));
     let child = process::fork(move || {
         let kill = Some(rustix::process::Signal::KILL);
         if rustix::process::set_parent_process_death_signal(kill).is_err() {
             return 1;
         }
-        match pump(port, &listener, &store) {
+        match pump(port, &listener, &store, &session) {
             Ok(()) => 0,
             Err(_) => 1,
         }
@@ -759,35 +762,63 @@ fn serve_port(dir: &Path, port: OwnedFd) -> Result<Child> {
     child.doing("start a process")
 }
 
-fn pump(port: OwnedFd, listener: &UnixListener, store: &Path) -> Result<()> {
+fn pump(port: OwnedFd, listener: &UnixListener, store: &Path, session: &Path) -> Result<()> {
     let mut mux = Mux::new(port, Side::Host).doing("use the port")?;
-    let mut answer = |kind| {
-        let called = kind == STORE_CHANNEL;
-        called.then(|| crate::start::through_descriptor(store, "socket", connect_at_once).ok()).flatten()
+    let watch =
+        rustix::fs::inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).doing("watch a directory")?;
+    let comes_and_goes = WatchFlags::MOVED_TO | WatchFlags::DELETE;
+    rustix::fs::inotify::add_watch(&watch, session, comes_and_goes).doing("watch a directory")?;
+    // A machine names nothing of the host: it says which of the few that there can be, and reaches what the relay has opened.
+    let mut answer = |what: &[u8]| {
+        let (dir, name) = match what {
+            [STORE_CHANNEL] => (store, "socket"),
+            [SESSION_CHANNEL, number] => (session, Channel::numbered(*number)?.file()),
+            _ => return None,
+        };
+        crate::start::through_descriptor(dir, name, connect_at_once).ok()
     };
+    let mut open = open_in(session);
+    mux.say(open.clone());
     let mut pause = None;
     loop {
         let mut list = Vec::new();
         let watched = mux.watch(&mut list);
         let calls = mux.is_met() && pause.is_none();
         list.push(PollFd::new(listener, if calls { PollFlags::IN } else { PollFlags::empty() }));
+        list.push(PollFd::new(&watch, PollFlags::IN));
         match poll(&mut list, pause.take().as_ref()) {
             Err(rustix::io::Errno::INTR) => continue,
             r => r.doing("wait")?,
         };
-        let seen: Vec<PollFlags> = list.iter().map(PollFd::revents).collect();
+        let mut seen: Vec<PollFlags> = list.iter().map(PollFd::revents).collect();
         drop(list);
+        let others = seen.split_off(watched.len());
         if mux.turn(&watched, &seen, &mut answer).is_err() {
             return Ok(());
         }
-        if seen.last().is_some_and(|s| s.contains(PollFlags::IN)) {
+        // Before whoever calls, who may have waited for it.
+        if others[1].contains(PollFlags::IN) {
+            while rustix::io::read(&watch, &mut [0u8; 4096]).is_ok_and(|n| n > 0) {}
+            let now = open_in(session);
+            if now != open {
+                open.clone_from(&now);
+                mux.say(now);
+            }
+        }
+        if others[0].contains(PollFlags::IN) {
             match listener.accept() {
-                Ok((client, _)) => mux.open(AGENT_CHANNEL, client.into()).doing("use a connection")?,
+                Ok((client, _)) => mux.open(&[AGENT_CHANNEL], client.into()).doing("use a connection")?,
                 // It still calls: no descriptor is free, say.
-                Err(_) => pause = Some(rustix::time::Timespec { tv_sec: 0, tv_nsec: 100_000_000 }),
+                Err(_) => pause = Some(Timespec { tv_sec: 0, tv_nsec: 100_000_000 }),
             }
         }
     }
+}
+
+/// The sockets of the session that are open, by the numbers that a machine has for them.
+fn open_in(session: &Path) -> Vec<u8> {
+    let open = |c: &Channel| session.join(c.file()).symlink_metadata().is_ok();
+    Channel::ALL.into_iter().filter(open).filter_map(Channel::number).collect()
 }
 
 /// Connects to a socket that has room for one more: nobody else is to wait for that.

@@ -2,7 +2,8 @@
 //!
 //! They lie in the folder that the machine sees at `/run/codchi/host`, belong to the machine's user, and stay when what they lead
 //! to is restarted or another session's: where that is, is looked up for each connection. To the other side the caller is who
-//! speaks, not a machine.
+//! speaks, not a machine. To one with a kernel of its own, which no socket reaches, what serves its port leads them
+//! ([`crate::guest`]).
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -36,7 +37,7 @@ use crate::x11;
 /// The file with the session, in a machine's runtime directory.
 const FILE: &str = "session.json";
 /// The folder with the sockets, there too.
-const FOLDER: &str = "host";
+pub(crate) const FOLDER: &str = "host";
 /// How long to wait until those for a new session are open.
 const OPENING: Duration = Duration::from_secs(2);
 /// Connections at once; a machine can open many.
@@ -96,7 +97,7 @@ pub(crate) const NAME: &str = "sockets of the session";
 pub(crate) struct Relay {
     /// The machine's runtime directory.
     pub dir: PathBuf,
-    /// The machine's user, by the ids of the outer namespace.
+    /// Who may use them, by the ids of the outer namespace: the machine's user.
     pub user: User,
 }
 

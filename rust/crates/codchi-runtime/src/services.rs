@@ -74,6 +74,20 @@ pub(crate) fn start(service: &mut Box<dyn Service>) -> Result<Child> {
     Err(Error::Told(format!("the service `{name}` of the machine did not start: {why}")))
 }
 
+/// Starts those that are wanted, by their names, and do not run.
+pub(crate) fn start_wanted(
+    running: &mut Vec<Running>,
+    services: &mut [Box<dyn Service>],
+    is_wanted: impl Fn(&str) -> bool,
+) -> Result<()> {
+    for (service, s) in services.iter_mut().enumerate() {
+        if is_wanted(s.name()) && !running.iter().any(|r| r.service == service) {
+            running.push(Running { service, child: start(s)?, restarts: 0 });
+        }
+    }
+    Ok(())
+}
+
 /// Starts those again that have ended, and says so; one that keeps ending is given up.
 pub(crate) fn restart_ended(
     running: &mut Vec<Running>,

@@ -319,13 +319,8 @@ impl Supervision {
     }
 
     fn run(&mut self, services: &mut [Box<dyn Service>], teller: &mut Teller) -> Result<()> {
-        for (i, s) in services.iter_mut().enumerate() {
-            if s.name() == relay::NAME && self.launch.channels.is_empty() {
-                continue;
-            }
-            let child = services::start(s)?;
-            self.running.push(Running { service: i, child, restarts: 0 });
-        }
+        let session = !self.launch.channels.is_empty();
+        services::start_wanted(&mut self.running, services, |name| name != relay::NAME || session)?;
         loop {
             match self.one_life(services, teller)? {
                 Outcome::Off => return Ok(()),
@@ -601,14 +596,9 @@ impl Supervision {
             self.warn(e.to_string(), teller);
         }
         // A relay that runs reads the settings itself.
-        if !new.channels.is_empty()
-            && let Some((i, s)) = services.iter_mut().enumerate().find(|(_, s)| s.name() == relay::NAME)
-            && !self.running.iter().any(|r| r.service == i)
-        {
-            match services::start(s) {
-                Ok(child) => self.running.push(Running { service: i, child, restarts: 0 }),
-                Err(e) => self.warn(e.to_string(), teller),
-            }
+        let is_wanted = |name: &str| name == relay::NAME && !new.channels.is_empty();
+        if let Err(e) = services::start_wanted(&mut self.running, services, is_wanted) {
+            self.warn(e.to_string(), teller);
         }
         (self.launch.channels, self.launch.git_hosts) = (new.channels, new.git_hosts);
         self.told.revision = new.revision;

@@ -1,7 +1,8 @@
 //! Several byte streams over one, both ways: for a machine that is reached by a single port.
 //!
 //! Both sides run a [`Mux`]. Either opens channels, of a kind that tells the other what it leads to; each has a window, so that
-//! one that nobody reads holds up no other. A frame is the channel (u32), the length (u16), the type and a mark, then that many
+//! one that nobody reads holds up no other. Each of its directions may end by itself. The host has a word besides, which the
+//! machine hears before all that comes later. A frame is the channel (u32), the length (u16), the type and a mark, then that many
 //! bytes, all little-endian. A side that begins anew says so first, in a frame that is found in whatever comes before it.
 
 use std::collections::BTreeMap;
@@ -18,8 +19,8 @@ const CHUNK: usize = 16 << 10;
 /// Bytes that wait for the trunk before channels are read no more.
 const ENOUGH: usize = 64 << 10;
 /// Bytes that wait for a trunk whose other side only talks. Memory has an end.
-const TOO_MUCH: usize = 64 << 20;
-/// Channels that a machine may have opened: what they lead to takes about as many. How many a host may, the agent says.
+const TOO_MUCH: usize = 32 << 20;
+/// Channels of one kind that a machine may have opened: what they lead to takes about as many. How many a host may, the agent says.
 const CHANNELS: usize = 100;
 const HEADER: usize = 8;
 /// Last byte of each header.
@@ -31,6 +32,8 @@ const OPEN: u8 = 2;
 const DATA: u8 = 3;
 const CREDIT: u8 = 4;
 const CLOSE: u8 = 5;
+const WORD: u8 = 6;
+const END: u8 = 7;
 
 /// Which side of the trunk this is: both choose names for channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +46,7 @@ pub enum Side {
 
 struct Channel {
     fd: OwnedFd,
+    kind: u8,
     /// Bytes for it that it has not taken yet.
     waiting: Vec<u8>,
     /// Bytes the other side is ready to take.
@@ -51,6 +55,27 @@ struct Channel {
     closed: bool,
     /// Who is here takes no more, but may have said something last.
     deaf: bool,
+    /// Who is here says no more.
+    ended: bool,
+    /// The other side's says no more; and who is here knows.
+    heard_end: bool,
+    told_end: bool,
+}
+
+impl Channel {
+    fn new(fd: OwnedFd, kind: u8) -> Channel {
+        Channel {
+            fd,
+            kind,
+            waiting: Vec::new(),
+            credit: WINDOW,
+            closed: false,
+            deaf: false,
+            ended: false,
+            heard_end: false,
+            told_end: false,
+        }
+    }
 }
 
 /// One side of the trunk.
@@ -65,6 +90,8 @@ pub struct Mux {
     met: bool,
     /// Whether one was ever.
     ever: bool,
+    /// The host's word, on both sides: as it says it, and as it was heard.
+    word: Option<Vec<u8>>,
 }
 
 /// What one descriptor given to poll is.
@@ -76,8 +103,9 @@ pub enum Watched {
     Channel(u32),
 }
 
-/// What [`Mux::turn`] hands new channels of the other side to: their kind, and the stream they lead to, if any.
-pub type Answer<'a> = dyn FnMut(u8) -> Option<OwnedFd> + 'a;
+/// What [`Mux::turn`] hands new channels of the other side to: their kind with what is said of them, and the stream they lead to,
+/// if any.
+pub type Answer<'a> = dyn FnMut(&[u8]) -> Option<OwnedFd> + 'a;
 
 impl Mux {
     /// Begins, and says so.
@@ -97,21 +125,34 @@ impl Mux {
             out,
             met: false,
             ever: false,
+            word: None,
         })
     }
 
-    /// Opens a channel that leads from a local stream.
+    /// Opens a channel that leads from a local stream: `what` is its kind, and bytes that say more of it.
     ///
     /// # Errors
     /// The stream cannot be made non-blocking.
-    pub fn open(&mut self, kind: u8, fd: OwnedFd) -> io::Result<()> {
+    pub fn open(&mut self, what: &[u8], fd: OwnedFd) -> io::Result<()> {
         rustix::io::ioctl_fionbio(&fd, true)?;
         let id = self.next;
         self.next = self.next.wrapping_add(2);
-        self.put(id, OPEN, &[kind]);
-        self.channels
-            .insert(id, Channel { fd, waiting: Vec::new(), credit: WINDOW, closed: false, deaf: false });
+        self.put(id, OPEN, what);
+        self.channels.insert(id, Channel::new(fd, what.first().copied().unwrap_or_default()));
         Ok(())
+    }
+
+    /// Has the machine know this from now on, before it hears of any channel that is opened later. Of several words the last counts.
+    pub fn say(&mut self, word: Vec<u8>) {
+        if self.met {
+            self.put(0, WORD, &word);
+        }
+        self.word = Some(word);
+    }
+
+    /// The host's word, once for each time it came.
+    pub fn heard(&mut self) -> Option<Vec<u8>> {
+        if self.side == Side::Machine { self.word.take() } else { None }
     }
 
     /// Whether the other side is there.
@@ -126,13 +167,14 @@ impl Mux {
         list.push(PollFd::new(&self.trunk, PollFlags::IN | sending));
         for (id, c) in &self.channels {
             let mut events = PollFlags::empty();
-            if !c.closed && c.credit > 0 && self.out.len() < ENOUGH && self.met {
+            if !c.closed && !c.ended && c.credit > 0 && self.out.len() < ENOUGH && self.met {
                 events |= PollFlags::IN;
             }
             if !c.waiting.is_empty() {
                 events |= PollFlags::OUT;
             }
-            if !events.is_empty() {
+            // One that says no more may go.
+            if !events.is_empty() || c.ended && !c.closed {
                 list.push(PollFd::new(&c.fd, events));
                 added.push(Watched::Channel(*id));
             }
@@ -150,12 +192,12 @@ impl Mux {
         seen: &[PollFlags],
         answer: &mut Answer<'_>,
     ) -> io::Result<()> {
-        for (what, _) in watched.iter().zip(seen).filter(|(_, s)| !s.is_empty()) {
+        for (what, seen) in watched.iter().zip(seen).filter(|(_, s)| !s.is_empty()) {
             match what {
                 Watched::Trunk => self.read_trunk(answer)?,
                 Watched::Channel(id) => {
                     self.write_channel(*id);
-                    self.read_channel(*id);
+                    self.read_channel(*id, seen.intersects(PollFlags::HUP | PollFlags::ERR));
                 }
             }
         }
@@ -253,28 +295,28 @@ impl Mux {
         if std::mem::replace(&mut self.ever, true) && self.side == Side::Host {
             self.out.extend_from_slice(BEGIN);
         }
+        if let Some(word) = self.word.clone().filter(|_| self.side == Side::Host) {
+            self.put(0, WORD, &word);
+        }
     }
 
     fn take(&mut self, id: u32, kind: u8, payload: Vec<u8>, answer: &mut Answer<'_>) {
         match kind {
             OPEN => {
-                let open = self.channels.keys().filter(|id| self.is_theirs(**id)).count();
-                let room = self.side == Side::Machine || open < CHANNELS;
+                let kind = payload.first().copied().unwrap_or_default();
+                let same = |(id, c): &(&u32, &Channel)| self.is_theirs(**id) && c.kind == kind;
+                let room = self.side == Side::Machine || self.channels.iter().filter(same).count() < CHANNELS;
                 let may = room && self.is_theirs(id) && !self.channels.contains_key(&id);
-                let fd = payload.first().filter(|_| may).and_then(|kind| answer(*kind));
+                let fd = if may && !payload.is_empty() { answer(&payload) } else { None };
                 match fd.filter(|fd| rustix::io::ioctl_fionbio(fd, true).is_ok()) {
-                    Some(fd) => {
-                        let new =
-                            Channel { fd, waiting: Vec::new(), credit: WINDOW, closed: false, deaf: false };
-                        self.channels.insert(id, new);
-                    }
+                    Some(fd) => drop(self.channels.insert(id, Channel::new(fd, kind))),
                     None => self.put(id, CLOSE, &[]),
                 }
             }
             DATA => {
                 if let Some(c) = self.channels.get_mut(&id) {
-                    // More than was asked for is no honest peer's: memory has an end.
-                    if c.waiting.len() + payload.len() > WINDOW {
+                    // More than was asked for, or after the last, is no honest peer's: memory has an end.
+                    if c.heard_end || c.waiting.len() + payload.len() > WINDOW {
                         self.channels.remove(&id);
                         self.put(id, CLOSE, &[]);
                         return;
@@ -295,6 +337,13 @@ impl Mux {
                     self.write_channel(id);
                 }
             }
+            END => {
+                if let Some(c) = self.channels.get_mut(&id) {
+                    c.heard_end = true;
+                    self.write_channel(id);
+                }
+            }
+            WORD if self.side == Side::Machine => self.word = Some(payload),
             _ => {}
         }
     }
@@ -316,22 +365,40 @@ impl Mux {
         } else {
             c.waiting.drain(..done);
         }
-        if c.closed && c.waiting.is_empty() {
-            self.channels.remove(&id);
-        } else if done > 0 {
+        if c.waiting.is_empty() {
+            if c.closed || c.ended && c.heard_end {
+                self.channels.remove(&id);
+                return;
+            }
+            if c.heard_end && !std::mem::replace(&mut c.told_end, true) {
+                let _ = rustix::net::shutdown(&c.fd, rustix::net::Shutdown::Write);
+            }
+        }
+        if done > 0 {
             self.put(id, CREDIT, &(done as u32).to_le_bytes());
         }
     }
 
-    fn read_channel(&mut self, id: u32) {
+    /// Takes what a channel says; `gone`: whoever is there takes nothing more either.
+    fn read_channel(&mut self, id: u32, gone: bool) {
         let Some(c) = self.channels.get_mut(&id) else { return };
-        if c.closed || c.credit == 0 {
+        if c.ended && gone && !c.closed {
+            self.channels.remove(&id);
+            self.put(id, CLOSE, &[]);
+            return;
+        }
+        if c.closed || c.ended || c.credit == 0 {
             return;
         }
         let mut buffer = [0; CHUNK];
         let most = c.credit.min(CHUNK);
         match rustix::io::read(&c.fd, &mut buffer[..most]) {
             Err(Errno::AGAIN | Errno::INTR) => {}
+            Ok(0) if !gone => {
+                c.ended = true;
+                self.put(id, END, &[]);
+                self.write_channel(id);
+            }
             Ok(0) | Err(_) => {
                 self.channels.remove(&id);
                 self.put(id, CLOSE, &[]);
@@ -383,15 +450,15 @@ mod tests {
         let mut near = Vec::new();
         for _ in 0..2 {
             let (mine, its) = UnixStream::pair().unwrap();
-            host.open(1, its.into()).unwrap();
+            host.open(&[1], its.into()).unwrap();
             mine.set_nonblocking(true).unwrap();
             near.push(mine);
         }
         let mut sent = 0;
         for round in 0..400 {
             turn(&mut host, &mut |_| None);
-            turn(&mut machine, &mut |kind| {
-                assert_eq!(kind, 1);
+            turn(&mut machine, &mut |what| {
+                assert_eq!(what, [1]);
                 let (theirs, its) = UnixStream::pair().unwrap();
                 far.push(theirs);
                 Some(its.into())
@@ -452,10 +519,93 @@ mod tests {
         let mut heard = vec![0; BEGIN.len() + 51 * HEADER];
         a.read_exact(&mut heard).unwrap();
         assert_eq!(heard[BEGIN.len()..][..HEADER], frame(2, CLOSE, &[]));
-        // One that is closed makes room.
-        a.write_all(&[frame(3, CLOSE, &[]), frame(999, OPEN, &[1])].concat()).unwrap();
-        turn(&mut host, &mut |_| Some(UnixStream::pair().unwrap().0.into()));
-        assert!(host.channels.contains_key(&999));
+        // One that is closed makes room; one of another kind needs none.
+        a.write_all(&[frame(3, CLOSE, &[]), frame(999, OPEN, &[1]), frame(997, OPEN, &[2, 7])].concat())
+            .unwrap();
+        let mut kept = Vec::new();
+        turn(&mut host, &mut |what| {
+            let (theirs, its) = UnixStream::pair().unwrap();
+            kept.push((what.to_vec(), theirs));
+            Some(its.into())
+        });
+        assert!(host.channels.contains_key(&999) && host.channels.contains_key(&997));
+        assert_eq!(kept[1].0, [2, 7]);
+    }
+
+    /// Two sides that have met.
+    fn both() -> (Mux, Mux) {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (host, machine) = (Mux::new(a.into(), Side::Host), Mux::new(b.into(), Side::Machine));
+        let (mut host, mut machine) = (host.unwrap(), machine.unwrap());
+        for _ in 0..4 {
+            turn(&mut host, &mut |_| None);
+            turn(&mut machine, &mut |_| None);
+        }
+        assert!(host.is_met() && machine.is_met());
+        (host, machine)
+    }
+
+    #[test]
+    fn a_question_that_ends_is_answered_and_who_goes_is_missed() {
+        let (mut host, mut machine) = both();
+        let mut far = Vec::new();
+        let open = |machine: &mut Mux| {
+            let (mine, its) = UnixStream::pair().unwrap();
+            machine.open(&[3, 1], its.into()).unwrap();
+            mine
+        };
+        let (mut asks, goes) = (open(&mut machine), open(&mut machine));
+        let mut turns = |host: &mut Mux, machine: &mut Mux| {
+            for _ in 0..10 {
+                turn(machine, &mut |_| None);
+                turn(host, &mut |_| {
+                    let (theirs, its) = UnixStream::pair().unwrap();
+                    far.push(theirs);
+                    Some(its.into())
+                });
+            }
+            far.iter().map(|f| f.try_clone().unwrap()).collect::<Vec<_>>()
+        };
+        asks.write_all(b"question").unwrap();
+        asks.shutdown(std::net::Shutdown::Write).unwrap();
+        goes.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut at = turns(&mut host, &mut machine);
+        let mut text = String::new();
+        at[0].read_to_string(&mut text).unwrap();
+        assert_eq!((text.as_str(), host.channels.len()), ("question", 2));
+        at[0].write_all(b"answer").unwrap();
+        at[0].shutdown(std::net::Shutdown::Write).unwrap();
+        // It goes without an answer.
+        drop(goes);
+        turns(&mut host, &mut machine);
+        let mut text = String::new();
+        asks.read_to_string(&mut text).unwrap();
+        assert_eq!((text.as_str(), host.channels.len(), machine.channels.len()), ("answer", 0, 0));
+    }
+
+    #[test]
+    fn the_hosts_word_is_heard_before_what_comes_later_and_again_by_one_that_begins_anew() {
+        let (mut host, mut machine) = both();
+        assert_eq!(machine.heard(), None);
+        host.say(vec![1]);
+        host.say(vec![1, 2]);
+        host.open(&[1], UnixStream::pair().unwrap().0.into()).unwrap();
+        turn(&mut host, &mut |_| None);
+        let mut opened = false;
+        turn(&mut machine, &mut |_| {
+            opened = true;
+            None
+        });
+        assert!(opened);
+        assert_eq!((machine.heard(), machine.heard(), host.heard()), (Some(vec![1, 2]), None, None));
+        machine.say(vec![9]);
+        let mut machine = Mux::new(machine.trunk, Side::Machine).unwrap();
+        for _ in 0..4 {
+            turn(&mut machine, &mut |_| None);
+            turn(&mut host, &mut |_| None);
+        }
+        assert_eq!(machine.heard(), Some(vec![1, 2]));
+        assert_eq!(host.word, Some(vec![1, 2]));
     }
 
     #[test]

@@ -409,7 +409,7 @@ impl Engine for Attendant {
             // The host adds to it, and takes away what nobody has, but changes nothing.
             share("store", Some(&launch.store), "/nix/store", true, true, true),
             share("bin", Some(&launch.bin), "/run/codchi/bin", true, false, true),
-            share("host", Some(&guest.host_dir()), "/run/codchi/host", true, false, false),
+            share("host", Some(&guest.host_dir()), "/run/codchi/told", true, false, false),
             share("folders", None, FOLDERS, false, false, false),
         ];
         let mut told = format!("name {}\ninit {}/init\n", launch.name, launch.toplevel.display());
