@@ -1,6 +1,12 @@
 { config, lib, ... }:
 let
   cfg = config.codchi;
+  driver = (import ../lib/drivers.nix).${cfg.driver.name};
+  wanted = lib.filter (name: cfg.display.${name}.enable) [
+    "x11"
+    "wayland"
+  ];
+  possible = driver.supports.displays or wanted;
   protocol =
     name:
     lib.mkOption {
@@ -13,6 +19,7 @@ in
 {
   imports = [
     ./capabilities.nix
+    ./driver.nix
     ./enable.nix
   ];
 
@@ -21,7 +28,13 @@ in
     wayland.enable = protocol "Wayland";
   };
 
-  config.codchi.optionalCapabilities = lib.mkIf (
-    cfg.enable && (cfg.display.x11.enable || cfg.display.wayland.enable)
-  ) [ "display" ];
+  config = lib.mkIf cfg.enable {
+    codchi.optionalCapabilities = lib.mkIf (wanted != [ ]) [ "display" ];
+    assertions = lib.mkIf (wanted != [ ] && lib.elem "display" cfg.requiredCapabilities) [
+      {
+        assertion = lib.any (name: lib.elem name possible) wanted;
+        message = "codchi.requiredCapabilities: driver `${driver.name}` cannot give display by ${lib.concatStringsSep ", " wanted}; it can by ${lib.concatStringsSep ", " possible}";
+      }
+    ];
+  };
 }

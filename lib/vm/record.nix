@@ -16,6 +16,8 @@ this:
       "sound"
       "ssh-agent"
     ];
+    # Wayland is shared memory, and only bytes pass.
+    displays = [ "x11" ];
   };
   # Nothing of the host is named in the settings.
   variables = [ ];

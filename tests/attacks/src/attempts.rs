@@ -1183,6 +1183,33 @@ pub const ALL: &[Attempt] = &[
     ),
     attempt!(
         GUEST,
+        "port-session",
+        "ask for what of the caller's session was not granted, for kinds and numbers that there are not, and by names of files",
+        ROOT,
+        "the host decides, by four numbers and what it has opened",
+        Code(guest::session),
+        Control::Code("one that is open", guest::session_control)
+    ),
+    attempt!(
+        GUEST,
+        "port-session-many",
+        "open 5000 ways to the caller's session at once",
+        ROOT,
+        "100 at most",
+        Code(guest::session_many),
+        Control::Code("one of them is opened", guest::session_many_control)
+    ),
+    attempt!(
+        GUEST,
+        "session-stall",
+        "fill every way to the caller's session, so that commands, the store and the host wait",
+        USER,
+        "each stream has a window of its own",
+        Code(guest::stall),
+        Control::Code("the streams are full", guest::stall_control)
+    ),
+    attempt!(
+        GUEST,
         "port-unread",
         "have the host answer without end, and take nothing of it",
         ROOT,

@@ -264,3 +264,128 @@ pub fn unread(stage: &Stage, _: Who) -> Result<(), Failed> {
     require(most < before.1 + MEMORY, format!("it took {most} KiB"))?;
     require(others == "works", "another machine does not work")
 }
+
+/// A server in the place of the relay, where the host's side looks for an ssh agent. It takes every call, reads nothing, and keeps
+/// the connections. What is open is there for the machine, as if the relay had opened it.
+struct Server {
+    path: std::path::PathBuf,
+    calls: std::sync::Arc<std::sync::Mutex<Vec<std::os::unix::net::UnixStream>>>,
+}
+
+impl Server {
+    fn start(stage: &Stage) -> Result<Server, Failed> {
+        let dir = stage.runtime(MALLORY).join("host");
+        let (path, new) = (dir.join("ssh-agent"), dir.join("ssh-agent.new"));
+        codchi_fs::remove_if_exists(&new)?;
+        let listener = std::os::unix::net::UnixListener::bind(&new)?;
+        codchi_fs::rename(&new, &path)?;
+        let calls = std::sync::Arc::default();
+        let server = Server { path, calls };
+        let calls = server.calls.clone();
+        // It ends with the suite.
+        std::thread::spawn(move || {
+            while let (Ok((call, _)), Ok(mut calls)) = (listener.accept(), calls.lock()) {
+                calls.push(call);
+            }
+        });
+        Ok(server)
+    }
+
+    fn calls(&self) -> usize {
+        self.calls.lock().map_or(0, |c| c.len())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = codchi_fs::remove_if_exists(&self.path);
+        if let Ok(mut calls) = self.calls.lock() {
+            calls.clear();
+        }
+    }
+}
+
+/// What was reached of all that there might be of the session, by the numbers that were asked for.
+fn reached(stage: &Stage) -> Result<String, Failed> {
+    with_port(stage, "session", || Ok(()))?;
+    let file = stage.root(MALLORY).join("opt/.reached");
+    Ok(codchi_fs::read_to_string(&file)?)
+}
+
+pub fn session(stage: &Stage, _: Who) -> Result<(), Failed> {
+    let before = server(stage)?;
+    let reached = reached(stage)?;
+    require(reached.is_empty(), format!("it reached {reached}"))?;
+    as_it_was(stage, before)
+}
+
+pub fn session_control(stage: &Stage) -> Result<(), Failed> {
+    let server = Server::start(stage)?;
+    let reached = reached(stage)?;
+    require(
+        reached == "[3, 3]" && server.calls() == 1,
+        format!("it reached {reached}, {} times", server.calls()),
+    )
+}
+
+pub fn session_many(stage: &Stage, _: Who) -> Result<(), Failed> {
+    let before = server(stage)?;
+    let agent = Server::start(stage)?;
+    let most = with_port(stage, "session-many", || Ok(agent.calls()))?;
+    require(most <= 100, format!("{most} were open at once"))?;
+    drop(agent);
+    as_it_was(stage, before)
+}
+
+pub fn session_many_control(stage: &Stage) -> Result<(), Failed> {
+    let agent = Server::start(stage)?;
+    let most = with_port(stage, "session-many", || Ok(agent.calls()))?;
+    require(most > 0, "none of them was opened")
+}
+
+/// Fills streams as the machine's user, does something, and ends that.
+fn stalled<T>(stage: &Stage, f: impl FnOnce(usize) -> Result<T, Failed>) -> Result<T, Failed> {
+    let agent = Server::start(stage)?;
+    let socket = "/run/codchi/host/ssh-agent";
+    let wait = format!(
+        "until [ -S {socket} ]; do sleep 0.1; done; rm -f /opt/.stalled; touch /opt/.stalled; chown codchi /opt/.stalled"
+    );
+    stage.host.root_sh(MALLORY, &wait)?;
+    let unit = "systemd-run --quiet --collect --uid=codchi --unit=attempt-stall";
+    stage
+        .host
+        .root_sh(MALLORY, &format!("{unit} {HELPER} stall"))?;
+    let file = stage.root(MALLORY).join("opt/.stalled");
+    let full = || codchi_fs::read_to_string(&file).unwrap_or_default();
+    within(SLOW, "the streams are full", || !full().is_empty())?;
+    let done = f(full().trim().parse()?);
+    stage
+        .host
+        .root_sh(MALLORY, "systemctl stop attempt-stall")?;
+    drop(agent);
+    done
+}
+
+pub fn stall(stage: &Stage, _: Who) -> Result<(), Failed> {
+    let before = server(stage)?;
+    stalled(stage, |_| {
+        let sent = vec![b'x'; 4 << 20];
+        let words = ["exec", MALLORY, "--", "sh", "-c", "cat"];
+        let echo = stage.host.codchi_with(&words, &sent)?.ok()?;
+        require(echo.out == sent, "a command's streams are not whole")?;
+        let built = stage.host.sh(
+            MALLORY,
+            "nix-store --version >/dev/null; nix store ping 2>&1 || nix store info 2>&1",
+        )?;
+        require(!built.is_empty(), "the store does not answer")?;
+        let memory = server(stage)?.1;
+        require(memory < before.1 + MEMORY, format!("it took {memory} KiB"))
+    })?;
+    as_it_was(stage, before)
+}
+
+pub fn stall_control(stage: &Stage) -> Result<(), Failed> {
+    stalled(stage, |full| {
+        require(full >= 90, format!("only {full} streams are full"))
+    })
+}

@@ -394,63 +394,75 @@ fn session(h: &Host, folder: &Path) -> Result<String, Failed> {
     })
 }
 
-/// A session with a compositor and a sound server, once both answer: the variables that lead there.
-fn desktop(h: &Host) -> Result<(Peer<'_>, PathBuf, [(&'static str, PathBuf); 2]), Failed> {
-    let folder = std::env::temp_dir().join(format!("codchi-session-{}", std::process::id()));
-    let command = session(h, &folder)?;
-    let peer = Peer::start(h, &command)?;
-    let socket: PathBuf = folder.join("wayland-1");
-    let pulse = PathBuf::from(format!("unix:{}/pulse/native", folder.display()));
-    eventually("the session is there", || {
-        let there = on_host(h, &format!("PULSE_SERVER={} pactl info", pulse.display()))?;
-        Ok(there.status == 0 && socket.exists())
-    })?;
-    Ok((
-        peer,
-        folder,
-        [("WAYLAND_DISPLAY", socket), ("PULSE_SERVER", pulse)],
-    ))
+/// A session with a compositor and a sound server, for as long as this is there.
+struct Desktop<'a> {
+    folder: PathBuf,
+    wayland: PathBuf,
+    pulse: PathBuf,
+    _peer: Peer<'a>,
+}
+
+impl Desktop<'_> {
+    fn start(h: &Host) -> Result<Desktop<'_>, Failed> {
+        let folder = std::env::temp_dir().join(format!("codchi-session-{}", std::process::id()));
+        let command = session(h, &folder)?;
+        let desktop = Desktop {
+            wayland: folder.join("wayland-1"),
+            pulse: PathBuf::from(format!("unix:{}/pulse/native", folder.display())),
+            folder,
+            _peer: Peer::start(h, &command)?,
+        };
+        eventually("the session is there", || {
+            Ok(desktop.on_pulse(h, "pactl info")?.status == 0 && desktop.wayland.exists())
+        })?;
+        Ok(desktop)
+    }
+
+    /// The variables that lead there.
+    fn vars(&self) -> [(&str, &Path); 2] {
+        [
+            ("WAYLAND_DISPLAY", &self.wayland),
+            ("PULSE_SERVER", &self.pulse),
+        ]
+    }
+
+    /// A shell script on the host, with its sound server.
+    fn on_pulse(&self, h: &Host, script: &str) -> Result<Done, Failed> {
+        let server = self.pulse.display();
+        on_host(h, &format!("export PULSE_SERVER={server}; {script}"))
+    }
+}
+
+impl Drop for Desktop<'_> {
+    fn drop(&mut self) {
+        let _ = codchi_fs::remove_dir_all(&self.folder);
+    }
 }
 
 fn wayland(h: &Host) -> Result<(), Failed> {
-    let (_peer, folder, vars) = desktop(h)?;
-    let vars = vars
-        .each_ref()
-        .map(|(name, value)| (*name, value.as_path()));
+    let desktop = Desktop::start(h)?;
     let accept = ["rebuild", "ses", "--accept", "capability:display"];
-    with(h, &vars, &accept)?.ok()?;
+    with(h, &desktop.vars(), &accept)?.ok()?;
     // A picture goes through memory that both share.
     let picture = "grim - | head -c 4 | tail -c 3";
     eventually("the machine takes a picture of the screen", || {
-        Ok(sh_with(h, &vars, picture)?.text() == "PNG")
-    })?;
-    let _ = codchi_fs::remove_dir_all(&folder);
-    Ok(())
+        Ok(sh_with(h, &desktop.vars(), picture)?.text() == "PNG")
+    })
 }
 
 fn sound(h: &Host) -> Result<(), Failed> {
-    let (_peer, folder, vars) = desktop(h)?;
-    let vars = vars
-        .each_ref()
-        .map(|(name, value)| (*name, value.as_path()));
+    let desktop = Desktop::start(h)?;
     let accept = ["rebuild", "ses", "--accept", "capability:sound"];
-    with(h, &vars, &accept)?.ok()?;
-    let on_pulse = |script: &str| {
-        on_host(
-            h,
-            &format!("export PULSE_SERVER={}; {script}", vars[1].1.display()),
-        )
-    };
-    on_pulse("pactl load-module module-null-sink sink_name=null")?.ok()?;
+    with(h, &desktop.vars(), &accept)?.ok()?;
+    let sink = "pactl load-module module-null-sink sink_name=null";
+    desktop.on_pulse(h, sink)?.ok()?;
     let play = "timeout 15 sh -c 'yes abcdefg | pacat -d null --format=s16le --channels=1 --rate=8000' & echo";
     let record = "timeout 12 parec -d null.monitor --format=s16le --channels=1 --rate=8000 | tr -d '\\000' | head -c 2000 | wc -c";
     // On a busy computer nothing may come in time; then both begin anew.
     eventually("what the machine plays is heard", || {
-        sh_with(h, &vars, &format!("({play}) >/dev/null 2>&1"))?;
-        Ok(on_pulse(record)?.text().trim() == "2000")
-    })?;
-    let _ = codchi_fs::remove_dir_all(&folder);
-    Ok(())
+        sh_with(h, &desktop.vars(), &format!("({play}) >/dev/null 2>&1"))?;
+        Ok(desktop.on_pulse(h, record)?.text().trim() == "2000")
+    })
 }
 
 fn kvm(h: &Host) -> Result<(), Failed> {

@@ -240,7 +240,7 @@ mod tests {
             optional_capabilities: vec!["display".into(), "sound".into(), "ssh-agent".into()],
             ..Needs::default()
         };
-        let lines = ["capability:sound", "host-secret:sshAgent"].map(String::from);
+        let lines = ["capability:sound", "capability:ssh-agent"].map(String::from);
         assert_eq!(channels(&needs, &lines).len(), 3);
         assert_eq!(streams(&needs, &lines), [Channel::Pulse, Channel::SshAgent]);
     }

@@ -75,6 +75,7 @@ fn main() -> ExitCode {
         ["agent", mode] => agent::serve(mode),
         ["open-port"] => port::open(),
         ["port", mode] => port::serve(mode),
+        ["stall"] => port::stall(),
         ["notify", mode, path] => agent::notify(mode, path),
         _ => Err(format!("no attempt is called `{}`", words.join(" "))),
     };

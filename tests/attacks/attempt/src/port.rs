@@ -21,8 +21,14 @@ const OPEN: u8 = 2;
 const DATA: u8 = 3;
 const CREDIT: u8 = 4;
 const CLOSE: u8 = 5;
-/// What leads to the store.
+/// What leads to the store, and to the caller's session; there, to the ssh agent.
 const STORE: u8 = 2;
+const SESSION: u8 = 3;
+const AGENT: u8 = 3;
+/// The socket of that in the machine.
+const AGENT_SOCKET: &str = "/run/codchi/host/ssh-agent";
+/// Says to the suite that streams are full.
+const STALLED: &str = "/opt/.stalled";
 const WINDOW: usize = 256 << 10;
 
 fn device() -> std::result::Result<String, String> {
@@ -195,10 +201,50 @@ fn speak(mode: &str, file: fs::File) -> Result {
             }
             println!("said");
         }
-        "channels" => {
+        "session" => {
+            let kinds = (0..=255).filter(|k| *k != STORE).map(|k| vec![k]);
+            let mut asked: Vec<Vec<u8>> = kinds.collect();
+            asked.extend((0..=255).map(|n| vec![SESSION, n]));
+            let names = [
+                "ssh-agent",
+                "../daemon/socket",
+                "/run/dbus/system_bus_socket",
+            ];
+            for (kind, name) in [STORE, SESSION]
+                .into_iter()
+                .flat_map(|k| names.map(|n| (k, n)))
+            {
+                asked.push([&[kind], name.as_bytes()].concat());
+            }
+            asked.push(vec![SESSION, AGENT, AGENT]);
+            let mut refused = Vec::new();
+            for (n, what) in (0u32..).zip(&asked) {
+                port.out.extend(frame(2 * n + 3, OPEN, what));
+            }
+            // It is answered in order, and the last leads nowhere.
+            let last = 2 * asked.len() as u32 + 1;
+            let until = Instant::now() + Duration::from_secs(120);
+            while !refused.contains(&last) && Instant::now() < until {
+                port.turn(true)?;
+                while let Some((id, kind, _)) = port.next() {
+                    refused.extend((kind == CLOSE).then_some(id));
+                }
+            }
+            let reached: Vec<String> = (0u32..)
+                .zip(&asked)
+                .filter(|(n, _)| !refused.contains(&(2 * n + 3)))
+                .map(|(_, what)| format!("{what:?}"))
+                .collect();
+            fs::write("/opt/.reached", reached.join(" ")).map_err(|e| e.to_string())?;
+        }
+        "channels" | "session-many" => {
             let mut refused = 0;
+            let what: &[u8] = match mode {
+                "channels" => &[STORE],
+                _ => &[SESSION, AGENT],
+            };
             for n in 0..5000u32 {
-                port.out.extend(frame(2 * n + 3, OPEN, &[STORE]));
+                port.out.extend(frame(2 * n + 3, OPEN, what));
             }
             let until = Instant::now() + Duration::from_secs(120);
             while refused < 4900 && Instant::now() < until {
@@ -282,4 +328,30 @@ fn speak(mode: &str, file: fs::File) -> Result {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
+}
+
+/// Fills as many streams to the session as there can be, and holds them.
+pub fn stall() -> Result {
+    let mut streams = Vec::new();
+    for _ in 0..150 {
+        let stream =
+            UnixStream::connect(AGENT_SOCKET).map_err(|e| format!("{AGENT_SOCKET}: {e}"))?;
+        stream.set_nonblocking(true).map_err(|e| e.to_string())?;
+        streams.push((stream, 0));
+    }
+    let mut quiet = Instant::now();
+    while quiet.elapsed() < Duration::from_secs(5) {
+        for (stream, sent) in &mut streams {
+            if let Ok(n @ 1..) = stream.write(&[7; 65536]) {
+                *sent += n;
+                quiet = Instant::now();
+            }
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // One that was refused has taken nothing, or little.
+    let full = streams.iter().filter(|(_, sent)| *sent > WINDOW).count();
+    fs::write(STALLED, full.to_string()).map_err(|e| e.to_string())?;
+    std::thread::sleep(Duration::from_secs(3600));
+    Ok(Done("held".into()))
 }

@@ -1,0 +1,10 @@
+# needs: packages
+{ machines, ... }:
+(machines [
+  {
+    codchi = {
+      display.wayland.enable = true;
+      requiredCapabilities = [ "display" ];
+    };
+  }
+]).qemu.config.codchi.build.evaluation.drvPath
