@@ -15,6 +15,7 @@ pub const ALL: &[Case] = &[
     ("session_host_secrets_are_delivered", delivered),
     ("session_certificates_of_the_host_are_trusted", trusted),
     ("session_ssh_agent_logs_in_and_may_restart", agent),
+    ("session_outlives_the_agent_of_the_machine", outlives),
     ("session_git_asks_the_host_for_granted_servers", git),
     ("session_x11_needs_no_cookie_inside", x11),
     ("session_wayland_reaches_the_caller", wayland),
@@ -276,6 +277,26 @@ fn agent(h: &Host) -> Result<(), Failed> {
         Ok(h.sh("ses", "cat ~/keys")?.contains(" two "))
     })?;
     h.sh("ses", "systemctl --user stop holds")?;
+    Ok(())
+}
+
+fn outlives(h: &Host) -> Result<(), Failed> {
+    let (_peer, socket) = ssh_agent(h, "agent-3", "key-one")?;
+    let vars: [(&str, &Path); 1] = [("SSH_AUTH_SOCK", &socket)];
+    let main = "systemctl show --property MainPID --value codchi-agent";
+    let before = h.root_sh("ses", main)?;
+    // It may be cut off with what it restarts.
+    let words = ["exec", "-u", "root", "ses", "--", "systemctl"];
+    h.codchi(&[&words[..], &["--no-block", "restart", "codchi-agent"]].concat())?;
+    eventually("the agent is another one", || {
+        let now = h.codchi(&["exec", "ses", "--", "sh", "-c", main])?;
+        Ok(now.status == 0 && now.text() != before)
+    })?;
+    let keys = sh_with(h, &vars, "ssh-add -l")?.text();
+    require!(
+        keys.contains(" one "),
+        "the session is out of reach: {keys}"
+    );
     Ok(())
 }
 

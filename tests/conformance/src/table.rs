@@ -84,6 +84,7 @@ const ON_VIRTUAL_MACHINES: &[&str] = &[
     "session_host_secrets_are_delivered",
     "session_certificates_of_the_host_are_trusted",
     "session_ssh_agent_logs_in_and_may_restart",
+    "session_outlives_the_agent_of_the_machine",
     "session_git_asks_the_host_for_granted_servers",
     "session_x11_needs_no_cookie_inside",
     "session_sound_reaches_the_caller",
@@ -181,6 +182,11 @@ const LEFT_OUT: &[(&[&str], &str, Unable)] = &[
     (
         &["incus"],
         "session_ssh_agent_logs_in_and_may_restart",
+        SESSION,
+    ),
+    (
+        &["incus"],
+        "session_outlives_the_agent_of_the_machine",
         SESSION,
     ),
     (
