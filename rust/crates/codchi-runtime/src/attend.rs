@@ -26,7 +26,7 @@ use crate::spec::{Launch, User};
 use crate::start::Event;
 use crate::state::{self, State, Supervisor};
 use crate::supervise::{Begun, STARTING_PATIENCE, Teller, block_signals, life, lock};
-use crate::{mounts, outer};
+use crate::{ids, mounts, outer};
 
 /// Receives what a person should know.
 pub type Warn<'a> = dyn FnMut(String) + 'a;
@@ -106,8 +106,9 @@ pub fn attend(
     engine: impl FnOnce(&Launch, &Path) -> Result<Box<dyn Engine>>,
 ) -> Result<()> {
     life(dir, begin, |teller, mut services, secrets| {
-        // No account of the machine's uses them: what serves its port does.
-        services.push(Box::new(Relay { dir: dir.into(), user: User { uid: 0, gid: 0 } }));
+        // No account of the machine's uses them: what serves its port does, which is the caller.
+        let caller = if outer::is_privileged() { 0 } else { ids::CALLER };
+        services.push(Box::new(Relay { dir: dir.into(), user: User { uid: caller, gid: caller } }));
         let mut a = Attendance::begin(dir, engine, secrets)?;
         let done = a.run(&mut services, teller);
         if done.is_err() && a.began && a.told.state == State::Starting {

@@ -31,6 +31,7 @@ mod notify;
 pub mod outer;
 mod ports;
 pub mod probe;
+mod pulse;
 pub mod relay;
 mod resolver;
 pub mod services;

@@ -32,7 +32,7 @@ use crate::error::{Doing, Result};
 use crate::services::Service;
 use crate::spec::{Launch, User};
 use crate::start::through_descriptor;
-use crate::x11;
+use crate::{pulse, x11};
 
 /// The file with the session, in a machine's runtime directory.
 const FILE: &str = "session.json";
@@ -44,7 +44,7 @@ const OPENING: Duration = Duration::from_secs(2);
 const MOST: usize = 256;
 /// Bytes under way in one direction.
 const CHUNK: usize = 64 << 10;
-/// How long a question to git may take to be asked.
+/// How long a first word may take, and a question to git.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Remembers where the caller's session is, for the machine with this runtime directory, and waits until the sockets that lead
@@ -218,9 +218,7 @@ fn connect(dir: &Path, channel: Channel, hosts: &[String], from: UnixStream) -> 
             };
             let cookies =
                 session.xauthority.as_ref().and_then(|f| codchi_fs::read(f).ok()).unwrap_or_default();
-            from.set_read_timeout(Some(PATIENCE))?;
-            let greeting = x11::authorized(&mut &from, x11::cookie(&cookies, number))?;
-            from.set_read_timeout(None)?;
+            let greeting = greeting(&from, |c| x11::authorized(c, x11::cookie(&cookies, number)))?;
             match display {
                 Display::Local(n) => {
                     let to =
@@ -241,11 +239,29 @@ fn connect(dir: &Path, channel: Channel, hosts: &[String], from: UnixStream) -> 
                 }
             }
         }
+        Channel::Pulse => {
+            let path = place(&session, channel).ok_or(io::ErrorKind::NotFound)?;
+            let greeting = greeting(&from, |c| pulse::without_memory(c))?;
+            let to = UnixStream::connect(path)?;
+            (&to).write_all(&greeting)?;
+            pump(from, OwnedFd::from(to), false)
+        }
         other => {
             let path = place(&session, other).ok_or(io::ErrorKind::NotFound)?;
             pump(from, OwnedFd::from(UnixStream::connect(path)?), other.carries_descriptors())
         }
     }
+}
+
+/// What a client says first, as the other side is to hear it.
+fn greeting(
+    from: &UnixStream,
+    read: impl FnOnce(&mut &UnixStream) -> io::Result<Vec<u8>>,
+) -> io::Result<Vec<u8>> {
+    from.set_read_timeout(Some(PATIENCE))?;
+    let greeting = read(&mut &*from)?;
+    from.set_read_timeout(None)?;
+    Ok(greeting)
 }
 
 fn abstract_x(number: u32) -> io::Result<UnixStream> {
