@@ -8,7 +8,7 @@ pub static INCUS: Instances = Instances { dialect: &DIALECT };
 
 /// What it calls things.
 pub static DIALECT: Dialect = Dialect {
-    info: Info { name: "incus", kind: Flavour::Container, runs: true },
+    info: Info { name: "incus", kind: Flavour::Container },
     title: "Incus",
     sockets: &["/run/incus/unix.socket", "/var/lib/incus/unix.socket"],
     variables: (Some("INCUS_SOCKET"), "INCUS_DIR"),

@@ -94,8 +94,6 @@ pub struct Info {
     pub name: &'static str,
     /// What it runs machines in.
     pub kind: Flavour,
-    /// Whether machines can be started, as opposed to exported.
-    pub runs: bool,
 }
 
 /// The host as drivers see it.
@@ -253,12 +251,7 @@ pub trait Driver: Sync {
     /// Switches a running machine to `machine.system`.
     fn update(&self, host: &Host, machine: &Machine) -> Result<Switched>;
     /// Brings what a running machine has of its host to what `machine` says now, without touching the machine.
-    fn give(&self, _: &Host, _: &Machine) -> Result<Given> {
-        Err(DriverError::Unsupported {
-            driver: self.info().name,
-            what: "change what a running machine has of its host",
-        })
-    }
+    fn give(&self, host: &Host, machine: &Machine) -> Result<Given>;
     /// Why no machine of the caller's may have this folder, for people; none where one may.
     fn refusal(&self, _: &Folder) -> Option<String> {
         None
@@ -348,34 +341,22 @@ pub trait Driver: Sync {
     ) -> Result<()>;
     /// Makes the files of a machine that is being made: those of `from`, but for what makes that one itself (machine id, keys of
     /// its ssh server). One that runs is held still meanwhile.
-    fn duplicate(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<Report> {
-        let _ = (host, from, to);
-        Err(DriverError::Unsupported { driver: self.info().name, what: "duplicate machines" })
-    }
+    fn duplicate(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<Report>;
     /// Whether a machine has anything at a path of its root file system.
     fn holds(&self, host: &Host, machine: &MachineName, path: &str) -> Result<bool> {
         Ok(host.dirs.machine_root(machine).join(path.trim_start_matches('/')).symlink_metadata().is_ok())
     }
     /// Writes the files of a machine as a tar, with what `export` adds. One that runs is held still meanwhile.
-    fn pack(&self, host: &Host, machine: &Machine, export: &Export, to: std::fs::File) -> Result<Report> {
-        let _ = (host, machine, export, to);
-        Err(DriverError::Unsupported { driver: self.info().name, what: "export the files of machines" })
-    }
+    fn pack(&self, host: &Host, machine: &Machine, export: &Export, to: std::fs::File) -> Result<Report>;
     /// Makes the files of a machine that is being made from such a tar, but for what is below `without`.
-    fn unpack(&self, host: &Host, machine: &Machine, from: std::fs::File, without: &str) -> Result<Report> {
-        let _ = (host, machine, from, without);
-        Err(DriverError::Unsupported { driver: self.info().name, what: "import the files of machines" })
-    }
+    fn unpack(&self, host: &Host, machine: &Machine, from: std::fs::File, without: &str) -> Result<Report>;
     /// Bytes that the machine's own files take of the disk; none where that cannot be told.
     fn size(&self, host: &Host, machine: &MachineName) -> Result<Option<u64>> {
         supervised::measure_tree(host.program, &host.dirs.machine_root(machine)).map(Some)
     }
     /// Gives everything that a stopped machine has beyond its folder, generations and logs to another name: the folder of
     /// its data, and what the driver keeps elsewhere.
-    fn rename(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<()> {
-        let _ = (host, from, to);
-        Err(DriverError::Unsupported { driver: self.info().name, what: "rename machines" })
-    }
+    fn rename(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<()>;
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use domain::Domain;
 
 /// The driver.
 pub(crate) static LIBVIRT: Vm = Vm {
-    info: &Info { name: "libvirt", kind: Flavour::Vm, runs: true },
+    info: &Info { name: "libvirt", kind: Flavour::Vm },
     probe,
     usable,
     runner: |host, machine| Ok(Box::new(Daemon::new(host, machine)?)),

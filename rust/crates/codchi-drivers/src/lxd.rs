@@ -8,7 +8,7 @@ pub static LXD: Instances = Instances { dialect: &DIALECT };
 
 /// What it calls things.
 pub static DIALECT: Dialect = Dialect {
-    info: Info { name: "lxd", kind: Flavour::Container, runs: true },
+    info: Info { name: "lxd", kind: Flavour::Container },
     title: "LXD",
     sockets: &["/var/snap/lxd/common/lxd/unix.socket", "/var/lib/lxd/unix.socket"],
     variables: (Some("LXD_SOCKET"), "LXD_DIR"),

@@ -12,7 +12,7 @@ pub(crate) static NATIVE: Container<Native> = Container(Native);
 /// What is its own: nothing but its name.
 pub(crate) struct Native;
 
-static INFO: Info = Info { name: "native", kind: Flavour::Container, runs: true };
+static INFO: Info = Info { name: "native", kind: Flavour::Container };
 
 impl Own for Native {
     fn info(&self) -> &'static Info {

@@ -14,7 +14,7 @@ pub(crate) static OCI: Container<Oci> = Container(Oci);
 /// What is its own: the runtime.
 pub(crate) struct Oci;
 
-static INFO: Info = Info { name: "oci", kind: Flavour::Container, runs: true };
+static INFO: Info = Info { name: "oci", kind: Flavour::Container };
 
 impl Own for Oci {
     fn info(&self) -> &'static Info {

@@ -10,7 +10,7 @@ use crate::{Flavour, Info};
 
 /// The driver.
 pub(crate) static QEMU: Vm = Vm {
-    info: &Info { name: "qemu", kind: Flavour::Vm, runs: true },
+    info: &Info { name: "qemu", kind: Flavour::Vm },
     probe: |_| Vec::new(),
     usable: |_| Ok(()),
     runner: |_, _| Ok(Box::new(Own)),

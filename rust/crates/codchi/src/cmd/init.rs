@@ -201,9 +201,6 @@ pub fn choose_driver(app: &App, given: Option<&str>) -> Result<&'static dyn Driv
     if let Some(name) = given.or(app.settings.defaults.driver.as_deref()) {
         let name: DriverName = name.parse()?;
         let driver = codchi_drivers::find(&name)?;
-        if !driver.info().runs {
-            return Err(Failure::usage(format!("the driver `{name}` runs no machines")));
-        }
         let parts = HostParts::none();
         let probed = driver.probe(&parts.host(app, None));
         // Found out before anything is made, which could not be unmade either.
@@ -220,7 +217,7 @@ pub fn choose_driver(app: &App, given: Option<&str>) -> Result<&'static dyn Driv
     let host = parts.host(app, None);
     let mut passed_over: Vec<String> = Vec::new();
     let mut first = None;
-    for driver in codchi_drivers::all().filter(|d| d.info().runs) {
+    for driver in codchi_drivers::all() {
         let missing = driver.probe(&host).into_iter().find(|f| f.level == Level::Missing);
         let Some(missing) = missing else {
             if !passed_over.is_empty() {

@@ -49,9 +49,6 @@ pub fn install(app: &App, args: &cli::Install) -> Result<()> {
         )));
     }
     let driver = codchi_drivers::find(&manifest.driver.parse()?)?;
-    if !driver.info().runs {
-        return Err(Failure::failed(format!("the driver `{}` runs no machines", driver.info().name)));
-    }
     let there = if app.exists(&name) { Some(app.attachment(&name)?) } else { None };
     if there.as_ref().is_some_and(|a| !a.declared) {
         return Err(Failure::failed(format!(
