@@ -109,10 +109,6 @@ pub enum Error {
     #[cfg(feature = "net")]
     #[error("there is no suite `{0}`; known are `bookworm`, `trixie`, `forky` and `sid`")]
     NoSuite(String),
-    /// A system Debian is not used for here.
-    #[cfg(feature = "net")]
-    #[error("the debian base does not run on `{0}`")]
-    NoSystem(String),
     /// A package the suite does not have.
     #[cfg(feature = "net")]
     #[error("Debian's `{suite}` has no package `{name}`")]
@@ -132,15 +128,6 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         source: crate::openpgp::SignatureError,
-    },
-    /// A file of the built-in base that cannot be used.
-    #[cfg(feature = "net")]
-    #[error("`{}` is not valid: {reason}", path.display())]
-    BadBase {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
     },
     /// Offline, and nothing verified is at hand.
     #[cfg(feature = "net")]
@@ -186,9 +173,7 @@ impl Diagnose for Error {
     fn kind(&self) -> Kind {
         match self {
             #[cfg(feature = "net")]
-            Error::Network { .. } | Error::Refused { .. } | Error::Offline(_) | Error::NoSystem(_) => {
-                Kind::Host
-            }
+            Error::Network { .. } | Error::Refused { .. } | Error::Offline(_) => Kind::Host,
             #[cfg(feature = "net")]
             Error::BadAddress { .. } | Error::NoSuite(_) => Kind::Usage,
             #[cfg(feature = "net")]

@@ -102,8 +102,7 @@ impl Tables {
     /// Reads both from the base's folder.
     pub fn read(base: &Path) -> Result<Tables> {
         fn parse<T: for<'de> Deserialize<'de>>(path: &Path, text: &str) -> Result<T> {
-            serde_json::from_str(text)
-                .map_err(|e| Error::BadBase { path: path.into(), reason: e.to_string() })
+            Ok(serde_json::from_str(text).map_err(io::Error::from).at("read", path)?)
         }
         let (aliases, system) = (base.join("pkgs/aliases.json"), base.join("pkgs/system.json"));
         let (aliases_text, system_text) =
@@ -352,8 +351,7 @@ fn put(path: &Path, value: &impl Serialize) -> Result<()> {
 }
 
 fn to_json(path: &Path, value: &impl Serialize) -> Result<Vec<u8>> {
-    let mut text =
-        serde_json::to_vec(value).map_err(|e| Error::BadBase { path: path.into(), reason: e.to_string() })?;
+    let mut text = serde_json::to_vec(value).map_err(io::Error::from).at("write", path)?;
     text.push(b'\n');
     Ok(text)
 }

@@ -191,14 +191,15 @@ impl Packages {
         {
             return Ok(());
         }
-        let (place, called) = self.place(file, name, version)?;
+        let full = || bad("there is no room for more");
+        let (place, called) = self.place(file, name, version).ok_or_else(full)?;
         let package = Package {
-            name: self.keep(name)?,
-            version: self.keep(version)?,
+            name: self.keep(name).ok_or_else(full)?,
+            version: self.keep(version).ok_or_else(full)?,
             place,
             called,
-            provides: self.keep(provides)?,
-            needs: self.needs([pre, depends])?,
+            provides: self.keep(provides).ok_or_else(full)?,
+            needs: self.needs([pre, depends]).ok_or_else(full)?,
             sha256,
             size,
             archive,
@@ -225,14 +226,14 @@ impl Packages {
         Ok(())
     }
 
-    fn keep(&mut self, text: &str) -> Result<Span, ReadError> {
+    fn keep(&mut self, text: &str) -> Option<Span> {
         let span = span(self.text.len(), text.len())?;
         self.text.push_str(text);
-        Ok(span)
+        Some(span)
     }
 
     /// What is kept of a file's path. Packages of one source come one after the other, and share their folder.
-    fn place(&mut self, file: &str, name: &str, version: &str) -> Result<(Span, Called), ReadError> {
+    fn place(&mut self, file: &str, name: &str, version: &str) -> Option<(Span, Called)> {
         let version = version.split_once(':').map_or(version, |(_epoch, rest)| rest);
         let by_rule = file.rsplit_once('/').and_then(|(folder, called)| {
             let rest = called.strip_prefix(name)?.strip_prefix('_')?.strip_prefix(version)?;
@@ -240,18 +241,18 @@ impl Packages {
             Some((folder, ARCHITECTURES.iter().position(|a| *a == found)? as u8))
         });
         let Some((folder, architecture)) = by_rule else {
-            return Ok((self.keep(file)?, Called::Otherwise));
+            return Some((self.keep(file)?, Called::Otherwise));
         };
         let last = self.all.last().filter(|p| matches!(p.called, Called::ByRule(_)));
         let place = match last.map(|p| p.place).filter(|place| self.text(*place) == folder) {
             Some(place) => place,
             None => self.keep(folder)?,
         };
-        Ok((place, Called::ByRule(architecture)))
+        Some((place, Called::ByRule(architecture)))
     }
 
     /// Adds the clauses of both fields to the list of needs.
-    fn needs(&mut self, fields: [&str; 2]) -> Result<Span, ReadError> {
+    fn needs(&mut self, fields: [&str; 2]) -> Option<Span> {
         let start = self.needs.len();
         for clause in fields.into_iter().flat_map(depends::split) {
             let hash = self.hasher.hash_one(clause);
@@ -363,11 +364,9 @@ impl Packages {
     }
 }
 
-fn span(start: usize, len: usize) -> Result<Span, ReadError> {
-    match (u32::try_from(start), u32::try_from(len)) {
-        (Ok(start), Ok(len)) => Ok(Span { start, len }),
-        _ => Err(ReadError::TooBig),
-    }
+/// None above 4 GiB, which no suite comes near.
+fn span(start: usize, len: usize) -> Option<Span> {
+    Some(Span { start: start.try_into().ok()?, len: len.try_into().ok()? })
 }
 
 /// Why a `Packages` file was not read.
@@ -384,9 +383,6 @@ pub enum ReadError {
         /// What is wrong.
         what: &'static str,
     },
-    /// More than 4 GiB of text.
-    #[error("it is too big")]
-    TooBig,
 }
 
 #[cfg(test)]

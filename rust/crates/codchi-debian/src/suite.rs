@@ -35,12 +35,12 @@ const SUITES: &[Known] = &[
     Known { name: "sid", release: "sid", label: "Debian unstable (sid)", extras: false },
 ];
 
-/// Debian's name of a Nix system.
-pub fn architecture(system: &str) -> Result<&'static str> {
+/// Debian's name of a Nix system. A suite that has nothing for it says so in its Release file.
+pub fn architecture(system: &str) -> &str {
     match system {
-        "x86_64-linux" => Ok("amd64"),
-        "aarch64-linux" => Ok("arm64"),
-        other => Err(Error::NoSystem(other.into())),
+        "x86_64-linux" => "amd64",
+        "aarch64-linux" => "arm64",
+        other => other.strip_suffix("-linux").unwrap_or(other),
     }
 }
 
@@ -57,7 +57,7 @@ fn known(suite: &str) -> Result<&'static Known> {
 pub struct State {
     known: &'static Known,
     system: String,
-    architecture: &'static str,
+    architecture: String,
     releases: Vec<Release>,
     fingerprint: String,
 }
@@ -92,7 +92,7 @@ impl State {
         progress: &dyn Progress,
     ) -> Result<State> {
         let known = known(suite)?;
-        let architecture = architecture(system)?;
+        let architecture = architecture(system);
         let mut wanted = vec![(Archive::Main, suite.to_owned())];
         if known.extras {
             wanted.push((Archive::Main, format!("{suite}-updates")));
@@ -110,7 +110,7 @@ impl State {
             hasher.update(&release.sum);
         }
         let fingerprint = hash::to_hex(&hasher.finish());
-        Ok(State { known, system: system.into(), architecture, releases, fingerprint })
+        Ok(State { known, system: system.into(), architecture: architecture.into(), releases, fingerprint })
     }
 
     /// A sum of all verified Release files: equal when nothing changed.
@@ -127,7 +127,7 @@ impl State {
         progress: &dyn Progress,
     ) -> Result<Suite> {
         let packages = self.read(mirror, cache, progress)?;
-        let resolution = resolve::resolve(&packages, self.architecture, roots);
+        let resolution = resolve::resolve(&packages, &self.architecture, roots);
         Ok(Suite { state: self, packages, resolution })
     }
 
@@ -142,7 +142,7 @@ impl State {
         let packages = self.read(mirror, cache, progress)?;
         let closure = |name: &&str| {
             let id = find(&packages, self.known.name, name)?;
-            let found = resolve::resolve_some(&packages, self.architecture, [id]);
+            let found = resolve::resolve_some(&packages, &self.architecture, [id]);
             let mut records: Vec<_> =
                 found.iter().map(|(id, depends)| record(&packages, *id, depends, None)).collect();
             records.sort_by(|a, b| a.name.cmp(&b.name));
