@@ -19,14 +19,6 @@ pub enum DriverError {
         /// What there is.
         known: Vec<String>,
     },
-    /// The driver cannot do that.
-    #[error("the driver `{driver}` cannot {what}")]
-    Unsupported {
-        /// Its name.
-        driver: &'static str,
-        /// What was asked of it.
-        what: &'static str,
-    },
     /// The machine is not running.
     #[error("`{0}` is not running")]
     NotRunning(MachineName),
@@ -41,14 +33,6 @@ pub enum DriverError {
         console: Vec<String>,
         /// The whole console log.
         log: PathBuf,
-    },
-    /// The machine did not go down.
-    #[error("`{machine}` did not stop: {reason}")]
-    Stop {
-        /// The machine.
-        machine: MachineName,
-        /// Why.
-        reason: String,
     },
     /// The host lacks something.
     #[error("{what}")]
@@ -67,6 +51,8 @@ pub enum DriverError {
         reason: String,
         /// What a shell would exit with: 126, 127, or 125.
         status: u8,
+        /// What to do.
+        hints: Vec<String>,
     },
     /// A program of Codchi's own failed.
     #[error("cannot {what}: {reason}")]
@@ -115,7 +101,7 @@ impl From<codchi_runtime::Error> for DriverError {
 impl Diagnose for DriverError {
     fn kind(&self) -> Kind {
         match self {
-            DriverError::Unknown { .. } | DriverError::Unsupported { .. } => Kind::Usage,
+            DriverError::Unknown { .. } => Kind::Usage,
             DriverError::Host { .. } => Kind::Host,
             DriverError::Runtime { kind, .. } => *kind,
             DriverError::Interrupted => Kind::Interrupted,
@@ -138,7 +124,9 @@ impl Diagnose for DriverError {
                 hints.push(format!("the whole console is in `{}`", log.display()));
                 hints
             }
-            DriverError::Host { hints, .. } | DriverError::Runtime { hints, .. } => hints.clone(),
+            DriverError::Host { hints, .. }
+            | DriverError::Attach { hints, .. }
+            | DriverError::Runtime { hints, .. } => hints.clone(),
             DriverError::Settings(_) => vec!["build it again with `codchi rebuild`".into()],
             DriverError::Document(e) => e.hints(),
             _ => Vec::new(),

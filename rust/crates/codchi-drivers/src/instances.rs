@@ -376,7 +376,7 @@ impl Instances {
         if !mark::is_ours(&instance, host.dirs, machine) || instance["status"] == "Stopped" {
             return Ok(());
         }
-        let failed = |e: ApiError| DriverError::Stop { machine: machine.clone(), reason: e.to_string() };
+        let failed = |e: ApiError| did_not(self.dialect, e, format!("stop `{machine}`"));
         let stop = |force| attendant::stop(&api, machine.as_str(), force);
         // One that is up to do nothing hears nothing.
         if instance["status"] == "Running" && !files::is_held(&instance) {

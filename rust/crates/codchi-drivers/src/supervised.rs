@@ -53,7 +53,12 @@ fn request(exec: &Exec) -> ExecRequest {
 
 /// A command that could not be run.
 pub(crate) fn failed(machine: &MachineName, error: &AgentError) -> DriverError {
-    DriverError::Attach { machine: machine.clone(), reason: error.to_string(), status: error.exit_status() }
+    DriverError::Attach {
+        machine: machine.clone(),
+        reason: error.to_string(),
+        status: error.exit_status(),
+        hints: error.hints(),
+    }
 }
 
 /// Runs a command through the agent with this process's streams. `otherwise` is for an agent that does not answer: nothing was

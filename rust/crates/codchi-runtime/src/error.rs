@@ -31,7 +31,7 @@ pub enum Error {
     #[error("the engine settings of the machine are not usable: {0}")]
     Settings(String),
     /// The machine ended before it was ready.
-    #[error("the machine `{name}` did not start: {why}")]
+    #[error("`{name}` did not start: {why}")]
     Start {
         /// Its name.
         name: String,
@@ -44,10 +44,10 @@ pub enum Error {
     #[error("the machine `{0}` runs already")]
     Running(String),
     /// It does not run.
-    #[error("the machine `{0}` is not running")]
+    #[error("`{0}` is not running")]
     NotRunning(String),
     /// It did not do what was asked in time.
-    #[error("the machine `{name}` did not {what} within {seconds} seconds")]
+    #[error("`{name}` did not {what} within {seconds} seconds")]
     Timeout {
         /// Its name.
         name: String,
@@ -80,6 +80,7 @@ impl Diagnose for Error {
         match self {
             Error::Host { hints, .. } => hints.clone(),
             Error::Start { console, .. } => console.iter().map(|l| format!("console: {l}")).collect(),
+            Error::NotRunning(name) => vec![format!("start it with `codchi start {name}`")],
             Error::Running(name) => vec![format!("`codchi stop {name}` stops it")],
             Error::Timeout { name, .. } => vec![format!("`codchi logs {name}` shows what it does")],
             _ => Vec::new(),

@@ -92,6 +92,8 @@ impl Diagnose for AgentError {
             AgentError::NoSocket { .. } | AgentError::Connect { .. } | AgentError::Silent => {
                 vec!["`codchi doctor` says what is wrong with the machine".into()]
             }
+            AgentError::Limit(_) => vec!["`codchi logs` shows what the machine does".into()],
+            AgentError::Lost => vec!["`codchi status` tells whether the machine still runs".into()],
             AgentError::Protocol(_) => {
                 vec!["the machine may run another version of Codchi; restart it".into()]
             }

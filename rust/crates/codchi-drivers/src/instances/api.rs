@@ -28,8 +28,8 @@ const TRANSITION: Duration = Duration::from_secs(100);
 /// Why the engine did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// Nobody answers at the socket.
-    #[error("cannot reach `{}`: {source}", socket.display())]
+    /// Nobody answers at the socket; [`super::probe::unreachable`] says what that means.
+    #[error("`{}`: {source}", socket.display())]
     Connect {
         /// The socket.
         socket: PathBuf,

@@ -169,7 +169,7 @@ pub fn end_hold(api: &Api, instance: Value, machine: &MachineName) -> Result<Val
     }
     if held {
         attendant::stop(api, machine.as_str(), true)
-            .map_err(|e| DriverError::Stop { machine: machine.clone(), reason: e.to_string() })?;
+            .map_err(|e| did_not(api.dialect(), e, format!("stop `{machine}`")))?;
     }
     api.get(&path(machine))
         .map_err(|e| did_not(api.dialect(), e, format!("look at the instance `{machine}`")))

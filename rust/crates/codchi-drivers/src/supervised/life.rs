@@ -97,8 +97,7 @@ pub fn stop(host: &Host, machine: &MachineName) -> Result<()> {
         Err(_) if state::status(&dir)?.supervisor.is_none() => Ok(()),
         Err(_) => {
             host.progress.report(Told::Warning("the machine does not go down by itself; it is killed"));
-            runtime::stop(&dir, true, FAREWELL)
-                .map_err(|e| DriverError::Stop { machine: machine.clone(), reason: e.to_string() })
+            Ok(runtime::stop(&dir, true, FAREWELL)?)
         }
     }
 }
