@@ -65,21 +65,42 @@ fn module_expr(input: &InputName, attr: &AttrPath) -> String {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum FlakeError {
     /// It is not Nix.
-    #[error("`flake.nix` line {line}: {message}")]
+    #[error("`{file}`, line {line}: {reason}")]
     Syntax {
+        /// What it is called for people.
+        file: String,
         /// 1-based line.
         line: usize,
         /// What is wrong there.
-        message: String,
+        reason: String,
     },
     /// It is written in a way that cannot be edited safely.
-    #[error("`flake.nix` line {line}: {reason}")]
+    #[error("`{file}`, line {line}: {reason}")]
     Refused {
+        /// What it is called for people.
+        file: String,
         /// 1-based line.
         line: usize,
         /// Why it is left alone.
         reason: String,
     },
+}
+
+/// What it is called where nobody says otherwise.
+const FILE: &str = "flake.nix";
+
+impl FlakeError {
+    fn syntax(line: usize, reason: impl Into<String>) -> FlakeError {
+        FlakeError::Syntax { file: FILE.into(), line, reason: reason.into() }
+    }
+
+    /// The same of a file that people know by another name.
+    pub fn in_file(mut self, called: String) -> FlakeError {
+        match &mut self {
+            FlakeError::Syntax { file, .. } | FlakeError::Refused { file, .. } => *file = called,
+        }
+        self
+    }
 }
 
 impl Diagnose for FlakeError {
@@ -127,20 +148,17 @@ impl Flake {
     pub fn parse(text: &str) -> Result<Flake, FlakeError> {
         let parsed = rnix::Root::parse(text);
         if let Some(error) = parsed.errors().first() {
-            return Err(FlakeError::Syntax {
-                line: line_of(text, error_offset(error, text)),
-                message: describe(error),
-            });
+            return Err(FlakeError::syntax(line_of(text, error_offset(error, text)), describe(error)));
         }
         match parsed.tree().expr() {
             Some(ast::Expr::AttrSet(top)) if top.rec_token().is_none() => {
                 Ok(Flake { text: text.into(), top })
             }
-            Some(other) => Err(FlakeError::Syntax {
-                line: line_of(text, other.syntax().text_range().start().into()),
-                message: "a flake is an attribute set `{ inputs...; outputs...; }`".into(),
-            }),
-            None => Err(FlakeError::Syntax { line: 1, message: "the file is empty".into() }),
+            Some(other) => Err(FlakeError::syntax(
+                line_of(text, other.syntax().text_range().start().into()),
+                "a flake is an attribute set `{ inputs...; outputs...; }`",
+            )),
+            None => Err(FlakeError::syntax(1, "the file is empty")),
         }
     }
 
@@ -154,7 +172,7 @@ impl Flake {
     }
 
     fn refuse<T>(&self, node: &rnix::SyntaxNode, reason: impl Into<String>) -> Result<T, FlakeError> {
-        Err(FlakeError::Refused { line: self.line(node), reason: reason.into() })
+        Err(FlakeError::Refused { file: FILE.into(), line: self.line(node), reason: reason.into() })
     }
 
     fn bindings(&self) -> Vec<Binding> {

@@ -80,7 +80,7 @@ pub enum NixError {
         reason: String,
     },
     /// There is no flake where one was expected.
-    #[error("`{0}` has no flake.nix")]
+    #[error("`{0}` is no flake: it has no flake.nix")]
     NoFlake(String),
     /// A source wants something of this computer as an input: it would be copied to where all may read it.
     #[error(
@@ -98,8 +98,13 @@ pub enum NixError {
     #[error("`{0}` has no module: neither `nixosModules` nor `codchiModules`")]
     NoModule(String),
     /// A generation that is asked for does not exist.
-    #[error("there is no generation {0}")]
-    NoGeneration(u64),
+    #[error("there is no generation {number}")]
+    NoGeneration {
+        /// Its number.
+        number: u64,
+        /// Those that there are.
+        all: Vec<u64>,
+    },
     /// Interrupted by a signal.
     #[error("interrupted")]
     Interrupted,
@@ -115,7 +120,7 @@ impl Diagnose for NixError {
     fn kind(&self) -> Kind {
         match self {
             NixError::Spawn { .. } | NixError::TooOld { .. } => Kind::Host,
-            NixError::NoGeneration(_) => Kind::NotFound,
+            NixError::NoGeneration { .. } => Kind::NotFound,
             NixError::Source { refusal, .. } => refusal.kind(),
             NixError::Interrupted => Kind::Interrupted,
             NixError::Document(e) => e.kind(),
@@ -135,6 +140,14 @@ impl Diagnose for NixError {
             )],
             NixError::Document(e) => e.hints(),
             NixError::Parse { .. } => vec!["nothing was changed; mend that line and try again".into()],
+            NixError::NoGeneration { all, .. } if !all.is_empty() => {
+                let all: Vec<String> = all.iter().map(u64::to_string).collect();
+                vec![format!("there are {}", all.join(", "))]
+            }
+            NixError::Answer { .. } => {
+                vec!["`codchi store status` tells which Nix that is; `codchi store repair` checks the store".into()]
+            }
+            NixError::NoFlake(_) => vec!["the templates of Codchi show what one holds".into()],
             NixError::NoModule(_) => {
                 vec!["add `nixosModules.default` to its outputs; the templates of Codchi show how".into()]
             }

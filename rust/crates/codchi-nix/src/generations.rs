@@ -105,8 +105,9 @@ impl Generations {
 
     /// One generation.
     pub fn get(&self, number: u64) -> Result<Generation> {
-        if !self.numbers()?.contains(&number) {
-            return Err(NixError::NoGeneration(number));
+        let all = self.numbers()?;
+        if !all.contains(&number) {
+            return Err(NixError::NoGeneration { number, all });
         }
         self.read(number, self.current_number()?)
     }
@@ -240,9 +241,9 @@ mod tests {
         );
         g.set_current(1).unwrap();
         assert_eq!(g.previous().unwrap(), None);
-        assert!(matches!(g.set_current(7), Err(NixError::NoGeneration(7))));
+        assert!(matches!(g.set_current(7), Err(NixError::NoGeneration { number: 7, .. })));
         g.remove(2).unwrap();
-        assert!(matches!(g.get(2), Err(NixError::NoGeneration(2))));
+        assert!(matches!(g.get(2), Err(NixError::NoGeneration { number: 2, .. })));
     }
 
     #[test]

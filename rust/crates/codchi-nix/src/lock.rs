@@ -582,6 +582,9 @@ fn empty() -> Value {
 }
 
 fn parse(file: &Path, text: &str) -> Result<Value> {
+    if text.is_empty() {
+        return Ok(empty());
+    }
     let bad = |line, reason| NixError::Parse { path: file.into(), line, reason };
     let mut lock: Value = serde_json::from_str(text).map_err(|e| bad(e.line(), e.to_string()))?;
     if !matches!(lock["version"].as_u64(), Some(5..=7)) {

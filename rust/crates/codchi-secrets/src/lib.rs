@@ -87,7 +87,8 @@ pub enum SecretsError {
 }
 
 impl SecretsError {
-    pub(crate) fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> SecretsError {
+    /// Names what was tried when memory or a stream failed.
+    pub fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> SecretsError {
         move |source| SecretsError::Io { what, source }
     }
 }

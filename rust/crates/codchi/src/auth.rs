@@ -161,7 +161,6 @@ fn one(app: &App, origin: &Origin, server: &Server) -> Result<Option<Credentials
 
 /// Asks git's credential helpers; nobody is asked at a terminal.
 fn ask_git(app: &App, server: &Server) -> Result<Option<Credentials>> {
-    let failed = |e| Failure::new(Kind::Host, format!("cannot run `git`: {e}")).hint("install git");
     let mut c = Command::new("git");
     // In no repository, whose configuration could name a helper.
     c.args(["credential", "fill"]).current_dir(&app.dirs.home).env("GIT_TERMINAL_PROMPT", "0");
@@ -169,12 +168,16 @@ fn ask_git(app: &App, server: &Server) -> Result<Option<Credentials>> {
     if std::env::var_os("GIT_ASKPASS").is_none() {
         c.env("GIT_ASKPASS", "").env("SSH_ASKPASS", "");
     }
-    let mut child =
-        c.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().map_err(failed)?;
+    let mut child = c
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(Failure::without_git)?;
     let login = server.login.as_ref().map(|l| format!("username={l}\n")).unwrap_or_default();
     if let Some(mut stdin) = child.stdin.take() {
         let _ = write!(stdin, "protocol=https\nhost={}\n{login}\n", server.host);
     }
-    let out = child.wait_with_output().map_err(failed)?;
+    let out = child.wait_with_output().map_err(Failure::without_git)?;
     Ok(Credentials::of_git(&String::from_utf8_lossy(&out.stdout)).filter(|_| out.status.success()))
 }

@@ -76,16 +76,13 @@ fn inside(app: &App, name: &MachineName, words: &[&str]) -> Command {
 /// Starts a command whose output is read.
 fn start(command: &mut Command) -> Result<(Child, ChildStdout)> {
     let shown = command.get_program().to_string_lossy().into_owned();
-    let failed = |why: String| Failure::failed(format!("cannot run `{shown}`: {why}"));
-    let mut child = command.stdout(Stdio::piped()).spawn().map_err(|e| failed(e.to_string()))?;
-    match child.stdout.take() {
-        Some(out) => Ok((child, out)),
-        None => Err(failed("it has no output".into())),
-    }
+    let mut child = command.stdout(Stdio::piped()).spawn().map_err(|e| Failure::cannot_run(&shown, e))?;
+    let out = child.stdout.take().ok_or_else(|| Failure::cannot_run(&shown, "it has no output"))?;
+    Ok((child, out))
 }
 
 fn wait(child: &mut Child) -> Result<ExitStatus> {
-    child.wait().map_err(|e| Failure::failed(format!("cannot wait for a command: {e}")))
+    child.wait().map_err(|e| Failure::os("wait for a command", e))
 }
 
 /// The path that a command prints, and how it ended.
@@ -95,7 +92,7 @@ fn path_of(command: &mut Command) -> Result<(ExitStatus, String)> {
     let read = out.take(LINE).read_to_end(&mut text);
     // Nobody reads what more there may be.
     let status = wait(&mut child)?;
-    read.map_err(|e| Failure::failed(format!("cannot read what the machine says: {e}")))?;
+    read.map_err(|e| Failure::os("read what the machine says", e))?;
     Ok((status, String::from_utf8_lossy(&text).trim_end_matches('\n').to_owned()))
 }
 
@@ -134,6 +131,7 @@ pub fn resolve(app: &App, name: &MachineName, folder: &str) -> Result<String> {
 fn missing(name: &MachineName, folder: &str) -> Failure {
     let folder = text::printable_line(folder);
     Failure::new(Kind::NotFound, format!("there is no folder `{folder}` in `{name}`"))
+        .hint(format!("`codchi shell {name}` looks at what there is"))
 }
 
 /// What was taken of a checkout.
@@ -241,7 +239,7 @@ fn take(app: &App, tools: &Tools, name: &MachineName, folder: &str) -> Result<St
             Err(failed(name, status, &format!("{shown} is no checkout that git can read")))
         }
         (Some(125), _) => Err(failed(name, status, "")),
-        (_, Err(e)) => Err(Failure::failed(format!("what {shown} holds cannot be taken: {e}"))),
+        (_, Err(e)) => Err(failed(name, status, &format!("what {shown} holds cannot be taken: {e}"))),
         (Some(0), Ok(())) => Ok(tools.nix.add_path("source", &tree)?),
         (_, Ok(())) => Err(failed(name, status, &format!("{shown} was not sent whole"))),
     }
@@ -343,7 +341,7 @@ pub fn clone(app: &App, name: &MachineName, wanted: &Clone, auth: Option<&Auth>)
     match git.arg("--").arg(wanted.url).arg(&here).status() {
         Ok(status) if status.success() => {}
         Ok(_) => return Err(Failure::failed(format!("`{shown}` cannot be cloned"))),
-        Err(e) => return Err(Failure::new(Kind::Host, format!("cannot run git: {e}")).hint("install git")),
+        Err(e) => return Err(Failure::without_git(e)),
     }
     if let Some(commit) = wanted.commit.filter(|_| wanted.depth.is_some() || wanted.single_branch) {
         let mut git = Command::new("git");

@@ -29,6 +29,18 @@ impl Failure {
     pub fn usage(message: impl Into<String>) -> Failure {
         Failure::new(Kind::Usage, message)
     }
+    /// The system did not do what it was asked.
+    pub fn os(doing: &str, why: impl Into<std::io::Error>) -> Failure {
+        Failure::failed(format!("cannot {doing}: {}", why.into()))
+    }
+    /// A program could not be run.
+    pub fn cannot_run(program: &str, why: impl std::fmt::Display) -> Failure {
+        Failure::failed(format!("cannot run `{program}`: {why}"))
+    }
+    /// The same of git, which a host may lack.
+    pub fn without_git(why: impl std::fmt::Display) -> Failure {
+        Failure { kind: Kind::Host, ..Failure::cannot_run("git", why) }.hint("install git")
+    }
     /// What cannot be, whatever a person does: a defect of this program.
     pub fn internal(message: impl Into<String>) -> Failure {
         Failure::failed(message).hint("this is a defect of Codchi: report it, with `codchi --version`")

@@ -9,7 +9,7 @@ use base64::prelude::BASE64_STANDARD;
 use codchi_core::consent;
 use codchi_core::manifest::Needs;
 use codchi_core::text;
-use codchi_secrets::{Bundle, MAX_VALUE, Private};
+use codchi_secrets::{Bundle, MAX_VALUE, Private, SecretsError};
 
 use crate::app::App;
 use crate::failure::{Failure, Result};
@@ -28,8 +28,7 @@ pub fn of(app: &App, needs: &Needs, granted: &[String]) -> Result<Bundle> {
     let has = |name| consent::has_capability(needs, granted, name);
     let mut all = Bundle::new();
     let mut add = |name: &str, bytes: &[u8]| -> Result<()> {
-        let memory = |e| Failure::failed(format!("cannot get memory: {e}"));
-        all.insert(name, Private::copy(bytes).map_err(memory)?);
+        all.insert(name, Private::copy(bytes).map_err(SecretsError::io("get memory"))?);
         Ok(())
     };
     if has("certificates") {

@@ -62,7 +62,7 @@ pub fn look(
     })?;
     let folder = tools.store_dir().join(fetched.path.base_name());
     let described =
-        codchi_nix::flake::read(&folder, fetched.dir(), &shown).map_err(|e| no_flake(e, &shown, source))?;
+        codchi_nix::flake::read(&folder, fetched.dir(), &shown).map_err(|e| no_flake(e, source))?;
     let nixpkgs: Vec<&String> = described
         .inputs
         .iter()
@@ -109,18 +109,14 @@ pub fn refuse_plain_folder(app: &App, source: &Source) -> Result<()> {
     if folder.join("flake.nix").exists() || source.url.contains('?') {
         return Ok(());
     }
-    Err(Failure::failed(format!("`{}` is no flake: it has no flake.nix", app.shown(folder)))
-        .hint("the templates of Codchi show what one holds"))
+    Err(NixError::NoFlake(app.shown(folder)).into())
 }
 
-fn no_flake(error: NixError, shown: &str, source: &Source) -> Failure {
+fn no_flake(error: NixError, source: &Source) -> Failure {
+    let is_none = matches!(error, NixError::NoFlake(_));
     let mut failure: Failure = error.into();
-    if failure.message.contains("has no flake.nix") {
-        failure.message = format!("`{shown}` is no flake: it has no flake.nix");
-        if source.url.starts_with("git+file:") {
-            failure.hints.push("of a repository only what git tracks counts: `git add flake.nix`".into());
-        }
-        failure.hints.push("the templates of Codchi show what one holds".into());
+    if is_none && source.url.starts_with("git+file:") {
+        failure.hints.insert(0, "of a repository only what git tracks counts: `git add flake.nix`".into());
     }
     failure
 }

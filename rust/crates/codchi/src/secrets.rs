@@ -9,7 +9,7 @@ use codchi_core::manifest::{Needs, Secret};
 use codchi_core::name::MachineName;
 use codchi_core::report::Kind;
 use codchi_core::text;
-use codchi_secrets::{Ask, Bundle, MAX_VALUE, Private, Vault};
+use codchi_secrets::{Ask, Bundle, MAX_VALUE, Private, SecretsError, Vault};
 
 use crate::app::App;
 use crate::cli::SecretFlags;
@@ -383,8 +383,7 @@ pub fn of(app: &App, machine: &MachineName, needs: &Needs, granted: &[String]) -
         if let Some(value) = stored.remove(name) {
             all.insert(name.as_str(), value);
         } else if let Some(default) = &secret.default {
-            let value = Private::copy(default.as_bytes())
-                .map_err(|e| Failure::failed(format!("cannot get memory: {e}")))?;
+            let value = Private::copy(default.as_bytes()).map_err(SecretsError::io("get memory"))?;
             all.insert(name.as_str(), value);
         } else if secret.required {
             let shown = text::printable_line(name);

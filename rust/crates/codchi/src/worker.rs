@@ -145,7 +145,7 @@ impl<'a> MachineWorker<'a> {
             return Ok(self.driver()?.remove(host, &self.name)?);
         }
         let mut failed = None;
-        for driver in codchi_drivers::all().filter(|d| d.info().runs) {
+        for driver in codchi_drivers::all() {
             match driver.remove(host, &self.name) {
                 Err(e) if e.kind() != Kind::Host => failed = Some(e),
                 _ => {}
@@ -432,7 +432,7 @@ impl<'a> MachineWorker<'a> {
             compression: codchi_files::Compression::None,
         };
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-            .map_err(|e| Failure::failed(format!("cannot make a pipe: {e}")))?;
+            .map_err(|e| Failure::os("make a pipe", e))?;
         app.printer.report(Event::Phase("moving files"));
         let quiet = Host { store: None, progress: &Silent, ..parts.host(app, None) };
         let (packed, unpacked) = std::thread::scope(|scope| {
@@ -533,7 +533,7 @@ impl<'a> MachineWorker<'a> {
             // What a script says is no data of this program's.
             .stdout(std::io::stderr())
             .status()
-            .map_err(|e| Failure::failed(format!("cannot run the init script: {e}")))?;
+            .map_err(|e| Failure::cannot_run("codchi exec", e))?;
         if crate::interrupt::happened() {
             return Err(Failure::new(Kind::Interrupted, "interrupted"));
         }
@@ -606,7 +606,9 @@ impl Worker for MachineWorker<'_> {
                 let got = generations.add(nix, record, &paths)?;
                 if got != number {
                     generations.remove(got)?;
-                    return Err(Failure::failed(format!("`{}` was changed meanwhile; try again", self.name)));
+                    return Err(Failure::internal(format!(
+                        "the new generation is {got} instead of {number}"
+                    )));
                 }
                 // What was kept for it has its roots now.
                 let next = next_roots(app, &self.name);
@@ -616,10 +618,8 @@ impl Worker for MachineWorker<'_> {
                 Ok(())
             }
             Step::InstallConfig { from, to } => {
-                if to.exists() {
-                    if from.exists() {
-                        return Err(Failure::failed(format!("there is a machine `{}` already", self.name)));
-                    }
+                // Repeated after this program was killed.
+                if to.exists() && !from.exists() {
                     return Ok(());
                 }
                 if let Some(dir) = to.parent() {
@@ -669,8 +669,13 @@ impl Worker for MachineWorker<'_> {
                 let boots = *on_boot || driver.is_on_boot(&host, &self.name)?;
                 let now = self.driver()?;
                 if now.info().name == driver.info().name {
-                    // What was to be taken back has happened after all.
-                    return Err(Failure::failed(format!("`{}` runs on `{}`", self.name, now.info().name)));
+                    // Somebody wrote so while it was cut short; its files may be the only ones.
+                    let driver = now.info().name;
+                    return Err(Failure::failed(format!(
+                        "`{}` runs on `{driver}`, which it left",
+                        self.name
+                    ))
+                    .hint("name the driver that it was moved to in its host.toml, and try again"));
                 }
                 match have_in_common(driver, now) {
                     true => driver.leave(&host, &self.name)?,
@@ -691,19 +696,9 @@ impl Worker for MachineWorker<'_> {
                 Ok(())
             }
             Step::ForgetGeneration { number } => self.forget_generation(u64::from(*number)),
-            Step::KeepSecrets { names } => {
-                let values = self.secrets.take();
-                if values.is_empty() {
-                    // Repeated after this program was killed: they are kept already, or are not known any more.
-                    let have = secrets::names(app, &self.name)?;
-                    return match names.iter().find(|n| !have.contains(n)) {
-                        None => Ok(()),
-                        Some(name) => {
-                            Err(Failure::failed(format!("the value of `{name}` is not known any more")))
-                        }
-                    };
-                }
-                secrets::with_vault(app, |vault| vault.store(&self.name, values))
+            Step::KeepSecrets { .. } => {
+                // Never repeated: a machine that was cut short in the making is taken back.
+                secrets::with_vault(app, |vault| vault.store(&self.name, self.secrets.take()))
             }
             Step::CopySecrets { from } => secrets::with_vault(app, |vault| vault.copy(from, &self.name)),
             Step::RemoveSecrets => {

@@ -90,5 +90,5 @@ pub fn become_exec(app: &App, name: &MachineName, flags: &[&str], argv: &[OsStri
         .arg("--")
         .args(argv)
         .exec();
-    Err(Failure::failed(format!("cannot run `codchi exec`: {error}")))
+    Err(Failure::cannot_run("codchi exec", error))
 }

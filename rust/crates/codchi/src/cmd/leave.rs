@@ -101,8 +101,7 @@ pub fn tar(app: &App, args: &cli::Tar) -> Result<()> {
     let export = codchi_drivers::Export { head: &head, at, inputs: &inputs, compression };
     app.printer.report(Event::Phase("exporting files"));
     if stdout {
-        let out = rustix::io::dup(std::io::stdout())
-            .map_err(|e| Failure::failed(format!("cannot write to stdout: {e}")))?;
+        let out = rustix::io::dup(std::io::stdout()).map_err(|e| Failure::os("write to stdout", e))?;
         let report = driver.pack(&host, &machine, &export, out.into())?;
         app.printer.done();
         worker::tell_lost(app, &report);

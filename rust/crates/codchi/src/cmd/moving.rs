@@ -5,6 +5,7 @@ use codchi_core::name::MachineName;
 use codchi_core::plan::{Activation, Plan, Step};
 use codchi_core::report::Kind;
 use codchi_core::status::State;
+use codchi_nix::generations::Generations;
 
 use crate::app::App;
 use crate::cli;
@@ -49,8 +50,7 @@ pub fn run(app: &App, args: &cli::Move) -> Result<()> {
     tools.use_settings(&granted);
     let missing = tools.missing(&evaluation)?;
     let ids = choose_ids(app, driver)?;
-    let number = u32::try_from(app.generations(&name).list()?.last().map_or(0, |g| g.number) + 1)
-        .map_err(|_| Failure::internal("there are too many generations"))?;
+    let number = next(&app.generations(&name))?;
     let file = app.dirs.host_toml(&name);
     let text = {
         let mut edit = HostEdit::new(&file, &codchi_fs::read_to_string(&file)?)?;
@@ -102,6 +102,7 @@ pub fn run(app: &App, args: &cli::Move) -> Result<()> {
     let lock = worker::hold(app, &name, "move")?;
     if app.attachment(&name)? != before
         || app.generations(&name).current_number()? != current.as_ref().map(|g| g.number)
+        || next(&app.generations(&name))? != number
     {
         return Err(Failure::new(Kind::Busy, format!("`{name}` was changed meanwhile")).hint("try again"));
     }
@@ -123,6 +124,12 @@ pub fn run(app: &App, args: &cli::Move) -> Result<()> {
     worker::remember_fingerprint(app, &name, &tools, fingerprint)?;
     app.printer.say(&format!("`{name}` runs on `{to}` now: generation {number}"));
     Ok(())
+}
+
+/// The number of the next generation.
+fn next(generations: &Generations) -> Result<u32> {
+    let last = generations.list()?.last().map_or(0, |g| g.number);
+    u32::try_from(last + 1).map_err(|_| Failure::internal("there are too many generations"))
 }
 
 /// Refuses to leave behind what a person added to the machine on its driver, unless they say so.

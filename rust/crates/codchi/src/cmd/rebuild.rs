@@ -18,7 +18,7 @@ use codchi_nix::StorePath;
 use codchi_nix::closure::Difference;
 use codchi_nix::drv::Source;
 use codchi_nix::fingerprint::Looks;
-use codchi_nix::generations::{Generation, Generations};
+use codchi_nix::generations::Generation;
 use codchi_nix::lock::{Locked, Update};
 use codchi_secrets::Bundle;
 
@@ -678,10 +678,7 @@ pub fn no_flake(app: &App, name: &MachineName) -> Failure {
 
 /// An error about a machine's flake.nix, with the path of the file.
 pub fn in_machine(app: &App, machine: &MachineName, error: FlakeError) -> Failure {
-    let mut failure: Failure = error.into();
-    let shown = app.shown(&app.dirs.machine(machine).join("flake.nix"));
-    failure.message = failure.message.replacen("`flake.nix`", &format!("`{shown}`"), 1);
-    failure
+    error.in_file(app.shown(&app.dirs.machine(machine).join("flake.nix"))).into()
 }
 
 /// Keeps what a new lock names from collection, until the next rebuild roots it with its generation.
@@ -824,22 +821,16 @@ fn moved(old: &str, new: &str) -> Vec<String> {
     lines
 }
 
-fn no_such_generation(name: &MachineName, generations: &Generations, number: u64) -> Failure {
-    let all: Vec<String> =
-        generations.list().unwrap_or_default().iter().map(|g| g.number.to_string()).collect();
-    Failure::new(Kind::NotFound, format!("`{name}` has no generation {number}"))
-        .hint(format!("it has {}", all.join(", ")))
-}
-
 /// `rollback`.
 pub fn rollback(app: &App, args: &cli::Rollback) -> Result<()> {
     let name = app.machine(&args.name)?;
     let generations = app.generations(&name);
     let current = generations.current()?.ok_or_else(|| worker::no_generation(&name))?;
     let target = match args.to {
-        Some(n) => generations.get(n).map_err(|_| no_such_generation(&name, &generations, n))?,
+        Some(n) => generations.get(n)?,
         None => generations.previous()?.ok_or_else(|| {
             Failure::new(Kind::NotFound, format!("`{name}` has no generation before {}", current.number))
+                .hint(format!("`codchi generations {name}` shows those that there are"))
         })?,
     };
     if target.number == current.number {
@@ -886,7 +877,7 @@ pub fn rollback(app: &App, args: &cli::Rollback) -> Result<()> {
 pub fn diff(app: &App, args: &cli::Diff) -> Result<()> {
     let name = app.machine(&args.name)?;
     let generations = app.generations(&name);
-    let get = |n: u64| generations.get(n).map_err(|_| no_such_generation(&name, &generations, n));
+    let get = |n: u64| generations.get(n);
     let (from, to) = match (args.from, args.to) {
         (Some(a), Some(b)) => (Some(get(a)?), get(b)?),
         (Some(a), None) => {

@@ -255,7 +255,7 @@ fn edit(app: &App, name: &MachineName, secret: &str) -> Result<()> {
         .arg("sh")
         .arg(draft.file())
         .status()
-        .map_err(|e| Failure::failed(format!("cannot run `{editor}`: {e}")))?;
+        .map_err(|e| Failure::cannot_run(&editor, e))?;
     if !status.success() {
         return Err(Failure::new(
             Kind::Declined,

@@ -311,7 +311,7 @@ pub fn logs(app: &App, args: &cli::Logs) -> Result<u8> {
 fn journal(app: &App, name: &MachineName, argv: &[String]) -> Result<u8> {
     use std::process::{Command, Stdio};
     app.printer.done();
-    let failed = |e: std::io::Error| Failure::failed(format!("cannot run `codchi exec`: {e}"));
+    let failed = |e: std::io::Error| Failure::cannot_run("codchi exec", e);
     let mut child = Command::new(&app.program)
         .args(["exec", "-T", "-u", "root", name.as_str(), "--"])
         .args(argv)

@@ -30,7 +30,7 @@ pub fn run(app: &App, command: &StoreCommand) -> Result<()> {
                 Ok(_) => Err(Failure::failed("the store could not be mended whole").hint(
                     "above is what Nix says of it; `codchi store remove --all` removes it with all machines",
                 )),
-                Err(e) => Err(Failure::failed(format!("cannot check the store: {e}"))),
+                Err(e) => Err(Failure::cannot_run("nix-store", e)),
             }
         }
         StoreCommand::Remove { all } => remove(app, *all),
@@ -72,26 +72,22 @@ fn status(app: &App) -> Result<()> {
 
 /// Replaces this process by a program where /nix is the store's; answers only when that failed.
 fn shell(app: &App, as_root: bool, cmd: &[OsString]) -> Failure {
-    let go = || -> Result<std::process::Command> {
-        let tools = open(app)?;
-        let role = if as_root { Role::Maintainer } else { Role::Caller };
-        let (program, args) = match cmd.split_first() {
-            Some((program, args)) => (program.clone(), args.to_vec()),
-            None => (std::env::var_os("SHELL").unwrap_or("/bin/sh".into()), Vec::new()),
-        };
-        let mut command =
-            if program.to_string_lossy().starts_with("nix") && !Path::new(&program).is_absolute() {
-                tools.store.command(&program.to_string_lossy(), role)
-            } else {
-                tools.store.shell(Path::new(&program), role)
-            };
-        command.args(args);
-        Ok(command)
+    let (program, args) = match cmd.split_first() {
+        Some((program, args)) => (program.clone(), args.to_vec()),
+        None => (std::env::var_os("SHELL").unwrap_or("/bin/sh".into()), Vec::new()),
     };
-    match go() {
-        Ok(mut command) => Failure::failed(format!("cannot run the program: {}", command.exec())),
-        Err(failure) => failure,
-    }
+    let shown = program.to_string_lossy();
+    let tools = match open(app) {
+        Ok(tools) => tools,
+        Err(failure) => return failure,
+    };
+    let role = if as_root { Role::Maintainer } else { Role::Caller };
+    let mut command = if shown.starts_with("nix") && !Path::new(&program).is_absolute() {
+        tools.store.command(&shown, role)
+    } else {
+        tools.store.shell(Path::new(&program), role)
+    };
+    Failure::cannot_run(&shown, command.args(args).exec())
 }
 
 /// Uninstalls: what Codchi made goes, the settings stay.

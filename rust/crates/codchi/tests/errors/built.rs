@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::common::{HOST, Home, PROGRAM, refused, refused_with};
 use super::{all, home};
 
-const SYSTEM: &str = "/nix/store/00000000000000000000000000000000-system";
+pub const SYSTEM: &str = "/nix/store/00000000000000000000000000000000-system";
 
 fn secret(kind: &str, required: bool, check: Option<&str>) -> Value {
     json!({
@@ -35,7 +35,8 @@ pub fn manifest() -> Value {
     })
 }
 
-fn record(toplevel: &str, driver: &str) -> String {
+/// What a generation says of itself.
+pub fn record(toplevel: &str, driver: &str) -> String {
     json!({
         "version": 1, "toplevel": toplevel, "drv": null, "driver": driver, "base": "debian", "baseLabel": "Debian",
         "codchi": "0.1.0", "nix": "2.26.3", "created": 1, "flakeNix": "", "flakeLock": "",
@@ -69,6 +70,17 @@ pub fn say(home: &Home, manifest: &Value) {
         &format!(".local/share/codchi/store/nix/store/{name}/codchi/manifest.json"),
         manifest.to_string(),
     );
+}
+
+/// Puts a line of the shell in the place of each program of Nix.
+pub fn say_as_nix(home: &Home, line: &str) {
+    for program in ["nix", "nix-store", "nix-daemon"] {
+        let file = home.write(
+            &format!(".local/share/codchi/store/dist/nix-2.26.3/bin/{program}"),
+            format!("#!/bin/sh\n{line}\n"),
+        );
+        codchi_fs::set_mode(file, 0o755).unwrap();
+    }
 }
 
 /// Changes the settings.
@@ -332,6 +344,25 @@ fn errors_of_a_program_that_is_gone() {
     home.write("word", "word");
     set(&home, "TOKEN", "@word");
     let said = ["module set hello app --checkout project", "start hello"].map(|line| gone(&home, line, 1));
+    insta::assert_snapshot!(said.join("\n"));
+}
+
+#[test]
+fn errors_of_a_system_that_refuses() {
+    let home = built();
+    let said: Vec<String> = [
+        ("tar hello -", "dup:error=EMFILE"),
+        ("store repair", "clone,clone3,vfork:error=EAGAIN"),
+        ("store shell -- true", "execve:error=ENOMEM"),
+    ]
+    .map(|(line, fault)| {
+        let mut command = home.command("strace");
+        command.args(["-qq", "-o", "/dev/null", "-e", &format!("inject={fault}"), PROGRAM]);
+        let done = home.done(command.args(line.split(' ')));
+        assert_eq!((done.status, done.out.as_str()), (1, ""), "{line}: {}", done.err);
+        format!("$ codchi {line}\n{}", done.err).replace(PROGRAM, "codchi")
+    })
+    .into();
     insta::assert_snapshot!(said.join("\n"));
 }
 

@@ -7,6 +7,7 @@ mod built;
 #[path = "../common/mod.rs"]
 mod common;
 mod mirror;
+mod nix;
 mod surroundings;
 mod terminal;
 
@@ -36,6 +37,8 @@ const FLAKE: &str = r#"{
 fn home() -> Home {
     let home = Home::new();
     codchi_fs::write(home.machine("hello", HOST).join("flake.nix"), FLAKE).unwrap();
+    let taken = format!("{HOST}[checkouts]\napp = \"/home/codchi/app\"\n");
+    codchi_fs::write(home.machine("taken", &taken).join("flake.nix"), FLAKE).unwrap();
     home.machine("declared", &format!("{HOST}declared = true\n"));
     home.machine("bare", HOST);
     codchi_fs::create_dir_all(home.path().join("plain")).unwrap();
@@ -147,6 +150,8 @@ fn errors_of_modules_folders_and_ports() {
             (&["module", "set", "hello", "app"], 2),
             (&["module", "set", "hello", "app", "--nixpkgs-from", "lib"], 2),
             (&["module", "set", "hello", "--nixpkgs-from", "frob"], 5),
+            (&["module", "set", "hello", "--nixpkgs-from", "lib"], 1),
+            (&["module", "set", "taken", "app", "https://a.example.org/r"], 1),
             (&["module", "set", "hello", "app", "./plain#x"], 2),
             (&["module", "rename", "hello", "app", "codchi"], 2),
             (&["module", "rename", "hello", "app", "lib"], 1),

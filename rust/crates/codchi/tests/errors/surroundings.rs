@@ -102,17 +102,78 @@ fn errors_of_files_that_a_person_or_another_codchi_wrote() {
 
 /// A tar with one file, in a folder.
 fn tar(home: &Home, file: &str, name: &str, text: &str) {
+    let (folder, name) = name.rsplit_once('/').unwrap();
+    tar_of(home, file, folder, &[(name, text)]);
+}
+
+/// A tar with a folder and files in it.
+fn tar_of(home: &Home, file: &str, folder: &str, files: &[(&str, &str)]) {
     let mut builder = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(tar::EntryType::Directory);
     header.set_mode(0o755);
     header.set_size(0);
-    builder.append_data(&mut header, name.rsplit_once('/').unwrap().0, std::io::empty()).unwrap();
-    let mut header = tar::Header::new_gnu();
-    header.set_mode(0o644);
-    header.set_size(text.len() as u64);
-    builder.append_data(&mut header, name, text.as_bytes()).unwrap();
+    builder.append_data(&mut header, folder, std::io::empty()).unwrap();
+    for (name, text) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(text.len() as u64);
+        builder.append_data(&mut header, format!("{folder}/{name}"), text.as_bytes()).unwrap();
+    }
     home.write(file, builder.into_inner().unwrap());
+}
+
+#[test]
+fn errors_of_a_machine_flake_that_is_anothers() {
+    let home = super::built::built();
+    let record = r#"{"version":1,"codchi":"0.1.0","name":"x","driver":"native","base":"debian","exported":1,"toplevel":"/nix/store/x"}"#;
+    let plain = "{ outputs = inputs: { }; }";
+    let of_the_host = "{ inputs.a = { type = \"path\"; path = \"/etc\"; }; outputs = inputs: { }; }";
+    let files: [&[(&str, &str)]; 5] = [
+        &[],
+        &[("flake.nix", "{\n  outputs = 1\n}")],
+        &[("flake.nix", of_the_host)],
+        &[("flake.nix", plain), ("flake.lock", "{\n  no")],
+        &[("flake.nix", plain), ("flake.lock", "{}")],
+    ];
+    let mut said = Vec::new();
+    for files in files {
+        tar_of(&home, "x.tar", "etc/nixos", &[&[("codchi.json", record)], files].concat());
+        said.push(refused(&home, &["import", "x.tar"], 1));
+    }
+    insta::assert_snapshot!(said.join("\n"));
+}
+
+#[test]
+fn an_error_of_a_host_on_which_no_machine_runs() {
+    let home = home();
+    // Whoever has no name here, and no ids.
+    let mut nobody = home.command("unshare");
+    nobody.args(["--user", PROGRAM, "doctor"]);
+    let done = home.done(&mut nobody);
+    assert_eq!(done.status, 3, "{}{}", done.out, done.err);
+    assert!(done.out.contains("MISSING"), "{}", done.out);
+    assert!(
+        done.err.contains("missing for machines to run\n  hint: above is what mends each"),
+        "{}",
+        done.err
+    );
+}
+
+#[test]
+fn an_error_of_a_move_that_somebody_meddled_with() {
+    let home = super::built::built();
+    let plan = serde_json::json!({
+        "version": 1, "command": "move", "machine": "hello", "steps": [
+            { "kind": "write-host", "summary": "", "path": "/none", "text": "", "change": "" },
+            { "kind": "remove-root-on", "summary": "", "driver": "native" },
+        ],
+    });
+    let journal = serde_json::json!({ "version": 1, "codchi": "0.1.0", "plan": plan, "begun": 2 });
+    home.write(".local/state/codchi/journal/hello.json", journal.to_string());
+    let done = home.run(&["rename", "hello", "other"]);
+    assert_eq!(done.status, 1, "{}", done.err);
+    insta::assert_snapshot!(done.err);
 }
 
 #[test]
