@@ -2439,18 +2439,33 @@ fn no_code_machine(h: &Host) -> Result<(), Failed> {
     let whole = "drvPath = \"/nix/store/00000000000000000000000000000000-x.drv\"; driver = \"none\"; system = \"mips64-linux\"; \
          base = { name = \"nixpkgs\"; label = \"NixOS\"; }; stateVersion = \"26.05\"; warnings = [ ]; needs = { secrets = { }; \
          requiredCapabilities = [ ]; optionalCapabilities = [ ]; hostSecrets = { }; mounts = { }; ports = { }; driverSettings = { }; };";
-    for (fields, told) in [
+    // A file of the store that is no derivation.
+    let damaged = whole
+        .replace(
+            "\"/nix/store/00000000000000000000000000000000-x.drv\"",
+            "builtins.toFile \"x.drv\" \"none\"",
+        )
+        .replace("\"none\"; system", &format!("\"{}\"; system", h.driver))
+        .replace("mips64", std::env::consts::ARCH);
+    for (version, fields, told) in [
         (
+            9,
             "",
             "the evaluation of the machine gives something unexpected",
         ),
         (
+            9,
             whole,
             "the machine is for `mips64-linux` (evaluation version 9)",
         ),
+        (
+            1,
+            &damaged,
+            "-x.drv`, line 1: not a derivation: expected `Derive(` at byte 0\n  hint: `codchi store repair`",
+        ),
     ] {
         let flake = format!(
-            "{{\n  inputs = {{ }};\n  outputs = _: {{\n    nixosConfigurations.{}.config.codchi.build.evaluation = {{ version = 9; {fields} }};\n  }};\n}}\n",
+            "{{\n  inputs = {{ }};\n  outputs = _: {{\n    nixosConfigurations.{}.config.codchi.build.evaluation = {{ version = {version}; {fields} }};\n  }};\n}}\n",
             h.driver
         );
         h.file(&format!("{machine}/flake.nix"), &flake)?;

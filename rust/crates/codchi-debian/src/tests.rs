@@ -433,10 +433,16 @@ fn what_does_not_exist_is_told_with_what_does() {
         "{error:?}"
     );
     assert_eq!(error.kind(), Kind::NotFound);
-    let state =
-        |suite, system| State::load(&mirror, suite, system, f.temp.path(), Freshness::Check, &Silent).err();
-    assert!(matches!(state("woody", "x86_64-linux"), Some(Error::NoSuite(_))));
-    assert!(matches!(state("sid", "x86_64-darwin"), Some(Error::Missing { .. } | Error::BadIndex { .. })));
+    let woody = State::load(&mirror, "woody", "x86_64-linux", f.temp.path(), Freshness::Check, &Silent);
+    assert!(matches!(woody.err(), Some(Error::NoSuite(_))));
+    let (keyring, dir) = (&f.keyring, f.temp.path());
+    let mips =
+        State::load_with(&mirror, keyring, today(), "sid", "mips64el-linux", dir, Freshness::Check, &Silent);
+    let error = mips.err().unwrap();
+    assert!(
+        matches!(&error, Error::BadIndex { reason, .. } if reason.contains("binary-mips64el/Packages.xz")),
+        "{error}"
+    );
 }
 
 #[test]

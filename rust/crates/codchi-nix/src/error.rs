@@ -139,6 +139,10 @@ impl Diagnose for NixError {
                 "where you want that, say so in the machine's flake.nix: `inputs.SOURCE.inputs.{input}.url`"
             )],
             NixError::Document(e) => e.hints(),
+            // What Nix wrote, and not a person.
+            NixError::Parse { path, .. } if path.extension().is_some_and(|e| e == "drv") => {
+                vec!["`codchi store repair` mends what is damaged in the store".into()]
+            }
             NixError::Parse { .. } => vec!["nothing was changed; mend that line and try again".into()],
             NixError::NoGeneration { all, .. } if !all.is_empty() => {
                 let all: Vec<String> = all.iter().map(u64::to_string).collect();

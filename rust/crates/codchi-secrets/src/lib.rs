@@ -93,6 +93,10 @@ impl SecretsError {
     }
 }
 
+fn in_a_file() -> String {
+    "`place = \"file\"` under `[secrets]` in config.toml keeps new ones in an encrypted file instead".into()
+}
+
 impl Diagnose for SecretsError {
     fn kind(&self) -> Kind {
         match self {
@@ -105,10 +109,10 @@ impl Diagnose for SecretsError {
     fn hints(&self) -> Vec<String> {
         match self {
             SecretsError::Document(e) => e.hints(),
-            SecretsError::NoService(_) => vec![
-                "log in to the desktop session whose keyring holds the secrets".into(),
-                "`place = \"file\"` under `[secrets]` in config.toml keeps new ones in an encrypted file instead".into(),
-            ],
+            SecretsError::NoService(_) => {
+                vec!["log in to the desktop session whose keyring holds the secrets".into(), in_a_file()]
+            }
+            SecretsError::Service { .. } => vec![in_a_file()],
             SecretsError::Locked => vec!["unlock it, or run the command in the desktop session".into()],
             SecretsError::NoPassphrase => vec![
                 "run it in a terminal".into(),

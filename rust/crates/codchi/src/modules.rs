@@ -190,10 +190,11 @@ fn choose(
                 let module = by_number.or_else(|| several.iter().find(|m| m.name == word));
                 chosen.push(module.and_then(path).ok_or_else(|| {
                     Failure::new(Kind::Declined, format!("`{}` is none of them", text::printable_line(word)))
+                        .hint(format!("it has {}", list()))
                 })?);
             }
             if chosen.is_empty() {
-                Err(Failure::new(Kind::Declined, "no module was chosen"))
+                Err(Failure::new(Kind::Declined, "no module was chosen").hint(format!("it has {}", list())))
             } else {
                 Ok(chosen)
             }

@@ -188,7 +188,8 @@ fn ask(app: &App, name: &str, secret: &Secret, or: &str) -> Result<Option<Privat
         let many = secret.kind == "file";
         let end = if many { "; Ctrl-D on an empty line ends it" } else { "" };
         let Some(value) = prompt::secret(app, &format!("its value ({or}{end}):"), many) else {
-            return Err(Failure::new(Kind::Declined, "no value was given"));
+            return Err(Failure::new(Kind::Declined, "no value was given")
+                .hint("type one, or have it read from a file: `@FILE`"));
         };
         if value.is_empty() {
             return Ok(None);
@@ -262,10 +263,9 @@ pub fn gather(
         match ask(app, name, secret, or)? {
             Some(value) => new.insert(name.as_str(), value),
             None if secret.required => {
-                return Err(Failure::new(
-                    Kind::Declined,
-                    format!("the machine needs the secret `{}`", text::printable_line(name)),
-                ));
+                let shown = text::printable_line(name);
+                return Err(Failure::new(Kind::Declined, format!("the machine needs the secret `{shown}`"))
+                    .hint(format!("`--secret {shown}=@FILE` gives it from a file")));
             }
             None => {}
         }

@@ -13,7 +13,11 @@ use super::member;
 
 /// Why nobody answers, and what mends it.
 pub fn unreachable(dialect: &Dialect, e: &ApiError) -> (String, Vec<String>) {
-    let ApiError::Connect { socket, source } = e else { return (e.to_string(), Vec::new()) };
+    let ApiError::Connect { socket, source } = e else {
+        let (variable, _) = dialect.variables;
+        let named = variable.map(|v| format!("`{v}` names the socket of {}", dialect.title));
+        return (e.to_string(), named.into_iter().collect());
+    };
     let (socket, title, group) = (socket.display(), dialect.title, dialect.group);
     match source.kind() {
         ErrorKind::PermissionDenied => (

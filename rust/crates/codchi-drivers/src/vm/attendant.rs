@@ -651,11 +651,11 @@ mod tests {
         assert_eq!(after(None, Signal(9), true, true), "off");
         assert_eq!(
             after(Some(End::Reset), Code(0), false, false),
-            "the machine `m` did not start: it restarted itself before it was ready"
+            "`m` did not start: it restarted itself before it was ready"
         );
         assert_eq!(
             after(None, Code(1), false, false),
-            "the machine `m` did not start: QEMU ended by itself (with status 1)"
+            "`m` did not start: QEMU ended by itself (with status 1)"
         );
         assert_eq!(
             after(None, Signal(9), true, false),

@@ -190,6 +190,32 @@ fn errors_of_passphrases() {
 }
 
 #[test]
+fn errors_of_a_keyring_that_refuses() {
+    let home = built();
+    home.write("word", "word");
+    secrets(&home, "place = \"secret-service\"");
+    // The bus of a session on which nobody may keep anything.
+    let bus = r#"<busconfig><type>session</type><listen>unix:tmpdir=/tmp</listen><policy context="default">
+        <allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/>
+        <deny send_interface="org.freedesktop.Secret.Collection" send_member="CreateItem"/>
+        </policy></busconfig>"#;
+    let bus = format!("--config-file={}", home.write("bus.conf", bus).display());
+    let script = "printf pw | gnome-keyring-daemon --unlock --components=secrets >keyring.log 2>&1 || exit 99
+        exec \"$0\" secrets set hello PLAIN @word";
+    let mut command = home.command("dbus-run-session");
+    let done = home.done(command.args([&bus, "--", "sh", "-c", script, PROGRAM]));
+    assert_eq!((done.status, done.out.as_str()), (1, ""), "{}", done.err);
+    // The bus tells in the middle which processes these are.
+    for told in [
+        "error: the Secret Service cannot keep a secret: ",
+        "AccessDenied",
+        "\n  hint: `place = \"file\"` under `[secrets]` in config.toml keeps new ones in an encrypted file instead",
+    ] {
+        assert!(done.err.contains(told), "{}", done.err);
+    }
+}
+
+#[test]
 fn an_error_of_secrets_that_are_none() {
     use std::io::Write;
     let home = built();
