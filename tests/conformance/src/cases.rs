@@ -2443,7 +2443,7 @@ fn no_code_machine(h: &Host) -> Result<(), Failed> {
     let damaged = whole
         .replace(
             "\"/nix/store/00000000000000000000000000000000-x.drv\"",
-            "builtins.toFile \"x.drv\" \"none\"",
+            "builtins.toFile \"x\" \"none\"",
         )
         .replace("\"none\"; system", &format!("\"{}\"; system", h.driver))
         .replace("mips64", std::env::consts::ARCH);
@@ -2461,7 +2461,7 @@ fn no_code_machine(h: &Host) -> Result<(), Failed> {
         (
             1,
             &damaged,
-            "-x.drv`, line 1: not a derivation: expected `Derive(` at byte 0\n  hint: `codchi store repair`",
+            "-x` is no derivation: expected `Derive(` at byte 0\n  hint: `codchi store repair`",
         ),
     ] {
         let flake = format!(

@@ -55,11 +55,8 @@ fn walk(
     while let Some(path) = queue.pop() {
         let file = store_dir.join(path.base_name());
         let text = codchi_fs::read(&file)?;
-        let d = aterm::parse(&text).map_err(|e| NixError::Parse {
-            path: file.clone(),
-            line: 1,
-            reason: format!("not a derivation: {e}"),
-        })?;
+        let bad = |reason: String| NixError::Derivation { path: file.clone(), reason };
+        let d = aterm::parse(&text).map_err(|e| bad(e.to_string()))?;
         let outputs: Option<Vec<StorePath>> = d.outputs.values().map(|o| o.parse().ok()).collect();
         if let Some(outputs) = outputs
             && outputs.iter().all(|o| !broken.contains(o) && exists(&store_dir.join(o.base_name())))
@@ -70,12 +67,11 @@ fn walk(
         let url = d.env.get("mirror").map(String::as_str).unwrap_or_default();
         if d.builder == "builtin:fetchurl" && url.starts_with("mirror://") {
             let hash = d.env.get("outputHash").map(String::as_str).unwrap_or_default();
-            let bad = |reason: &str| NixError::Parse { path: file.clone(), line: 1, reason: reason.into() };
             found.push(Source {
                 url: url.to_owned(),
-                sha256: sha256_hex(hash).ok_or_else(|| bad("its outputHash is no sha256"))?,
-                name: d.env.get("name").cloned().ok_or_else(|| bad("it has no name"))?,
-                out: d.outputs.get("out").ok_or_else(|| bad("it has no output `out`"))?.parse()?,
+                sha256: sha256_hex(hash).ok_or_else(|| bad("its outputHash is no sha256".into()))?,
+                name: d.env.get("name").cloned().ok_or_else(|| bad("it has no name".into()))?,
+                out: d.outputs.get("out").ok_or_else(|| bad("it has no output `out`".into()))?.parse()?,
             });
             continue;
         }

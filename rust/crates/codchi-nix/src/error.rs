@@ -79,6 +79,14 @@ pub enum NixError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A derivation in the store is none.
+    #[error("`{}` is no derivation: {reason}", path.display())]
+    Derivation {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// There is no flake where one was expected.
     #[error("`{0}` is no flake: it has no flake.nix")]
     NoFlake(String),
@@ -139,8 +147,7 @@ impl Diagnose for NixError {
                 "where you want that, say so in the machine's flake.nix: `inputs.SOURCE.inputs.{input}.url`"
             )],
             NixError::Document(e) => e.hints(),
-            // What Nix wrote, and not a person.
-            NixError::Parse { path, .. } if path.extension().is_some_and(|e| e == "drv") => {
+            NixError::Derivation { .. } => {
                 vec!["`codchi store repair` mends what is damaged in the store".into()]
             }
             NixError::Parse { .. } => vec!["nothing was changed; mend that line and try again".into()],
