@@ -201,6 +201,7 @@ fn errors_of_a_keyring_that_refuses() {
         </policy></busconfig>"#;
     let bus = format!("--config-file={}", home.write("bus.conf", bus).display());
     let script = "printf pw | gnome-keyring-daemon --unlock --components=secrets >keyring.log 2>&1 || exit 99
+        gdbus wait --session --timeout 60 org.freedesktop.secrets
         exec \"$0\" secrets set hello PLAIN @word";
     let mut command = home.command("dbus-run-session");
     let done = home.done(command.args([&bus, "--", "sh", "-c", script, PROGRAM]));
