@@ -15,9 +15,9 @@ use serde_json::Value;
 
 use sources::Site;
 
-/// How many errors the tests reach whatever chance brings: those of the suites unit, sources and conformance reach 213, of which
+/// How many errors the tests reach whatever chance brings: those of the suites unit, sources and conformance reach 222, of which
 /// some depend on the computer. Whoever adds tests raises it.
-const AT_LEAST: usize = 180;
+const AT_LEAST: usize = 205;
 
 type Failure = Box<dyn std::error::Error>;
 
