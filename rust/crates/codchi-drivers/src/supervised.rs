@@ -10,7 +10,7 @@ mod measure;
 pub(crate) mod root;
 pub(crate) mod switch;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use codchi_core::name::MachineName;
@@ -22,6 +22,7 @@ use codchi_runtime::services::Service;
 use codchi_runtime::spec::Launch;
 use codchi_runtime::{probe, state, supervise};
 use codchi_secrets::Bundle;
+use codchi_sys::process::{self, Child};
 
 pub use container::probe_here;
 pub use files::{copy_tree_here, hold_here, pack_tree_here, unpack_tree_here};
@@ -30,6 +31,9 @@ pub use root::{remove_tree, remove_tree_here};
 
 use crate::agent::{self, AgentError, CaptureLimits, ExecRequest, Tty};
 use crate::{Begun, Delivered, DriverError, Exec, Given, Host, Result, Running};
+
+/// What asks and tells a machine's systemd.
+const SYSTEMCTL: &str = "/run/current-system/sw/bin/systemctl";
 
 /// The folder with the agent's socket, as this host sees it.
 pub(crate) fn agent_dir(host: &Host, machine: &MachineName) -> PathBuf {
@@ -98,7 +102,10 @@ pub(crate) fn deliver(
     secrets: &Bundle,
     keep_others: bool,
 ) -> Result<Delivered> {
-    agent::deliver(&agent_dir(host, machine), &secrets.delivery(keep_others)).map_err(|e| failed(machine, &e))
+    let done = agent::deliver(&agent_dir(host, machine), &secrets.delivery(keep_others))
+        .map_err(|e| failed(machine, &e))?;
+    codchi_runtime::keep::tell(&host.dirs.machine_runtime(machine), secrets, keep_others)?;
+    Ok(done)
 }
 
 /// The folders a supervisor finds.
@@ -126,6 +133,27 @@ fn private_runtime(host: &Host) -> Result<()> {
         what: format!("`{}` is not a folder of yours alone", dir.display()),
         hints: vec!["set `XDG_RUNTIME_DIR` to one, as a desktop session does".into()],
     })
+}
+
+/// A process that asks a machine's systemd something as soon as somebody answers, and ends when it has an answer. It is asked by the
+/// agent, which listens in `agent`: there is nobody else.
+pub(crate) fn ask(agent: &Path, words: &'static [&'static str]) -> codchi_runtime::Result<Child> {
+    let agent = agent.to_path_buf();
+    let child = process::fork(move || {
+        let kill = Some(rustix::process::Signal::KILL);
+        if rustix::process::set_parent_process_death_signal(kill).is_err() {
+            return 1;
+        }
+        loop {
+            let command = [SYSTEMCTL].into_iter().chain(words.iter().copied());
+            let request = ExecRequest { user: Some("root".into()), ..ExecRequest::command(command) };
+            match agent::capture(&agent, request, b"", CaptureLimits::default()) {
+                Ok(_) => return 0,
+                Err(_) => std::thread::sleep(Duration::from_millis(200)),
+            }
+        }
+    });
+    child.map_err(|e| codchi_runtime::Error::Told(format!("cannot start a process: {e}")))
 }
 
 /// READY may come before the agent listens; the first command must not fail for that.

@@ -18,6 +18,7 @@ use codchi_sys::signal::{self, Signals};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::error::{Doing, Error, Result};
+use crate::keep::Keeper;
 use crate::network::Way;
 pub use crate::notify::Said;
 use crate::relay::{self, Relay};
@@ -41,6 +42,14 @@ pub trait Engine {
     }
     /// What the processors of a virtual machine are, once it was started.
     fn acceleration(&self) -> Option<Acceleration> {
+        None
+    }
+    /// The machine's user by the host's ids, where that itself uses what the session has in the runtime directory.
+    fn user(&self, _: &Launch) -> Option<User> {
+        None
+    }
+    /// Where a machine's secrets end with its memory: those its next life gets.
+    fn secrets(&mut self) -> Option<&mut Bundle> {
         None
     }
     /// PID 1, by the host's ids; none when the machine is off.
@@ -106,10 +115,11 @@ pub fn attend(
     engine: impl FnOnce(&Launch, &Path) -> Result<Box<dyn Engine>>,
 ) -> Result<()> {
     life(dir, begin, |teller, mut services, secrets| {
-        // No account of the machine's uses them: what serves its port does, which is the caller.
-        let caller = if outer::is_privileged() { 0 } else { ids::CALLER };
-        services.push(Box::new(Relay { dir: dir.into(), user: User { uid: caller, gid: caller } }));
         let mut a = Attendance::begin(dir, engine, secrets)?;
+        // Else no account of the machine's uses them: what serves its port does, which is the caller.
+        let caller = if outer::is_privileged() { 0 } else { ids::CALLER };
+        let user = a.engine.user(&a.launch).unwrap_or(User { uid: caller, gid: caller });
+        services.push(Box::new(Relay { dir: dir.into(), user }));
         let done = a.run(&mut services, teller);
         if done.is_err() && a.began && a.told.state == State::Starting {
             a.take_down();
@@ -128,6 +138,7 @@ struct Attendance {
     running: Vec<Running>,
     /// Whether its life began under these eyes: one that was found is left as it is.
     began: bool,
+    keeper: Option<Keeper>,
     _lock: codchi_fs::Lock,
 }
 
@@ -148,6 +159,7 @@ impl Attendance {
         }
         let mut engine = engine(&launch, dir)?;
         engine.open(&launch, secrets)?;
+        let keeper = engine.secrets().is_some().then(|| Keeper::open(dir)).transpose()?;
         let told = Supervisor {
             state: State::Starting,
             root: engine.root(),
@@ -163,6 +175,7 @@ impl Attendance {
             told,
             running: Vec::new(),
             began: false,
+            keeper,
             _lock: lock,
         })
     }
@@ -256,6 +269,9 @@ impl Attendance {
         let mut unheard = false;
         loop {
             let ended = self.wait(&process, deadline)?;
+            if let Some((keeper, kept)) = self.keeper.as_ref().zip(self.engine.secrets()) {
+                keeper.hear(&mut |news, others_stay| kept.renew(news, others_stay));
+            }
             let ready = self.look(leader, teller)?;
             if ended {
                 return Ok(());
@@ -300,6 +316,7 @@ impl Attendance {
         let events = self.engine.events();
         let mut fds = vec![PollFd::new(process, PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
         fds.extend(events.iter().map(|e| PollFd::new(e, PollFlags::IN)));
+        fds.extend(self.keeper.iter().map(|k| PollFd::new(k, PollFlags::IN)));
         fds.extend(self.running.iter().map(|r| PollFd::new(&r.child, PollFlags::IN)));
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -374,6 +391,9 @@ impl Attendance {
     /// Leaves nothing.
     fn end(mut self, failed: bool) {
         services::end(&mut self.running);
+        if let Some(keeper) = &self.keeper {
+            keeper.close(&self.dir);
+        }
         self.engine.close();
         if failed {
             self.told.state = State::Failed;

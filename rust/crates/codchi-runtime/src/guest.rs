@@ -160,6 +160,11 @@ impl Guest {
         })
     }
 
+    /// The machine's secrets, which each life gets.
+    pub fn secrets(&mut self) -> &mut Bundle {
+        &mut self.secrets
+    }
+
     /// The folder in which the host leaves what the machine sees of it.
     pub fn host_dir(&self) -> PathBuf {
         self.dir.join("host")
@@ -321,7 +326,6 @@ impl Guest {
         port: OwnedFd,
         warn: &mut dyn FnMut(String),
     ) -> Result<()> {
-        codchi_fs::remove_if_exists(self.dir.join("agent").join(SOCKET))?;
         let namespace = format!("/proc/{}/ns/user", leader.pid);
         let namespace = rustix::fs::open(&namespace, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .at("open", namespace)?;
@@ -746,7 +750,11 @@ pub fn program_path(name: &str) -> Option<PathBuf> {
 }
 
 /// Leads the machine's port to sockets in the runtime directory `dir`: the agent's, the store's and those of the session.
-fn serve_port(dir: &Path, port: OwnedFd) -> Result<Child> {
+///
+/// # Errors
+/// The socket or a process cannot be made.
+pub fn serve_port(dir: &Path, port: OwnedFd) -> Result<Child> {
+    codchi_fs::remove_if_exists(dir.join("agent").join(SOCKET))?;
     let listener = crate::start::through_descriptor(&dir.join("agent"), SOCKET, UnixListener::bind)?;
     let (store, session) = (dir.join("daemon"), dir.join(relay::FOLDER));
     let child = process::fork(move || {

@@ -22,6 +22,7 @@ pub mod guest;
 mod host;
 pub mod ids;
 mod inside;
+pub mod keep;
 pub mod lent;
 pub mod lent_folders;
 pub mod manager;

@@ -33,6 +33,15 @@ impl Bundle {
         self.0.extend(others.0);
     }
 
+    /// Takes others over; those that are not among them stay, or go.
+    pub fn renew(&mut self, others: Bundle, others_stay: bool) {
+        if others_stay {
+            self.extend(others);
+        } else {
+            *self = others;
+        }
+    }
+
     /// Takes one out.
     pub fn remove(&mut self, name: &str) -> Option<Private> {
         self.0.remove(name)

@@ -21,11 +21,10 @@ use super::control::{self, Control, End};
 use super::kernel::Settings;
 use super::probe;
 use crate::agent::{self, CaptureLimits, ExecRequest};
+use crate::supervised::ask;
 
 /// The port's name in the machine.
 const PORT: &str = "codchi.agent";
-/// What asks and tells the machine's systemd.
-const SYSTEMCTL: &str = "/run/current-system/sw/bin/systemctl";
 /// What mounts folders in the machine, and where they are shared.
 const BOOT: &str = "/run/codchi/bin/codchi-boot";
 const FOLDERS: &str = "/run/codchi/folders";
@@ -262,27 +261,6 @@ impl Attendant {
         let last = || console.last().map(|l| format!(": {l}")).unwrap_or_default();
         Ok(outcome.ok_or_else(|| format!("QEMU ended while it was tried, {}{}", how(Some(end)), last())))
     }
-
-    /// A process that asks the machine's systemd something as soon as somebody answers, and ends when it has an answer. It is
-    /// asked by the agent: there is nobody else.
-    fn ask(&self, words: &'static [&'static str]) -> Result<Child> {
-        let agent = self.dir.join("agent");
-        let child = process::fork(move || {
-            let kill = Some(rustix::process::Signal::KILL);
-            if rustix::process::set_parent_process_death_signal(kill).is_err() {
-                return 1;
-            }
-            loop {
-                let command = [SYSTEMCTL].into_iter().chain(words.iter().copied());
-                let request = ExecRequest { user: Some("root".into()), ..ExecRequest::command(command) };
-                match agent::capture(&agent, request, b"", CaptureLimits::default()) {
-                    Ok(_) => return 0,
-                    Err(_) => std::thread::sleep(Duration::from_millis(200)),
-                }
-            }
-        });
-        child.map_err(|e| failed("start a process", e))
-    }
 }
 
 /// Has the machine mount a folder that is shared with it, or unmount it.
@@ -372,6 +350,10 @@ impl Engine for Attendant {
     fn root(&self) -> Option<PathBuf> {
         // What QEMU sees is this host.
         Some(self.root.clone())
+    }
+
+    fn secrets(&mut self) -> Option<&mut Bundle> {
+        self.guest.as_mut().map(Guest::secrets)
     }
 
     fn acceleration(&self) -> Option<Acceleration> {
@@ -471,7 +453,7 @@ impl Engine for Attendant {
         (self.ready, self.ended) = (false, None);
         self.control = Some(control);
         self.forwards = forwards;
-        self.waiting = Some(self.ask(&["is-system-running", "--wait"])?);
+        self.waiting = Some(ask(&self.dir.join("agent"), &["is-system-running", "--wait"])?);
         if let Some(why) = emulated {
             said.push(format!(
                 "the machine's processor is emulated, and slow: {why} (`codchi doctor` says what mends it)"
@@ -550,7 +532,7 @@ impl Engine for Attendant {
         }
         // Whoever held it still may be no more.
         let _ = still::go_on(&self.dir);
-        self.stopping = Some(self.ask(&["poweroff", "--no-block"])?);
+        self.stopping = Some(ask(&self.dir.join("agent"), &["poweroff", "--no-block"])?);
         Ok(())
     }
 
