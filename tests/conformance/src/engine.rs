@@ -165,6 +165,11 @@ impl Engine {
         (self.kind.variables.0, &self.dir)
     }
 
+    /// The variable that says where its client keeps what it knows.
+    pub fn client_variable(&self) -> &'static str {
+        self.kind.variables.1
+    }
+
     /// The client with these arguments; anything but success is a failure.
     pub fn command(&self, args: &[&str]) -> Result<String, Failed> {
         self.run(&[&[self.kind.client], args].concat(), b"")

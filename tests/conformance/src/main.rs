@@ -29,6 +29,7 @@ mod oci;
 mod pairs;
 mod power;
 mod qemu;
+mod remote;
 mod secrets;
 mod session;
 mod sources;
@@ -116,6 +117,9 @@ fn cases(host: &host::Host) -> Vec<cases::Case> {
     let last = all.pop();
     if host.has_engine() {
         all.extend(incus::ALL);
+    }
+    if host.driver == "incus" {
+        all.extend(remote::ALL);
     }
     match host.driver {
         "qemu" => {
