@@ -17,7 +17,11 @@
     ];
     capabilities = [
       "certificates"
+      "display"
+      "git-credentials"
       "netrc"
+      "sound"
+      "ssh-agent"
     ];
   };
   variables = [

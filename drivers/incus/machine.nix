@@ -1,4 +1,1 @@
-# What a machine needs to run on Incus is what every container needs (modules/container.nix).
-{
-  imports = [ ../../modules/resources.nix ];
-}
+import ../../lib/instance-machine.nix (import ./default.nix)

@@ -16,7 +16,11 @@
     ];
     capabilities = [
       "certificates"
+      "display"
+      "git-credentials"
       "netrc"
+      "sound"
+      "ssh-agent"
     ];
   };
   variables = [

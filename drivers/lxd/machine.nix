@@ -1,11 +1,11 @@
-# What a machine needs to run on LXD is what every container needs (modules/container.nix).
+# What a machine needs to run on LXD, beyond what every instance of an engine needs.
 { config, lib, ... }:
 let
   cfg = config.codchi;
   driver = import ./default.nix;
 in
 {
-  imports = [ ../../modules/resources.nix ];
+  imports = [ (import ../../lib/instance-machine.nix driver) ];
 
   config = lib.mkIf (cfg.enable && cfg.driver.name == driver.name) {
     # The engine shows the host's list of binary formats, which no machine may write.

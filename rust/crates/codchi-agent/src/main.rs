@@ -28,6 +28,8 @@ fn main() -> ExitCode {
         (Some(flag), Some(name)) if flag == server::PORT => {
             server::serve_port(&name).map(|never| match never {})
         }
+        (Some(flag), Some(user)) if flag == server::BRIDGE => server::bridge(user),
+        (Some(flag), Some(port)) if flag == server::CONNECT => server::connect(&port),
         (Some(flag), None) if flag == secrets::FLAG => secrets::settle(),
         (Some(flag), Some(operation)) if flag == channels::GIT => {
             channels::git_credential(operation.as_bytes())

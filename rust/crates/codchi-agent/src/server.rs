@@ -2,7 +2,8 @@
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -25,6 +26,12 @@ use crate::session;
 const DIRECTORY: &str = "/run/codchi/agent";
 /// The argument with which it serves a port.
 pub const PORT: &str = "--port";
+/// The argument with which it leads a stream of the engine's to the socket, where the host is another one.
+pub const BRIDGE: &str = "--bridge";
+/// The argument with which it leads its input and output to a port of the machine.
+pub const CONNECT: &str = "--connect";
+/// That the host is another one: what its engine starts in the machine, as root, comes in its place.
+const APART: &str = "/run/codchi/host/apart";
 /// Where login environments are kept; for root alone.
 const CACHE: &str = "/run/codchi-agent";
 /// Where the socket of the host's store is.
@@ -200,8 +207,7 @@ pub fn serve_in(dir: &Path, cache: &Path) -> Result<Infallible, Error> {
             continue;
         }
         let Ok((conn, _)) = socket.accept() else { continue };
-        // Whoever is visible in this pid namespace lives in the machine, and is not the host.
-        if spawn::peer_pid(&conn).ok() != Some(0) {
+        if !is_host(&conn) {
             continue;
         }
         let conn = OwnedFd::from(conn);
@@ -220,6 +226,92 @@ pub fn serve_in(dir: &Path, cache: &Path) -> Result<Infallible, Error> {
             Err(e) => {
                 let _ = writeln!(std::io::stderr(), "codchi-agent: cannot fork: {e}");
             }
+        }
+    }
+}
+
+/// Whoever is visible in this pid namespace lives in the machine, and is not the host. Where that is another one, the machine's root
+/// speaks for it, who may do anything here.
+fn is_host(conn: &UnixStream) -> bool {
+    match spawn::peer(conn) {
+        Ok((0, _)) => true,
+        Ok((_, uid)) => uid == 0 && Path::new(APART).exists(),
+        Err(_) => false,
+    }
+}
+
+/// Leads standard input to what `send` is an end of, and what comes of it to standard output. Who gives nothing more may still get.
+fn lead<S: Read + Write + Send + 'static>(
+    mut receive: S,
+    mut send: S,
+    no_more: impl FnOnce(&S) + Send + 'static,
+) -> std::thread::JoinHandle<S> {
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut send);
+        no_more(&send);
+    });
+    std::thread::spawn(move || {
+        let mut out = std::io::stdout().lock();
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(n) = receive.read(&mut buffer)
+            && n > 0
+            && out.write_all(buffer.get(..n).unwrap_or_default()).is_ok()
+            && out.flush().is_ok()
+        {}
+        receive
+    })
+}
+
+/// Leads standard input and output to a port of the machine, where what serves it listens on one of the loopback's addresses.
+pub fn connect(port: &OsStr) -> Result<(), Error> {
+    let port: u16 = port.to_str().and_then(|p| p.parse().ok()).ok_or(Error::Usage)?;
+    let addresses: [std::net::SocketAddr; 2] =
+        [(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()];
+    let stream = TcpStream::connect(&addresses[..]).map_err(Error::system("connect to the port"))?;
+    let send = stream.try_clone().map_err(Error::system("use a connection"))?;
+    let ended = lead(stream, send, |s: &TcpStream| drop(s.shutdown(Shutdown::Write)));
+    let _ = ended.join();
+    Ok(())
+}
+
+/// Leads what comes on standard input to the socket, and back to standard output, until one of them ends; and leads to the host who
+/// calls the session that it lends to this user.
+pub fn bridge(user: OsString) -> Result<(), Error> {
+    spawn::close_on_exec_from(3).map_err(Error::system("close what was inherited"))?;
+    let (trunk, ours) = UnixStream::pair().map_err(Error::system("make a connection"))?;
+    let send = ours.try_clone().map_err(Error::system("use a connection"))?;
+    // The host is gone without its end of it.
+    lead(ours, send, |s: &UnixStream| drop(s.shutdown(Shutdown::Both)));
+    let mut mux = Mux::new(trunk.into(), Side::Machine).map_err(Error::system("use the connection"))?;
+    let socket = Path::new(DIRECTORY).join("socket");
+    let mut sockets = Sockets::new(user.into_string().ok());
+    let mut answer = |what: &[u8]| {
+        let wanted = what == [AGENT];
+        wanted.then(|| UnixStream::connect(&socket).ok()).flatten().map(OwnedFd::from)
+    };
+    loop {
+        let mut list = Vec::new();
+        let watched = mux.watch(&mut list);
+        let calling: Vec<([u8; 2], &UnixListener)> =
+            sockets.listeners().filter_map(|(c, l)| Some(([SESSION, c.number()?], l))).collect();
+        list.extend(calling.iter().map(|(_, listener)| PollFd::new(*listener, PollFlags::IN)));
+        match poll(&mut list, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            r => r.map_err(Error::system("wait for the host"))?,
+        };
+        let mut seen: Vec<PollFlags> = list.iter().map(PollFd::revents).collect();
+        drop(list);
+        let others = seen.split_off(watched.len());
+        if mux.turn(&watched, &seen, &mut answer).is_err() {
+            return Ok(());
+        }
+        for ((what, listener), _) in calling.iter().zip(&others).filter(|(_, seen)| !seen.is_empty()) {
+            if let Ok((client, _)) = listener.accept() {
+                let _ = mux.open(what, client.into());
+            }
+        }
+        if let Some(open) = mux.heard() {
+            sockets.follow(&open);
         }
     }
 }

@@ -29,10 +29,6 @@ const AGAIN: Duration = Duration::from_millis(300);
 
 /// Makes /run with what the host gives below it, and waits until the host is ready.
 pub fn attach(from: &Path) {
-    let memory = |at: &str, options: &CStr| {
-        let flags = MountFlags::NOSUID | MountFlags::NODEV;
-        said(&format!("mount memory at `{at}`"), mount("tmpfs", at, "tmpfs", flags, options))
-    };
     folder(RUN);
     memory(RUN, c"mode=0755");
     folder(PLACE);
@@ -51,14 +47,22 @@ pub fn attach(from: &Path) {
     }
 }
 
-fn folder(path: &str) {
+/// Mounts memory.
+pub fn memory(at: &str, options: &CStr) {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    said(&format!("mount memory at `{at}`"), mount("tmpfs", at, "tmpfs", flags, options));
+}
+
+/// Makes a folder, unless it is there.
+pub fn folder(path: &str) {
     match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(e) => eprintln!("codchi-boot: cannot make `{path}`: {e}"),
     }
 }
 
-fn said(what: &str, done: Result<(), Errno>) {
+/// Says what did not work.
+pub fn said(what: &str, done: Result<(), Errno>) {
     if let Err(e) = done {
         eprintln!("codchi-boot: cannot {what}: {e}");
     }

@@ -7,6 +7,9 @@
 //! is put where a machine has it, and the host is waited for, which connects the network meanwhile. `codchi-boot --hold` becomes
 //! nothing: a machine whose files are worked on from outside is up, and does nothing.
 //!
+//! `--apart` is for containers on another host: nothing of the one that looks after them is mounted, and what it gives them
+//! `codchi-boot --take` reads from standard input while they wait. `codchi-boot --store VERB` does what is to be done in a store there.
+//!
 //! `--supervised` is for runtimes that know nothing of a supervisor: the container ends with the process that looks after it.
 //!
 //! `codchi-boot --show NUMBER PATH` and `--hide PATH` mount, in a virtual machine that runs, a folder of the host at a path, or unmount it.
@@ -14,8 +17,10 @@
 //! As `/init` of a virtual machine's first memory it first makes the machine's file system ([`guest`]).
 #![allow(clippy::print_stderr)]
 
+mod apart;
 mod guest;
 mod host;
+mod store;
 
 use std::fmt::Write;
 use std::os::unix::process::CommandExt;
@@ -60,15 +65,28 @@ fn main() -> ExitCode {
             std::thread::park();
         }
     }
+    if args.next_if(|a| a == "--take").is_some() {
+        return told(apart::take());
+    }
+    if args.next_if(|a| a == "--store").is_some() {
+        return told(store::run(&word(args.next())));
+    }
     if args.next_if(|a| a == "--supervised").is_some() {
         become_supervised();
     }
+    let alone = args.next_if(|a| a == "--apart").is_some();
     let from = args.next_if(|a| a == "--from").and_then(|_| args.next());
     let Some(init) = args.next() else {
         eprintln!("codchi-boot: no init was named");
         return ExitCode::from(2);
     };
     make_directories();
+    if alone {
+        match std::env::current_exe() {
+            Ok(program) => apart::attach(&program),
+            Err(e) => eprintln!("codchi-boot: cannot find this program: {e}"),
+        }
+    }
     if let Some(from) = from {
         host::attach(Path::new(&from));
     }

@@ -20,6 +20,7 @@ pub mod plan;
 pub mod port;
 pub mod progress;
 pub mod protocol;
+pub mod remote;
 pub mod report;
 pub mod session;
 #[cfg(feature = "host")]

@@ -9,6 +9,7 @@ use crate::document::{DocumentError, parse_toml};
 use crate::folder::OwnFolder;
 use crate::name::{DriverName, InputName};
 use crate::port::{GuestPort, HostPort, Protocol};
+use crate::remote::Remote;
 
 /// The version of `host.toml` this program writes.
 pub const HOST_VERSION: u32 = 1;
@@ -21,6 +22,9 @@ pub struct Host {
     pub version: u32,
     /// What the machine runs on.
     pub driver: DriverName,
+    /// The other host on which the driver's engine runs it; none: this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<Remote>,
     /// Where packages and options come from: `nixpkgs` or `debian`. Chosen at creation, never changed by a rebuild.
     pub base: String,
     /// Suite of the built-in base.
@@ -98,6 +102,7 @@ impl Host {
         Host {
             version: HOST_VERSION,
             driver,
+            remote: None,
             base: base.into(),
             suite,
             declared: false,
@@ -240,6 +245,7 @@ mod tests {
         let host = Host {
             version: 1,
             driver: "native".parse().unwrap(),
+            remote: Some("lab:m1".parse().unwrap()),
             base: "debian".into(),
             suite: Some("bookworm".into()),
             declared: false,

@@ -25,6 +25,9 @@ pub struct MachineStatus {
     pub name: MachineName,
     /// What it runs on.
     pub driver: String,
+    /// The other host on which that is, as its engine's client calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<String>,
     /// Where packages and options come from.
     pub base: String,
     /// What it does now.

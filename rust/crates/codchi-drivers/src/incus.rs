@@ -12,6 +12,7 @@ pub static DIALECT: Dialect = Dialect {
     title: "Incus",
     sockets: &["/run/incus/unix.socket", "/var/lib/incus/unix.socket"],
     variables: (Some("INCUS_SOCKET"), "INCUS_DIR"),
+    client_folders: ("INCUS_CONF", &[".config/incus"]),
     group: "incus-admin",
     client: "incus",
     programs: &[

@@ -4,34 +4,46 @@
 //! folders, secrets, endpoint and resolver as everywhere else ([`codchi_runtime::attend`]). Commands go through the agent's socket,
 //! in memory of the machine that the process beside it shows: the engine's own `exec` is never used.
 
+mod apart;
 mod api;
 mod attendant;
+mod depot;
 mod dialect;
 mod files;
 mod guard;
 mod image;
 mod mark;
 mod member;
+mod network;
+mod ports;
 mod probe;
+mod site;
+mod stream;
+
+use std::collections::BTreeMap;
 
 use codchi_core::dirs::Dirs;
 use codchi_core::folder::Folder;
-use codchi_core::machine::IdRange;
+use codchi_core::machine::{Host as Attachment, IdRange};
 use codchi_core::name::MachineName;
 use codchi_core::progress::Event as Told;
+use codchi_core::remote::Remote;
+use codchi_core::session::{self, Session};
 use codchi_core::status::{Finding, State};
 use codchi_files::Report;
+use codchi_runtime::attend::Engine;
 use codchi_runtime::spec::Launch;
-use codchi_runtime::{folders, ids, outer, start, state};
+use codchi_runtime::{folders, ids, outer, relay, start, state};
 use serde_json::{Value, json};
 
 use crate::supervised::{self, life, prepare};
 use crate::{
-    Begun, Driver, DriverError, Exec, Export, Given, Host, Info, Machine, Result, Running, Switched,
+    Begun, Driver, DriverError, Exec, Export, Given, Host, Info, Machine, Result, Running, Switched, Watchers,
 };
 
 use api::{Api, ApiError};
 pub use dialect::Dialect;
+use site::Site;
 
 /// The driver, of one engine.
 pub struct Instances {
@@ -44,7 +56,11 @@ impl Driver for Instances {
     }
 
     fn probe(&self, host: &Host) -> Vec<Finding> {
-        probe::probe(&self.api(), host.dirs)
+        probe::probe(&self.here(), host.dirs)
+    }
+
+    fn reach(&self, host: &Host, remote: &Remote) -> Option<Result<()>> {
+        Some(self.reach_remote(host, remote))
     }
 
     fn ids(&self, _: &[IdRange]) -> Result<Option<IdRange>> {
@@ -52,27 +68,32 @@ impl Driver for Instances {
         Ok(None)
     }
 
-    fn refusal(&self, folder: &Folder) -> Option<String> {
+    fn refusal(&self, host: &Host, machine: &MachineName, folder: &Folder) -> Option<String> {
+        if let Ok(Some(remote)) = remote_of(host.dirs, machine) {
+            return Some(format!("the machine is on `{remote}`: {}", apart::NO_FOLDERS));
+        }
         folders::refusal(folder)
     }
 
     fn create(&self, host: &Host, machine: &Machine) -> Result<()> {
-        let api = self.connect()?;
-        if let Some(instance) = find(&api, machine.name)? {
-            return if mark::is_ours(&instance, host.dirs, machine.name) {
-                member::check(&api, &instance, machine.name)
-            } else {
-                Err(self.foreign(machine.name))
-            };
+        let api = self.usable(self.reached(host.dirs, machine.attachment.remote.clone())?)?;
+        let remote = api.remote();
+        if find(&api, machine.name)?.is_some() {
+            return self.own(&api, host.dirs, machine.name).map(drop);
         }
         let pool = pool(&api)?;
         let name = machine.name.as_str();
+        if let Some(remote) = remote {
+            // Known before there is something to be found again.
+            codchi_fs::create_private_dir(host.dirs.machine_data(machine.name))?;
+            codchi_fs::write_atomic(note(host.dirs, machine.name), remote.to_string(), 0o600)?;
+        }
         let did_not_make = |e| did_not(self.dialect, e, format!("make the instance `{name}`"));
         // An empty root file system: the machine's init fills it.
         let image =
             (!self.dialect.vacant).then(|| image::Image::new(&api)).transpose().map_err(did_not_make)?;
         let source = image.as_ref().map_or_else(|| json!({ "type": "none" }), image::Image::source);
-        let mut config = mark::marks(host.dirs, machine.name);
+        let mut config = mark::marks(host.dirs, machine.name, remote.is_some());
         config.insert("security.idmap.isolated".into(), json!("true"));
         config.insert("security.idmap.size".into(), json!("65536"));
         let instance = json!({
@@ -85,8 +106,11 @@ impl Driver for Instances {
             "config": config,
             "devices": { "root": { "type": "disk", "path": "/", "pool": pool } },
         });
-        let here = member::here(&api).map_err(did_not_make)?;
-        api.change("POST", &member::targeted("/1.0/instances", here.as_deref()), &instance)
+        let member = match remote {
+            None => member::here(&api).map_err(did_not_make)?,
+            Some(remote) => remote.member.clone(),
+        };
+        api.change("POST", &member::targeted("/1.0/instances", member.as_deref()), &instance)
             .map_err(did_not_make)?;
         drop(image);
         // Where a mount with mapped owners goes has to be there.
@@ -96,13 +120,19 @@ impl Driver for Instances {
                 return Err(did_not(self.dialect, e, format!("prepare the root file system of `{name}`")));
             }
         }
+        if remote.is_some() {
+            // Said once: here a person can still change it, and each start sees what there is then.
+            network::find(&api, &instance, host.progress)
+                .map_err(|e| did_not(self.dialect, e, "look at the networks".into()))?;
+        }
         Ok(())
     }
 
     fn update(&self, host: &Host, machine: &Machine) -> Result<Switched> {
         let launch = self.launch(host, machine)?;
         life::update(host, machine, &launch, || {
-            Ok(attendant::configure(&self.connect()?, &launch, &host.dirs.machine_runtime(machine.name))?)
+            let api = self.connect(host.dirs, machine.name)?;
+            Ok(attendant::configure(&api, &launch, &host.dirs.machine_runtime(machine.name))?)
         })
     }
 
@@ -111,10 +141,10 @@ impl Driver for Instances {
     }
 
     fn start(&self, host: &Host, machine: &Machine) -> Result<()> {
-        files::thaw(|| self.api(), host, machine.name)?;
+        files::thaw(|| self.api(host.dirs, machine.name), host, machine.name)?;
         life::start(host, machine, || {
             // Found out here, where it can be said better than by the attendant.
-            let api = self.connect()?;
+            let api = self.connect(host.dirs, machine.name)?;
             let instance = files::end_hold(&api, self.own(&api, host.dirs, machine.name)?, machine.name)?;
             if runs(&instance) {
                 host.progress.report(Told::Warning(
@@ -133,7 +163,7 @@ impl Driver for Instances {
 
     fn stop(&self, host: &Host, machine: &MachineName) -> Result<()> {
         let dir = host.dirs.machine_runtime(machine);
-        files::thaw(|| self.api(), host, machine)?;
+        files::thaw(|| self.api(host.dirs, machine), host, machine)?;
         if state::status(&dir)?.supervisor.is_some() {
             // It kills a machine that does not go down, and takes its state with it when that is off.
             let _ = start::stop(&dir, false, life::PATIENCE);
@@ -158,7 +188,7 @@ impl Driver for Instances {
     }
 
     fn state(&self, host: &Host, machine: &MachineName) -> Result<Running> {
-        files::thaw(|| self.api(), host, machine)?;
+        files::thaw(|| self.api(host.dirs, machine), host, machine)?;
         match attended(host, machine)? {
             Some(running) => Ok(running),
             None => self.states(host, std::slice::from_ref(machine)).remove(0),
@@ -166,20 +196,39 @@ impl Driver for Instances {
     }
 
     fn states(&self, host: &Host, machines: &[MachineName]) -> Vec<Result<Running>> {
-        // Those that are attended are known without asking; for all others together the engine is asked once.
-        let mut list: Option<Result<Listed, ApiError>> = None;
+        // Those that are attended are known without asking; for all others together each engine is asked once.
+        let mut lists: BTreeMap<Option<String>, Result<Listed, ApiError>> = BTreeMap::new();
         machines
             .iter()
             .map(|machine| {
                 if let Some(running) = attended(host, machine)? {
                     return Ok(running);
                 }
-                match list.get_or_insert_with(|| Listed::new(&self.api())) {
+                let remote = remote_of(host.dirs, machine)?;
+                let key = remote.as_ref().map(|r| r.name.clone());
+                let api = match self.reached(host.dirs, remote) {
+                    Ok(api) => api,
+                    Err(e) => return Ok(failed_state(e.to_string())),
+                };
+                match lists.entry(key).or_insert_with(|| Listed::new(&api)) {
                     Ok(listed) => self.unattended(listed, host, machine),
                     Err(e) => Ok(failed_state(probe::unreachable(self.dialect, e).0)),
                 }
             })
             .collect()
+    }
+
+    fn follow(&self, host: &Host, machine: &MachineName, session: Session) -> Result<()> {
+        Ok(relay::follow(&host.dirs.machine_runtime(machine), session)?)
+    }
+
+    fn watch(&self, host: &Host, machines: &[MachineName], watchers: &mut Watchers) {
+        for machine in machines {
+            if let Ok(api) = self.api(host.dirs, machine) {
+                let name = format!("{} at {}", self.dialect.title, api.site());
+                watchers.add(name, move |tell| drop(stream::hear(&api, tell)));
+            }
+        }
     }
 
     fn attach(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<u8> {
@@ -193,10 +242,10 @@ impl Driver for Instances {
 
     fn remove(&self, host: &Host, machine: &MachineName) -> Result<()> {
         let dir = host.dirs.machine_runtime(machine);
-        let api = self.api();
+        let api = self.api(host.dirs, machine)?;
         let instance = find(&api, machine)?;
         // One of another owner is never touched: ours is gone then.
-        if instance.is_some_and(|i| mark::is_ours(&i, host.dirs, machine)) {
+        if let Some(instance) = instance.filter(|i| mark::is_ours(i, host.dirs, machine)) {
             self.stop(host, machine)?;
             self.on_boot(host, machine, false)?;
             match api.delete(&path(machine)) {
@@ -206,13 +255,17 @@ impl Driver for Instances {
                     return Err(did_not(self.dialect, e, format!("remove the instance `{machine}`")));
                 }
             }
+            if let Some(remote) = api.remote() {
+                depot::clear(&api, host, remote, &instance)?;
+            }
         }
+        codchi_fs::remove_if_exists(note(host.dirs, machine))?;
         supervised::remove_tree(host.program, &dir)?;
         supervised::forget(host, machine)
     }
 
     fn extras(&self, host: &Host, machine: &MachineName) -> Result<Vec<String>> {
-        let api = self.connect()?;
+        let api = self.connect(host.dirs, machine)?;
         let instance = self.own(&api, host.dirs, machine)?;
         let snapshots = api
             .get(&format!("{}/snapshots", path(machine)))
@@ -235,26 +288,42 @@ impl Driver for Instances {
         begin: &mut dyn FnMut(bool) -> Result<Begun>,
     ) -> Result<()> {
         prepare(host, machine)?;
-        let engine = |launch: &Launch, dir: &std::path::Path| {
-            let attendant = attendant::Attendant::new(self.dialect, launch, dir)?;
-            Ok(Box::new(attendant) as Box<dyn codchi_runtime::attend::Engine>)
-        };
         let dir = host.dirs.machine_runtime(machine);
-        Ok(codchi_runtime::attend::attend(&dir, supervised::begun(machine, begin, || Ok(true)), engine)?)
+        // The store of one on another host is there, too.
+        let with_endpoint = || Ok(attendant::said(&Launch::read(&dir)?)?.apart.is_none());
+        let engine = |launch: &Launch, dir: &std::path::Path| -> codchi_runtime::Result<Box<dyn Engine>> {
+            Ok(match attendant::said(launch)?.apart {
+                None => Box::new(attendant::Attendant::new(self.dialect, launch, dir)?),
+                Some(_) => Box::new(apart::Attendant::new(self.dialect, launch, dir)?),
+            })
+        };
+        Ok(codchi_runtime::attend::attend(&dir, supervised::begun(machine, begin, with_endpoint), engine)?)
     }
 
     fn duplicate(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<Report> {
-        let api = self.connect()?;
+        let api = self.connect(host.dirs, from)?;
         self.clear(&api, host.dirs, to)?;
         let source = files::end_hold(&api, self.own(&api, host.dirs, from)?, from)?;
         let not_copied = |e| did_not(self.dialect, e, format!("copy the instance `{from}`"));
-        let here = member::here(&api).map_err(not_copied)?;
+        if let Some(remote) = api.remote() {
+            codchi_fs::create_private_dir(host.dirs.machine_data(to))?;
+            codchi_fs::write_atomic(note(host.dirs, to), remote.to_string(), 0o600)?;
+        }
         let still = files::Still::new(&api, host, &source, from)?;
-        let copied = api.change("POST", &member::targeted("/1.0/instances", here.as_deref()), &json!({
+        let path = member::targeted("/1.0/instances", mark::member(&source));
+        let mut devices = source["devices"].clone();
+        if api.remote().is_some()
+            && devices.get("eth0").is_some()
+            && !mark::devices_of_others(&source).contains_key("eth0")
+        {
+            // Its address is no other machine's; what is left out here would be copied.
+            devices["eth0"] = json!({ "type": "none" });
+        }
+        let copied = api.change("POST", &path, &json!({
             "name": to,
             "source": { "type": "copy", "source": from, "instance_only": true, "allow_inconsistent": true },
-            "config": mark::marks(host.dirs, to),
-            "devices": source["devices"],
+            "config": mark::marks(host.dirs, to, api.remote().is_some()),
+            "devices": devices,
             "profiles": [],
         }));
         drop(still);
@@ -270,16 +339,21 @@ impl Driver for Instances {
         }
     }
 
-    fn holds(&self, _: &Host, machine: &MachineName, file: &str) -> Result<bool> {
-        match self.connect()?.text(&format!("{}/files?path={file}", path(machine))) {
+    fn holds(&self, host: &Host, machine: &MachineName, file: &str) -> Result<bool> {
+        match self.connect(host.dirs, machine)?.text(&format!("{}/files?path={file}", path(machine))) {
             Ok(_) => Ok(true),
             Err(e) if e.is_not_found() => Ok(false),
             Err(e) => Err(did_not(self.dialect, e, format!("look for `{file}` in `{machine}`"))),
         }
     }
 
+    fn can_pack(&self, host: &Host, machine: &MachineName) -> Result<()> {
+        self.with_files_here(&self.api(host.dirs, machine)?)
+    }
+
     fn pack(&self, host: &Host, machine: &Machine, export: &Export, to: std::fs::File) -> Result<Report> {
-        let api = self.connect()?;
+        self.can_pack(host, machine.name)?;
+        let api = self.connect(host.dirs, machine.name)?;
         let instance = files::end_hold(&api, self.own(&api, host.dirs, machine.name)?, machine.name)?;
         if runs(&instance) {
             let _still = files::Still::new(&api, host, &instance, machine.name)?;
@@ -291,7 +365,8 @@ impl Driver for Instances {
     }
 
     fn unpack(&self, host: &Host, machine: &Machine, from: std::fs::File, without: &str) -> Result<Report> {
-        let api = self.connect()?;
+        let api = self.usable(self.reached(host.dirs, machine.attachment.remote.clone())?)?;
+        self.with_files_here(&api)?;
         self.clear(&api, host.dirs, machine.name)?;
         self.create(host, machine)?;
         let hold = files::Hold::new(&api, host, machine.name)?;
@@ -303,7 +378,8 @@ impl Driver for Instances {
     }
 
     fn rename(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<()> {
-        let api = self.connect()?;
+        let remote = remote_of(host.dirs, from)?.or(remote_of(host.dirs, to)?);
+        let api = self.usable(self.reached(host.dirs, remote)?)?;
         if let Some(instance) = find(&api, from)? {
             if !mark::is_ours(&instance, host.dirs, from) {
                 return Err(self.foreign(from));
@@ -327,22 +403,72 @@ impl Driver for Instances {
 }
 
 impl Instances {
-    fn api(&self) -> Api {
-        Api::at(self.dialect, &self.dialect.socket())
+    /// The engine of this host.
+    fn here(&self) -> Api {
+        Api::at(self.dialect, &Site::Socket(self.dialect.socket()))
     }
 
-    /// The engine, which has to answer.
-    fn connect(&self) -> Result<Api> {
-        if !outer::is_privileged() {
+    /// The engine of this host or of another.
+    fn reached(&self, dirs: &Dirs, remote: Option<Remote>) -> Result<Api> {
+        let Some(remote) = remote else { return Ok(self.here()) };
+        let site = Site::named(self.dialect, &self.dialect.client_dir(&dirs.home), &remote.name)?;
+        Ok(Api::at(self.dialect, &site).apart(remote))
+    }
+
+    /// The engine of a machine.
+    fn api(&self, dirs: &Dirs, machine: &MachineName) -> Result<Api> {
+        self.reached(dirs, remote_of(dirs, machine)?)
+    }
+
+    /// The same, which has to answer.
+    fn connect(&self, dirs: &Dirs, machine: &MachineName) -> Result<Api> {
+        self.usable(self.api(dirs, machine)?)
+    }
+
+    fn usable(&self, api: Api) -> Result<Api> {
+        if api.remote().is_none() && !outer::is_privileged() {
             return Err(DriverError::Host {
                 what: format!("machines on {} need root on this computer", self.dialect.title),
-                hints: vec!["run `codchi` as root, or use the driver that needs no root".into()],
+                hints: vec![
+                    "run `codchi` as root, use the driver that needs no root, or another host: `--remote NAME`"
+                        .into(),
+                ],
             });
         }
-        let api = self.api();
         match probe::usable(&api) {
             Ok(()) => Ok(api),
             Err((what, hints)) => Err(DriverError::Host { what, hints }),
+        }
+    }
+
+    fn reach_remote(&self, host: &Host, remote: &Remote) -> Result<()> {
+        let api = self.usable(self.reached(host.dirs, Some(remote.clone()))?)?;
+        let Some(member) = &remote.member else { return Ok(()) };
+        match api.get(&format!("/1.0/cluster/members/{member}")) {
+            Ok(_) => Ok(()),
+            Err(e) => Err(DriverError::Host {
+                what: format!("there is no member `{member}` on the remote `{}`: {e}", remote.name),
+                hints: vec![format!(
+                    "`{} cluster list {}:` shows those there are",
+                    self.dialect.client, remote.name
+                )],
+            }),
+        }
+    }
+
+    /// Fails where this host cannot reach the files of machines.
+    fn with_files_here(&self, api: &Api) -> Result<()> {
+        match api.remote() {
+            None => Ok(()),
+            Some(remote) => Err(DriverError::Host {
+                what: format!(
+                    "the files of a machine on `{remote}` can be neither exported nor imported as a whole from here yet"
+                ),
+                hints: vec![format!(
+                    "`{} export {}:NAME` there exports its instance",
+                    self.dialect.client, remote.name
+                )],
+            }),
         }
     }
 
@@ -350,7 +476,9 @@ impl Instances {
     fn own(&self, api: &Api, dirs: &Dirs, machine: &MachineName) -> Result<Value> {
         match find(api, machine)? {
             Some(instance) if mark::is_ours(&instance, dirs, machine) => {
-                member::check(api, &instance, machine)?;
+                if api.remote().is_none() {
+                    member::check(api, &instance, machine)?;
+                }
                 Ok(instance)
             }
             Some(_) => Err(self.foreign(machine)),
@@ -371,7 +499,7 @@ impl Instances {
 
     /// Has an instance go down without an attendant: it is asked, and killed when it does not.
     fn stop_instance(&self, host: &Host, machine: &MachineName) -> Result<()> {
-        let api = self.connect()?;
+        let api = self.connect(host.dirs, machine)?;
         let Some(instance) = find(&api, machine)? else { return Ok(()) };
         if !mark::is_ours(&instance, host.dirs, machine) || instance["status"] == "Stopped" {
             return Ok(());
@@ -394,14 +522,24 @@ impl Instances {
     /// What an attendant is told of a machine.
     fn launch(&self, host: &Host, machine: &Machine) -> Result<Launch> {
         let system = life::system(machine)?;
+        let api = self.api(host.dirs, machine.name)?;
         // The engine is found where it is now, also by a service manager that knows nothing of this environment.
+        let apart = api.remote().map(|remote| self.apart(host, machine, &api, remote)).transpose()?;
         let engine = attendant::Said {
-            socket: self.dialect.socket(),
+            socket: api.site().socket().filter(|_| apart.is_none()).map(Into::into),
+            apart,
             settings: system.manifest.engine.clone(),
             granted: system.manifest.needs.driver_settings.clone(),
         };
         let engine = serde_json::to_value(engine).map_err(|e| DriverError::Settings(e.to_string()))?;
+        let (needs, granted) = (&system.manifest.needs, &machine.attachment.granted);
         Ok(Launch {
+            channels: match api.remote() {
+                None => session::channels(needs, granted),
+                // What is passed on is bytes.
+                Some(_) => session::streams(needs, granted),
+            },
+            git_hosts: codchi_core::consent::git_hosts(granted),
             // The engine has both.
             root: std::path::PathBuf::new(),
             uid_base: None,
@@ -411,13 +549,43 @@ impl Instances {
         })
     }
 
+    /// Makes ready what a machine on another host has there.
+    fn apart(&self, host: &Host, machine: &Machine, api: &Api, remote: &Remote) -> Result<attendant::Apart> {
+        let folders = machine.folders(&host.dirs.home)?;
+        if let Some(folder) = folders.iter().find(|f| !f.optional) {
+            return Err(DriverError::Host {
+                what: format!(
+                    "`{}` is to be at `{}` of `{}`, which is on `{remote}`: {}",
+                    folder.source.display(),
+                    folder.target.display(),
+                    machine.name,
+                    apart::NO_FOLDERS
+                ),
+                hints: vec![format!(
+                    "`codchi mount remove {} {}` does without",
+                    machine.name,
+                    folder.target.display()
+                )],
+            });
+        }
+        let instance = self.own(api, host.dirs, machine.name)?;
+        let toplevel = &life::system(machine)?.toplevel;
+        Ok(attendant::Apart {
+            remote: remote.clone(),
+            client: self.dialect.client_dir(&host.dirs.home),
+            stocked: depot::stock(api, host, remote, &instance, toplevel)?,
+        })
+    }
+
     /// What the engine says of a machine that nobody looks after.
     fn unattended(&self, listed: &Listed, host: &Host, machine: &MachineName) -> Result<Running> {
         let Listed { instances, here } = listed;
         let named = instances.iter().find(|i| i["name"] == machine.as_str());
         Ok(match named {
             Some(i) if mark::is_ours(i, host.dirs, machine) => match i["status"].as_str() {
-                _ if let Some((there, _)) = member::elsewhere(mark::member(i), here.as_deref()) => {
+                _ if i["config"].get(mark::APART).is_none()
+                    && let Some((there, _)) = member::elsewhere(mark::member(i), here.as_deref()) =>
+                {
                     failed_state(member::away(self.dialect, machine, there))
                 }
                 Some("Running" | "Ready" | "Frozen") if !files::is_held(i) => {
@@ -479,7 +647,29 @@ impl Listed {
 /// What is known of a machine that somebody looks after.
 fn attended(host: &Host, machine: &MachineName) -> Result<Option<Running>> {
     let status = state::status(&host.dirs.machine_runtime(machine))?;
-    Ok(status.supervisor.is_some().then(|| supervised::running(status)))
+    if status.supervisor.is_none() {
+        return Ok(None);
+    }
+    let running = supervised::running(status);
+    // On another host that is the process which leads there.
+    let leader = running.leader.filter(|_| !matches!(remote_of(host.dirs, machine), Ok(Some(_))));
+    Ok(Some(Running { leader, ..running }))
+}
+
+/// Where a machine is that is not on the engine of this host.
+pub(crate) fn remote_of(dirs: &Dirs, machine: &MachineName) -> Result<Option<Remote>> {
+    let file = dirs.host_toml(machine);
+    if let Some(text) = codchi_fs::read_if_exists(&file)? {
+        return Ok(Attachment::parse(&file, &text)?.remote);
+    }
+    // It is being made, or was being.
+    let noted = codchi_fs::read_if_exists(note(dirs, machine))?;
+    Ok(noted.and_then(|text| text.trim().parse().ok()))
+}
+
+/// The file that says so before there is a machine.
+fn note(dirs: &Dirs, machine: &MachineName) -> std::path::PathBuf {
+    dirs.machine_data(machine).join("remote")
 }
 
 /// Whether the engine runs an instance.

@@ -16,9 +16,11 @@ mod qemu;
 mod supervised;
 mod vm;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use codchi_core::dirs::Dirs;
 use codchi_core::folder::{self, Folder, FolderState};
@@ -28,6 +30,7 @@ use codchi_core::name::{DriverName, MachineName};
 use codchi_core::port::{self, Forward, PortState};
 use codchi_core::progress::Progress;
 pub use codchi_core::protocol::Delivered;
+use codchi_core::remote::Remote;
 use codchi_core::session::Session;
 use codchi_core::settings::Settings;
 use codchi_core::status::{Acceleration, Finding, State};
@@ -222,6 +225,39 @@ impl Running {
     }
 }
 
+/// Those who tell that something happened to machines, for as long as this process lives.
+pub struct Watchers {
+    tell: Arc<dyn Fn() + Send + Sync>,
+    known: BTreeSet<String>,
+}
+
+impl Watchers {
+    /// Nobody yet; `tell` is called from any thread.
+    pub fn new(tell: Arc<dyn Fn() + Send + Sync>) -> Watchers {
+        Watchers { tell, known: BTreeSet::new() }
+    }
+
+    /// Adds one, unless it is known by that name already: `listen` hears one thing after the other until it ends, and is called again
+    /// after a while.
+    fn add(&mut self, name: String, listen: impl Fn(&dyn Fn()) + Send + 'static) {
+        if !self.known.insert(name) {
+            return;
+        }
+        let tell = self.tell.clone();
+        std::thread::spawn(move || {
+            loop {
+                listen(&*tell);
+                // What happened meanwhile nobody told.
+                std::thread::sleep(LISTEN_AGAIN);
+                tell();
+            }
+        });
+    }
+}
+
+/// How long after somebody does not tell any more he is asked again.
+const LISTEN_AGAIN: Duration = Duration::from_secs(3);
+
 /// A command to run inside.
 #[derive(Clone, Debug, Default)]
 pub struct Exec {
@@ -243,6 +279,10 @@ pub trait Driver: Sync {
     fn info(&self) -> &'static Info;
     /// What this host has and lacks for it.
     fn probe(&self, host: &Host) -> Vec<Finding>;
+    /// That new machines can be on another host, where it has machines on other hosts at all.
+    fn reach(&self, _: &Host, _: &Remote) -> Option<Result<()>> {
+        None
+    }
     /// The range of ids that a new machine shall have on this host, where that is chosen beforehand; `taken` are those of
     /// the other machines.
     fn ids(&self, taken: &[IdRange]) -> Result<Option<IdRange>>;
@@ -252,8 +292,8 @@ pub trait Driver: Sync {
     fn update(&self, host: &Host, machine: &Machine) -> Result<Switched>;
     /// Brings what a running machine has of its host to what `machine` says now, without touching the machine.
     fn give(&self, host: &Host, machine: &Machine) -> Result<Given>;
-    /// Why no machine of the caller's may have this folder, for people; none where one may.
-    fn refusal(&self, _: &Folder) -> Option<String> {
+    /// Why a machine may not have this folder, for people; none where it may.
+    fn refusal(&self, _: &Host, _: &MachineName, _: &Folder) -> Option<String> {
         None
     }
     /// Lets what a machine has of its host's session (display, sound, ssh agent) lead to the caller's from now on. Cheap: every
@@ -276,6 +316,8 @@ pub trait Driver: Sync {
     fn states(&self, host: &Host, machines: &[MachineName]) -> Vec<Result<Running>> {
         machines.iter().map(|machine| self.state(host, machine)).collect()
     }
+    /// Has whoever tells of what becomes of these machines, beside the files of this host, tell it from now on.
+    fn watch(&self, _: &Host, _: &[MachineName], _: &mut Watchers) {}
     /// The system that a machine was started with or switched to last, where that is known; none when it is off.
     fn running_system(&self, host: &Host, machine: &MachineName) -> Result<Option<String>> {
         if self.state(host, machine)?.state == State::Stopped {
@@ -308,6 +350,10 @@ pub trait Driver: Sync {
     /// which this is true have them in common.
     fn keeps_folder(&self) -> bool {
         false
+    }
+    /// Fails where the files of a machine cannot be read as a whole, so that it can neither be exported nor move.
+    fn can_pack(&self, _: &Host, _: &MachineName) -> Result<()> {
+        Ok(())
     }
     /// Removes what a machine has by this driver beside its files, where another driver has these now.
     fn leave(&self, host: &Host, machine: &MachineName) -> Result<()> {

@@ -12,6 +12,7 @@ pub static DIALECT: Dialect = Dialect {
     title: "LXD",
     sockets: &["/var/snap/lxd/common/lxd/unix.socket", "/var/lib/lxd/unix.socket"],
     variables: (Some("LXD_SOCKET"), "LXD_DIR"),
+    client_folders: ("LXD_CONF", &[".config/lxc", "snap/lxd/common/config"]),
     group: "lxd",
     client: "lxc",
     programs: &["/usr/bin/lxd", "/usr/sbin/lxd", "/snap/bin/lxd", "/var/lib/snapd/snap/bin/lxd"],

@@ -55,7 +55,7 @@ impl Driver for Vm {
         ids::choose(taken)
     }
 
-    fn refusal(&self, folder: &Folder) -> Option<String> {
+    fn refusal(&self, _: &Host, _: &MachineName, folder: &Folder) -> Option<String> {
         folders::refusal(folder)
     }
 

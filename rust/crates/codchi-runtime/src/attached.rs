@@ -19,7 +19,7 @@ use crate::connection::Connection;
 use crate::error::{Doing, Error, Result};
 use crate::mounts::{self, CREDENTIALS, Owner};
 use crate::outer::{attach, clone_tree};
-use crate::spec::{Launch, Mount, MountKind};
+use crate::spec::{Launch, Mount, MountKind, User};
 use crate::{folders, notify};
 
 /// Where the agent of a machine listens.
@@ -75,6 +75,11 @@ impl Attached {
             folders: Vec::new(),
             answered: None,
         })
+    }
+
+    /// An account of the machine by the host's ids.
+    pub fn on_host(&self, user: User) -> User {
+        User { uid: self.owner.uid + user.uid, gid: self.owner.gid + user.gid }
     }
 
     /// Gives a machine everything, and shows this host its agent.

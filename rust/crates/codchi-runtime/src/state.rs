@@ -236,7 +236,7 @@ pub(crate) fn stat(folder: &Path) -> Option<Stat> {
 }
 
 /// When a process began, in ticks; `None` when there is no such process.
-pub(crate) fn start_time(pid: i32) -> Option<u64> {
+pub fn start_time(pid: i32) -> Option<u64> {
     let stat = stat(&Path::new("/proc").join(pid.to_string()))?;
     (!matches!(stat.state, 'Z' | 'X')).then_some(stat.start_time)
 }

@@ -85,8 +85,9 @@ pub fn execve(path: &CStr, argv: &[CString], env: &[CString]) -> io::Result<Infa
     Err(io::Error::last_os_error())
 }
 
-/// The process id of the peer of a unix socket as this pid namespace sees it: 0 when it lives outside (unix(7), SO_PEERCRED).
-pub fn peer_pid(socket: impl AsFd) -> io::Result<u32> {
+/// The process id of the peer of a unix socket as this pid namespace sees it, 0 when it lives outside, and its user id (unix(7),
+/// SO_PEERCRED).
+pub fn peer(socket: impl AsFd) -> io::Result<(u32, u32)> {
     let mut cred = libc::ucred { pid: -1, uid: 0, gid: 0 };
     let mut length = size_of::<libc::ucred>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes into `cred`, which is plain data of that size.
@@ -102,7 +103,8 @@ pub fn peer_pid(socket: impl AsFd) -> io::Result<u32> {
     if r != 0 {
         return Err(io::Error::last_os_error());
     }
-    u32::try_from(cred.pid).map_err(|_| io::Error::from_raw_os_error(libc::ENOTCONN))
+    let pid = u32::try_from(cred.pid).map_err(|_| io::Error::from_raw_os_error(libc::ENOTCONN))?;
+    Ok((pid, cred.uid))
 }
 
 /// Keeps every descriptor from `first` on out of the programs started from now on (close_range(2)).

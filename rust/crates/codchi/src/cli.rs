@@ -208,6 +208,9 @@ pub struct Init {
     /// What the machine runs on
     #[arg(long, value_name = "DRIVER")]
     pub driver: Option<String>,
+    /// On another host, as the engine's own client calls it, or on a member of its cluster
+    #[arg(long, value_name = "NAME[:MEMBER]")]
+    pub remote: Option<String>,
     /// Where packages and options come from; CODCHI_BASE does the same
     #[arg(long, value_enum)]
     pub base: Option<Base>,
@@ -332,7 +335,7 @@ pub struct Shell {
 pub struct Status {
     /// Only this machine
     pub name: Option<String>,
-    /// Again every second, until interrupted
+    /// Again whenever something has changed, until interrupted
     #[arg(long)]
     pub watch: bool,
 }

@@ -19,6 +19,7 @@ mod printer;
 mod prompt;
 mod secrets;
 mod updates;
+mod watch;
 mod worker;
 
 use std::ffi::OsString;

@@ -1,11 +1,9 @@
-//! The engine's REST API on its unix socket.
+//! The engine's REST API.
 //!
 //! <https://linuxcontainers.org/incus/docs/main/rest-api/>: an answer is `sync` with its result, `async` with an operation to wait
 //! for, or `error`.
 
 use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -16,7 +14,10 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
 };
 
+use codchi_core::remote::Remote;
+
 use super::dialect::Dialect;
+use super::site::{Site, Wire};
 
 /// How long an answer may take; operations are waited for in pieces of this.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,11 +29,11 @@ const TRANSITION: Duration = Duration::from_secs(100);
 /// Why the engine did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// Nobody answers at the socket; [`super::probe::unreachable`] says what that means.
-    #[error("`{}`: {source}", socket.display())]
+    /// Nobody answers there; [`super::probe::unreachable`] says what that means.
+    #[error("{site}: {source}")]
     Connect {
-        /// The socket.
-        socket: PathBuf,
+        /// Where.
+        site: Box<Site>,
         /// Why.
         source: io::Error,
     },
@@ -60,7 +61,7 @@ impl ApiError {
         matches!(self, ApiError::Refused { code: 404, .. })
     }
 
-    /// Whether nobody answers at the socket.
+    /// Whether nobody answers.
     pub fn is_unreachable(&self) -> bool {
         matches!(self, ApiError::Connect { .. })
     }
@@ -70,20 +71,31 @@ impl ApiError {
 #[derive(Debug)]
 pub struct Api {
     agent: ureq::Agent,
-    socket: PathBuf,
+    site: Site,
+    apart: Option<Remote>,
     dialect: &'static Dialect,
 }
 
 impl Api {
-    /// Of the engine that listens at `socket`; nothing is connected yet.
-    pub fn at(dialect: &'static Dialect, socket: &Path) -> Api {
+    /// Of the engine that answers there; nothing is connected yet.
+    pub fn at(dialect: &'static Dialect, site: &Site) -> Api {
         let config = Config::builder()
             .http_status_as_error(false)
             .proxy(None)
             .timeout_global(Some(PATIENCE + Duration::from_secs(5)))
             .build();
-        let agent = ureq::Agent::with_parts(config, Socket(socket.into()), NoResolver);
-        Api { agent, socket: socket.into(), dialect }
+        let agent = ureq::Agent::with_parts(config, Engine(site.clone()), NoResolver);
+        Api { agent, site: site.clone(), apart: None, dialect }
+    }
+
+    /// The same for instances that have nothing of this host, because they are, or may be, on another.
+    pub fn apart(self, remote: Remote) -> Api {
+        Api { apart: Some(remote), ..self }
+    }
+
+    /// Where its instances are, when they have nothing of this host.
+    pub fn remote(&self) -> Option<&Remote> {
+        self.apart.as_ref()
     }
 
     /// What the engine calls things.
@@ -91,9 +103,9 @@ impl Api {
         self.dialect
     }
 
-    /// The socket.
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    /// Where it answers.
+    pub fn site(&self) -> &Site {
+        &self.site
     }
 
     /// Asks, and gives the result.
@@ -152,6 +164,24 @@ impl Api {
         if status == 200 { Ok(()) } else { Err(refusal(status, &text)) }
     }
 
+    /// Puts a program into an instance.
+    pub fn put_program(&self, instance: &str, path: &str, program: &[u8]) -> Result<(), ApiError> {
+        let headers = [
+            ("Content-Type", "application/octet-stream"),
+            ("X-Incus-type", "file"),
+            ("X-Incus-mode", "0755"),
+            ("X-LXD-type", "file"),
+            ("X-LXD-mode", "0755"),
+        ];
+        let (status, text) = self.call(
+            "POST",
+            &format!("/1.0/instances/{instance}/files?path={path}"),
+            Some(program),
+            &headers,
+        )?;
+        if status == 200 { Ok(()) } else { Err(refusal(status, &text)) }
+    }
+
     /// The names in a folder of an instance; none where there is no such folder.
     pub fn folder(&self, instance: &str, path: &str) -> Vec<String> {
         let names = self.get(&format!("/1.0/instances/{instance}/files?path={path}")).unwrap_or_default();
@@ -168,14 +198,24 @@ impl Api {
         self.result(method, path, answer)
     }
 
+    /// Has something begun that the engine says more of: its operation, and what is said.
+    pub fn begin(&self, method: &str, path: &str, body: &Value) -> Result<(String, Value), ApiError> {
+        let answer = self.call_json(method, path, Some(body))?;
+        Ok((operation(method, path, &answer)?, answer["metadata"]["metadata"].clone()))
+    }
+
     /// What came of what was asked, which may take the engine a while.
     fn result(&self, method: &str, path: &str, answer: Value) -> Result<Value, ApiError> {
         if answer["type"] != "async" {
             return Ok(answer["metadata"].clone());
         }
+        self.outcome(&operation(method, path, &answer)?)
+    }
+
+    /// Waits for an operation.
+    pub fn outcome(&self, operation: &str) -> Result<Value, ApiError> {
         let broken =
-            |reason: &str| ApiError::Broken { request: format!("{method} {path}"), reason: reason.into() };
-        let operation = answer["operation"].as_str().ok_or_else(|| broken("no operation is named"))?;
+            |reason: &str| ApiError::Broken { request: format!("GET {operation}"), reason: reason.into() };
         let wait = format!("{operation}/wait?timeout={}", PATIENCE.as_secs());
         let until = Instant::now() + OPERATION;
         while Instant::now() < until {
@@ -215,7 +255,8 @@ impl Api {
         headers: &[(&str, &str)],
     ) -> Result<(u16, String), ApiError> {
         let broken = |reason: String| ApiError::Broken { request: format!("{method} {path}"), reason };
-        let mut request = Request::builder().method(method).uri(format!("http://engine{path}"));
+        let mut request =
+            Request::builder().method(method).uri(format!("http://engine{}", self.site.asked(path)));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -225,7 +266,7 @@ impl Api {
         };
         let mut answer = sent.map_err(|e| match e {
             ureq::Error::Io(source) if is_about_connecting(&source) => {
-                ApiError::Connect { socket: self.socket.clone(), source }
+                ApiError::Connect { site: Box::new(self.site.clone()), source }
             }
             other => broken(other.to_string()),
         })?;
@@ -233,6 +274,14 @@ impl Api {
         let text = answer.body_mut().with_config().limit(64 << 20).lossy_utf8(true).read_to_string();
         Ok((status, text.map_err(|e| broken(e.to_string()))?))
     }
+}
+
+fn operation(method: &str, path: &str, answer: &Value) -> Result<String, ApiError> {
+    let broken =
+        || ApiError::Broken { request: format!("{method} {path}"), reason: "no operation is named".into() };
+    // What a project is named for is asked with each request.
+    let path = answer["operation"].as_str().and_then(|o| o.split('?').next());
+    path.map(String::from).ok_or_else(broken)
 }
 
 fn parsed(method: &str, path: &str, text: &str) -> Result<Value, ApiError> {
@@ -250,8 +299,13 @@ fn transition(instance: &str, action: &str, force: bool) -> (String, Value) {
 }
 
 fn is_about_connecting(e: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
-    matches!(e.kind(), NotFound | PermissionDenied | ConnectionRefused)
+    use io::ErrorKind::{
+        ConnectionRefused, HostUnreachable, NetworkUnreachable, NotConnected, NotFound, PermissionDenied,
+    };
+    matches!(
+        e.kind(),
+        NotFound | PermissionDenied | ConnectionRefused | NotConnected | HostUnreachable | NetworkUnreachable
+    )
 }
 
 fn refused(answer: &Value) -> ApiError {
@@ -261,31 +315,32 @@ fn refused(answer: &Value) -> ApiError {
     }
 }
 
-fn refusal(status: u16, text: &str) -> ApiError {
+/// What an answer says that is none of what was asked for.
+pub fn refusal(status: u16, text: &str) -> ApiError {
     match serde_json::from_str::<Value>(text) {
         Ok(answer) if answer["type"] == "error" => refused(&answer),
         _ => ApiError::Refused { code: status, message: format!("the engine answers with status {status}") },
     }
 }
 
-/// Connects to a unix socket, whatever the address.
+/// Connects to the engine, whatever the address.
 #[derive(Debug)]
-struct Socket(PathBuf);
+struct Engine(Site);
 
-impl Connector for Socket {
+impl Connector for Engine {
     type Out = Stream;
 
     fn connect(&self, details: &ConnectionDetails, _: Option<()>) -> Result<Option<Stream>, ureq::Error> {
-        let stream = UnixStream::connect(&self.0)?;
+        let wire = self.0.connect()?;
         let buffers =
             LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
-        Ok(Some(Stream { stream, buffers }))
+        Ok(Some(Stream { wire, buffers }))
     }
 }
 
 #[derive(Debug)]
 struct Stream {
-    stream: UnixStream,
+    wire: Wire,
     buffers: LazyBuffers,
 }
 
@@ -304,15 +359,15 @@ impl Transport for Stream {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), ureq::Error> {
-        self.stream.set_write_timeout(timeout.not_zero().map(|t| *t))?;
+        self.wire.set_write_timeout(timeout.not_zero().map(|t| *t))?;
         let output = self.buffers.output().get(..amount).unwrap_or_default();
-        self.stream.write_all(output).map_err(|e| Stream::said(e, timeout))
+        self.wire.write_all(output).and_then(|()| self.wire.flush()).map_err(|e| Stream::said(e, timeout))
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, ureq::Error> {
-        self.stream.set_read_timeout(timeout.not_zero().map(|t| *t))?;
+        self.wire.set_read_timeout(timeout.not_zero().map(|t| *t))?;
         let amount = loop {
-            match self.stream.read(self.buffers.input_append_buf()) {
+            match self.wire.read(self.buffers.input_append_buf()) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 other => break other.map_err(|e| Stream::said(e, timeout))?,
             }
@@ -322,15 +377,11 @@ impl Transport for Stream {
     }
 
     fn is_open(&mut self) -> bool {
-        // A connection that the engine has closed reads as its end; anything else unasked for is no use either.
-        let mut byte = [0];
-        let quiet = self.stream.set_nonblocking(true).is_ok()
-            && self.stream.read(&mut byte).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock);
-        self.stream.set_nonblocking(false).is_ok() && quiet
+        self.wire.is_quiet()
     }
 }
 
-/// The address is the socket's path: there is nothing to look up.
+/// Where the engine is does not depend on the address: there is nothing to look up.
 #[derive(Debug)]
 struct NoResolver;
 
@@ -346,6 +397,7 @@ impl Resolver for NoResolver {
 mod tests {
     use super::*;
     use crate::incus::DIALECT as INCUS;
+    use std::path::PathBuf;
 
     /// A server that answers each connection with the next of `answers`, and gives what it was sent.
     fn serve(
@@ -381,7 +433,7 @@ mod tests {
             r#"{"type":"error","error_code":500,"error":"context deadline exceeded"}"#,
             r#"{"type":"sync","metadata":{"status_code":400,"err":"no space left"}}"#,
         ]);
-        let e = Api::at(&INCUS, &socket).delete("/1.0/instances/a").unwrap_err();
+        let e = Api::at(&INCUS, &Site::Socket(socket.clone())).delete("/1.0/instances/a").unwrap_err();
         assert_eq!(e.to_string(), "no space left");
         let heard = thread.join().unwrap();
         assert_eq!(heard[0], "DELETE /1.0/instances/a HTTP/1.1");
@@ -391,10 +443,15 @@ mod tests {
     #[test]
     fn what_is_not_there_and_who_does_not_answer_are_told_apart() {
         let (dir, socket, thread) = serve(vec![r#"{"type":"error","error_code":404,"error":"Not Found"}"#]);
-        assert!(Api::at(&INCUS, &socket).get("/1.0/x").unwrap_err().is_not_found());
+        assert!(Api::at(&INCUS, &Site::Socket(socket.clone())).get("/1.0/x").unwrap_err().is_not_found());
         thread.join().unwrap();
         // The listener is gone, its file is left.
-        assert!(Api::at(&INCUS, &socket).get("/1.0/x").unwrap_err().is_unreachable());
-        assert!(Api::at(&INCUS, &dir.path().join("none")).get("/1.0/x").unwrap_err().is_unreachable());
+        assert!(Api::at(&INCUS, &Site::Socket(socket.clone())).get("/1.0/x").unwrap_err().is_unreachable());
+        assert!(
+            Api::at(&INCUS, &Site::Socket(dir.path().join("none")))
+                .get("/1.0/x")
+                .unwrap_err()
+                .is_unreachable()
+        );
     }
 }

@@ -6,17 +6,20 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use codchi_core::engine::{Variable, substitute};
+use codchi_core::remote::Remote;
 use codchi_runtime::attached::Attached;
 use codchi_runtime::attend::{Engine, Has, Seen, Warn};
-use codchi_runtime::spec::Launch;
+use codchi_runtime::spec::{Launch, User};
 use codchi_runtime::{Error, Result};
 use codchi_secrets::Bundle;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::api::{Api, ApiError};
+use super::depot::{self, Stocked};
 use super::dialect::Dialect;
 use super::guard::{self, Settings};
+use super::site::Site;
 use super::{did_not, mark};
 use crate::DriverError;
 
@@ -39,16 +42,42 @@ const TAIL: usize = 20;
 /// What `spec.json` says of the engine.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Said {
-    /// Where it listens.
-    pub socket: PathBuf,
+    /// Where it listens on this host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+    /// The machine has nothing of this host: where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub apart: Option<Apart>,
     /// The settings of the built system.
     pub settings: Value,
     /// What a person granted of them.
     pub granted: Value,
 }
 
-fn said(launch: &Launch) -> Result<Said> {
+/// Where a machine is that has nothing of this host.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Apart {
+    /// Its engine.
+    pub remote: Remote,
+    /// Where the engine's client keeps what it knows.
+    pub client: PathBuf,
+    /// Its store there.
+    pub stocked: Stocked,
+}
+
+/// What `spec.json` says of the engine.
+pub fn said(launch: &Launch) -> Result<Said> {
     serde_json::from_value(launch.engine.clone()).map_err(|e| Error::Settings(e.to_string()))
+}
+
+/// The engine that `spec.json` names.
+pub fn api(dialect: &'static Dialect, said: &Said) -> Result<Api> {
+    if let Some(Apart { remote, client, .. }) = &said.apart {
+        let site = Site::named(dialect, client, &remote.name).map_err(from_driver)?;
+        return Ok(Api::at(dialect, &site).apart(remote.clone()));
+    }
+    let socket = said.socket.clone().ok_or_else(|| Error::Settings("no engine is named".into()))?;
+    Ok(Api::at(dialect, &Site::Socket(socket)))
 }
 
 /// Puts this host's values into the engine settings; `dir` is the machine's runtime directory.
@@ -71,6 +100,9 @@ fn settings(dialect: &Dialect, launch: &Launch, dir: &Path) -> Result<Settings> 
     let part = |key: &str| done[key].clone();
     settings.config = serde_json::from_value(part("config")).map_err(|e| Error::Settings(e.to_string()))?;
     settings.devices = serde_json::from_value(part("devices")).map_err(|e| Error::Settings(e.to_string()))?;
+    if let Some(apart) = &said.apart {
+        depot::settle(&mut settings, &apart.stocked, &launch.toplevel)?;
+    }
     Ok(settings)
 }
 
@@ -93,11 +125,11 @@ pub fn stop(api: &Api, name: &str, force: bool) -> Result<(), ApiError> {
     }
 }
 
-fn told(dialect: &Dialect, e: ApiError, what: String) -> Error {
+pub fn told(dialect: &Dialect, e: ApiError, what: String) -> Error {
     from_driver(did_not(dialect, e, what))
 }
 
-fn from_driver(e: DriverError) -> Error {
+pub fn from_driver(e: DriverError) -> Error {
     match e {
         DriverError::Host { what, hints } => Error::Host { what, hints },
         other => Error::Told(other.to_string()),
@@ -116,7 +148,7 @@ pub struct Attendant {
 impl Attendant {
     /// For the machine whose runtime directory is `dir`.
     pub fn new(dialect: &'static Dialect, launch: &Launch, dir: &Path) -> Result<Attendant> {
-        let api = Api::at(dialect, &said(launch)?.socket);
+        let api = api(dialect, &said(launch)?)?;
         Ok(Attendant { api, name: launch.name.clone(), dir: dir.into(), attached: None, member: None })
     }
 
@@ -167,6 +199,10 @@ impl Engine for Attendant {
         self.member = mark::member(&instance).map(String::from);
         self.attached = Some(Attached::open(&self.dir, launch, self.root_id(&instance)?, &secrets)?);
         Ok(())
+    }
+
+    fn user(&self, launch: &Launch) -> Option<User> {
+        self.attached.as_ref().map(|a| a.on_host(launch.user))
     }
 
     fn find(&mut self, leader: i32, launch: &Launch, warn: &mut Warn<'_>) -> Result<Has> {
@@ -279,7 +315,7 @@ impl Attendant {
     }
 }
 
-fn tail(text: &str, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+pub fn tail(text: &str, wanted: impl Fn(&str) -> bool) -> Vec<String> {
     let clean = |l: &str| l.chars().filter(|c| !c.is_control()).collect::<String>();
     let lines: Vec<String> =
         text.lines().filter(|l| wanted(l)).map(clean).filter(|l| !l.trim().is_empty()).collect();

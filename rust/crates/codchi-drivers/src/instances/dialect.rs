@@ -15,6 +15,8 @@ pub struct Dialect {
     pub sockets: &'static [&'static str],
     /// The variables that say where the socket is, and where the daemon's folder is.
     pub variables: (Option<&'static str>, &'static str),
+    /// The variable that says where its client keeps what it knows, and where that is else, in the home.
+    pub client_folders: (&'static str, &'static [&'static str]),
     /// Who may use the socket.
     pub group: &'static str,
     /// Its own client, for hints.
@@ -48,5 +50,16 @@ impl Dialect {
         let mut places = self.sockets.iter().map(Path::new);
         let there = places.clone().find(|p| p.exists());
         there.or_else(|| places.next_back()).unwrap_or(Path::new("")).into()
+    }
+
+    /// Where the engine's client keeps what it knows: the remotes, and the certificate by which they know the caller.
+    pub fn client_dir(&self, home: &Path) -> PathBuf {
+        let (variable, places) = self.client_folders;
+        if let Some(dir) = std::env::var_os(variable).filter(|v| !v.is_empty()) {
+            return dir.into();
+        }
+        let mut places = places.iter().map(|place| home.join(place));
+        let first = places.next().unwrap_or_default();
+        std::iter::once(first.clone()).chain(places).find(|p| p.exists()).unwrap_or(first)
     }
 }

@@ -58,13 +58,13 @@ impl Drop for Still<'_> {
 }
 
 /// Lets a machine go on that a command which was killed left still. Costs no more than a look where there is none.
-pub fn thaw(api: impl FnOnce() -> Api, host: &Host, machine: &MachineName) -> Result<()> {
+pub fn thaw(api: impl FnOnce() -> Result<Api>, host: &Host, machine: &MachineName) -> Result<()> {
     let file = Note::path(host, machine);
     if file.symlink_metadata().is_err() {
         return Ok(());
     }
     let Some(note) = Note::take(file)? else { return Ok(()) };
-    let api = api();
+    let api = api()?;
     let state = api
         .get(&format!("{}/state", path(machine)))
         .map_err(|e| did_not(api.dialect(), e, format!("look at the instance `{machine}`")))?;

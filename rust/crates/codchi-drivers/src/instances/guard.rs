@@ -4,6 +4,7 @@
 //! renders passes, and what a person granted (`driver.settings`); anything else could open the whole host to a machine.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use codchi_runtime::{Error, Result};
 use serde::Deserialize;
@@ -105,6 +106,21 @@ pub fn settled(dialect: &Dialect, engine: &Value, granted: &Value) -> Result<Set
         add(line);
     }
     Ok(settings)
+}
+
+/// Whether a device is one by which an instance has something of this host.
+pub fn is_mount(name: &str) -> bool {
+    MOUNTS.iter().any(|(n, _, _)| *n == name)
+}
+
+/// How PID 1 is started where nothing of this host is mounted, in place of how it is elsewhere.
+pub fn apart(lines: &str, toplevel: &Path, boot: &Path) -> Option<String> {
+    let toplevel = toplevel.display();
+    if lines != RAW.replace("@toplevel@", &toplevel.to_string()) {
+        return None;
+    }
+    let (_, rest) = RAW.split_once('\n')?;
+    Some(format!("lxc.init.cmd = {} --apart {toplevel}/init\n{rest}", boot.display()))
 }
 
 fn is_known(dialect: &Dialect, key: &str, value: &str) -> bool {

@@ -13,6 +13,8 @@ pub const MACHINE: &str = "user.codchi.machine";
 pub const OWNER: &str = "user.codchi.owner";
 /// The host whose machine it is, where the engine may have instances of several.
 pub const HOST: &str = "user.codchi.host";
+/// That an instance has nothing of the host whose machine it is, which may be another one.
+pub const APART: &str = "user.codchi.apart";
 /// The configuration keys and devices that Codchi manages; all others are a person's.
 const MANAGED: &str = "user.codchi.managed";
 /// In that list, the size of the device with the root file system.
@@ -26,14 +28,39 @@ pub fn owner(dirs: &Dirs) -> String {
 /// What stands for this host in marks, made of its machine id as machine-id(5) advises: it tells nobody that id.
 pub fn host() -> String {
     let id = codchi_fs::read_to_string("/etc/machine-id").unwrap_or_default();
-    let sum = Sha256::new().chain_update("codchi host ").chain_update(id.trim()).finalize();
+    sum(&["codchi host ", id.trim()])
+}
+
+/// What stands for the caller in names of things that the engine has for all of the caller's machines.
+pub fn caller(dirs: &Dirs) -> String {
+    sum(&[&owner(dirs), " ", &host()]).chars().take(12).collect()
+}
+
+fn sum(parts: &[&str]) -> String {
+    let sum = parts.iter().fold(Sha256::new(), |sum, part| sum.chain_update(part)).finalize();
     sum.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The marks of the caller's machine of a name.
-pub fn marks(dirs: &Dirs, machine: &MachineName) -> Map<String, Value> {
-    let marks = [(MACHINE, machine.to_string()), (OWNER, owner(dirs)), (HOST, host())];
+/// The marks of what is the caller's.
+pub fn of_caller(dirs: &Dirs) -> Map<String, Value> {
+    let marks = [(OWNER, owner(dirs)), (HOST, host())];
     marks.into_iter().map(|(key, value)| (key.into(), json!(value))).collect()
+}
+
+/// Whether something is the caller's on this host.
+pub fn is_callers(thing: &Value, dirs: &Dirs) -> bool {
+    let config = &thing["config"];
+    config[OWNER] == owner(dirs).as_str() && config[HOST] == host().as_str()
+}
+
+/// The marks of the caller's machine of a name. `apart`: with nothing of this host.
+pub fn marks(dirs: &Dirs, machine: &MachineName, apart: bool) -> Map<String, Value> {
+    let mut marks = of_caller(dirs);
+    marks.insert(MACHINE.into(), json!(machine));
+    if apart {
+        marks.insert(APART.into(), json!("true"));
+    }
+    marks
 }
 
 /// Whether an instance is the caller's machine of that name.
@@ -43,9 +70,9 @@ pub fn is_ours(instance: &Value, dirs: &Dirs, machine: &MachineName) -> bool {
 
 /// Whether an instance is a machine of the caller's.
 pub fn is_owned(instance: &Value, dirs: &Dirs) -> bool {
-    let config = &instance["config"];
-    // Every member of a cluster may have a user of that number with such settings.
-    config[OWNER] == owner(dirs).as_str() && (member(instance).is_none() || config[HOST] == host().as_str())
+    // Others that use the engine may have a user of that number with such settings.
+    let of_many = member(instance).is_some() || instance["config"].get(APART).is_some();
+    is_callers(instance, dirs) || !of_many && instance["config"][OWNER] == owner(dirs).as_str()
 }
 
 /// The member of the engine's cluster that has an instance; none where there is no cluster.

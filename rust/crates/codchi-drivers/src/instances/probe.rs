@@ -10,18 +10,34 @@ use serde_json::Value;
 use super::api::{Api, ApiError};
 use super::dialect::Dialect;
 use super::member;
+use super::site::Site;
 
 /// Why nobody answers, and what mends it.
 pub fn unreachable(dialect: &Dialect, e: &ApiError) -> (String, Vec<String>) {
-    let ApiError::Connect { socket, source } = e else {
+    let ApiError::Connect { site, source } = e else {
         let (variable, _) = dialect.variables;
         let named = variable.map(|v| format!("`{v}` names the socket of {}", dialect.title));
         return (e.to_string(), named.into_iter().collect());
     };
-    let (socket, title, group) = (socket.display(), dialect.title, dialect.group);
+    let (title, group) = (dialect.title, dialect.group);
+    if let Site::Remote(_) = **site {
+        if source.kind() == ErrorKind::NotConnected {
+            return (
+                format!("who answers at {site} is not who was accepted there: {source}"),
+                vec![format!(
+                    "if you know why, `{0} remote remove` and `{0} remote add` accept its new certificate",
+                    dialect.client
+                )],
+            );
+        }
+        return (
+            format!("{title} cannot be reached at {site}: {source}"),
+            vec![format!("`{} remote list` shows where it is looked for", dialect.client)],
+        );
+    }
     match source.kind() {
         ErrorKind::PermissionDenied => (
-            format!("you may not use the {title} daemon at `{socket}`"),
+            format!("you may not use the {title} daemon at {site}"),
             vec![
                 format!(
                     "become a member of its group with `sudo usermod -aG {group} $USER`, then log in again"
@@ -33,7 +49,7 @@ pub fn unreachable(dialect: &Dialect, e: &ApiError) -> (String, Vec<String>) {
             (format!("{title} is not installed"), vec![dialect.install.into()])
         }
         _ => (
-            format!("the {title} daemon does not run: nobody answers at `{socket}`"),
+            format!("the {title} daemon does not run: nobody answers at {site}"),
             vec![format!("`{}` starts it", dialect.start)],
         ),
     }
@@ -52,10 +68,19 @@ fn examine(api: &Api) -> Result<Value, (String, Vec<String>)> {
     let dialect = api.dialect();
     let server = api.get("/1.0").map_err(|e| unreachable(dialect, &e))?;
     if server["auth"] != "trusted" {
-        return Err((
-            format!("the {} daemon does not trust you", dialect.title),
-            vec![format!("become a member of the group `{}`", dialect.group)],
-        ));
+        return Err(match api.site() {
+            Site::Socket(_) => (
+                format!("the {} daemon does not trust you", dialect.title),
+                vec![format!("become a member of the group `{}`", dialect.group)],
+            ),
+            site @ Site::Remote(_) => (
+                format!("{} does not trust your certificate at {site}", dialect.title),
+                vec![format!(
+                    "`{} config trust add NAME` there gives a token for `{0} remote add`",
+                    dialect.client
+                )],
+            ),
+        });
     }
     let version = server["environment"]["server_version"].as_str().unwrap_or_default();
     if parse(version).is_none_or(|v| v < dialect.oldest) {
@@ -89,8 +114,7 @@ pub fn probe(api: &Api, dirs: &Dirs) -> Vec<Finding> {
     let version = server["environment"]["server_version"].as_str().unwrap_or_default();
     let of =
         member::named(&server).map_or_else(String::new, |name| format!(", the member `{name}` of a cluster"));
-    let mut findings =
-        vec![finding("", Level::Good, format!("{version}, at `{}`{of}", api.socket().display()), None)];
+    let mut findings = vec![finding("", Level::Good, format!("{version}, at {}{of}", api.site()), None)];
     if !dirs.is_root() {
         findings.push(finding(
             " without root",

@@ -98,7 +98,7 @@ impl<T: Own> Driver for Container<T> {
         life::give(host, machine, &self.launch(host, machine)?)
     }
 
-    fn refusal(&self, folder: &Folder) -> Option<String> {
+    fn refusal(&self, _: &Host, _: &MachineName, folder: &Folder) -> Option<String> {
         folders::refusal(folder)
     }
 

@@ -6,6 +6,7 @@ use codchi_core::flake::{Flake, NewFlake};
 use codchi_core::machine::{Host as Attachment, IdRange};
 use codchi_core::name::{DriverName, InputName, MachineName};
 use codchi_core::plan::{Activation, Plan, Step};
+use codchi_core::remote::Remote;
 use codchi_core::source::Source;
 use codchi_core::status::Level;
 use codchi_debian::mirror::Freshness;
@@ -58,7 +59,12 @@ pub fn run_in(app: &App, args: &cli::Init) -> Result<u8> {
 pub fn make(app: &App, args: &cli::Init) -> Result<()> {
     let name: MachineName = args.name.parse()?;
     let wanted = wanted(app, args)?;
-    let driver = choose_driver(app, args.driver.as_deref())?;
+    let remote = args.remote.as_deref().map(str::parse::<Remote>).transpose();
+    let remote = remote.map_err(|e| Failure::usage(e.to_string()))?;
+    let driver = match &remote {
+        None => choose_driver(app, args.driver.as_deref())?,
+        Some(remote) => choose_remote_driver(app, args.driver.as_deref(), remote)?,
+    };
     let given = crate::secrets::given(&args.secrets)?;
     finish_earlier(app, &name, "init")?;
     refuse_taken(app, &name)?;
@@ -134,6 +140,7 @@ pub fn make(app: &App, args: &cli::Init) -> Result<()> {
     };
     let locked = tools.lock(app, &folder, &request)?;
     let mut attachment = Attachment::new(driver.info().name.parse()?, &base, suite, now());
+    attachment.remote = remote;
     let nix = tools.nix.version().to_string();
     let fingerprint = crate::worker::fingerprint_of(app, &name, &folder, &attachment, &nix);
     tools.only_local(&base);
@@ -194,6 +201,33 @@ pub fn make(app: &App, args: &cli::Init) -> Result<()> {
     let what = if args.no_start { "is made" } else { "is running" };
     app.printer.say(&format!("`{name}` {what}: {}", evaluation.base.label));
     Ok(())
+}
+
+/// Chooses what a new machine runs on at another host: what a person or the settings say, else the first that can, and that it is
+/// reached is found out before anything is built.
+fn choose_remote_driver(app: &App, given: Option<&str>, remote: &Remote) -> Result<&'static dyn Driver> {
+    let parts = HostParts::none();
+    let host = parts.host(app, None);
+    let mut first = None;
+    let named =
+        given.or(app.settings.defaults.driver.as_deref()).map(str::parse::<DriverName>).transpose()?;
+    let all: Vec<&dyn Driver> = match &named {
+        Some(name) => vec![codchi_drivers::find(name)?],
+        None => codchi_drivers::all().collect(),
+    };
+    for driver in all {
+        match driver.reach(&host, remote) {
+            Some(Ok(())) => return Ok(driver),
+            Some(Err(e)) => drop(first.get_or_insert(e)),
+            None if named.is_some() => {
+                let name = driver.info().name;
+                return Err(Failure::usage(format!("the driver `{name}` has no machines on other hosts"))
+                    .hint("leave out `--driver`, or `--remote`"));
+            }
+            None => {}
+        }
+    }
+    Err(first.map_or_else(|| Failure::internal("no driver reaches other hosts"), Failure::from))
 }
 
 /// Chooses what a new machine runs on, as a person or the settings say; else the first driver that works here.

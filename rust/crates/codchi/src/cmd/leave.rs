@@ -43,6 +43,8 @@ pub fn tar(app: &App, args: &cli::Tar) -> Result<()> {
     if !app.dirs.machine(&name).join("flake.nix").exists() {
         return Err(rebuild::no_flake(app, &name));
     }
+    let driver = codchi_drivers::find(&attachment.driver)?;
+    driver.can_pack(&HostParts::none().host(app, None), &name)?;
     let current = app.generations(&name).current()?.ok_or_else(|| worker::no_generation(&name))?;
     if !stdout && args.file.exists() {
         app.confirm_yes(&format!("replace `{}`?", app.shown(&args.file)))?;
@@ -57,7 +59,6 @@ pub fn tar(app: &App, args: &cli::Tar) -> Result<()> {
     copy_tree(&app.dirs.machine(&name), &head)?;
     // Where it is attached on this host is nobody else's.
     codchi_fs::remove_if_exists(head.join("host.toml"))?;
-    let driver = codchi_drivers::find(&attachment.driver)?;
     let at = free_folder(driver, &HostParts::none().host(app, None), &name)?;
     let lock_text = codchi_fs::read_if_exists(head.join("flake.lock"))?.unwrap_or_default();
     let mut inputs = Vec::new();

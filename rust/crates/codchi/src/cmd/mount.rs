@@ -17,6 +17,7 @@ use crate::cli::MountCommand;
 use crate::cmd::life::carry_out_with;
 use crate::cmd::port::{given, needs};
 use crate::failure::{Failure, Result};
+use crate::worker::HostParts;
 
 /// Runs a verb.
 pub fn run(app: &App, command: &MountCommand) -> Result<()> {
@@ -125,7 +126,7 @@ fn add(app: &App, name: &MachineName, given: &str, optional: bool) -> Result<()>
     };
     let driver = codchi_drivers::find(&app.attachment(name)?.driver)?;
     let folder = Folder { source: source.clone(), target: target.clone(), read_only, optional };
-    if let Some(problem) = driver.refusal(&folder) {
+    if let Some(problem) = driver.refusal(&HostParts::none().host(app, None), name, &folder) {
         return Err(Failure::failed(format!("`{}` is not given to `{name}`: {problem}", app.shown(&source))));
     }
     let own = OwnFolder::Given(Own { source: text.into(), read_only, optional });

@@ -136,6 +136,7 @@ fn next(generations: &Generations) -> Result<u32> {
 fn refuse_losses(app: &App, name: &MachineName, leave: bool) -> Result<()> {
     let driver = codchi_drivers::find(&app.attachment(name)?.driver)?;
     let parts = HostParts::none();
+    driver.can_pack(&parts.host(app, None), name)?;
     let extras = driver.extras(&parts.host(app, None), name)?;
     if extras.is_empty() || leave {
         return Ok(());

@@ -15,6 +15,7 @@ use crate::cmd::rebuild::read_flake;
 use crate::cmd::{life, rebuild};
 use crate::failure::{Failure, Result};
 use crate::make::{Scratch, Tools, copy_folder};
+use crate::watch::Watch;
 use crate::worker::HostParts;
 use crate::{checkout, needs, updates};
 
@@ -82,6 +83,7 @@ fn machine_status(
     Ok(MachineStatus {
         name: name.clone(),
         driver: attachment.driver.to_string(),
+        remote: attachment.remote.map(|r| r.to_string()),
         base: attachment.base,
         state: running.state,
         reason: running.reason.clone().filter(|_| running.state == State::Failed),
@@ -113,11 +115,15 @@ fn usage(dir: &std::path::Path) -> Option<u64> {
 /// `status`.
 pub fn status(app: &App, args: &cli::Status) -> Result<()> {
     let given = args.name.as_deref().map(|n| app.machine(n)).transpose()?;
+    let mut watch = args.watch.then(Watch::new).transpose()?;
     loop {
         let names = match &given {
             Some(name) => vec![name.clone()],
             None => app.names()?,
         };
+        if let Some(watch) = &mut watch {
+            watch.begin(app, &names);
+        }
         let (mut machines, mut broken) = (Vec::new(), None);
         let (end, looks) = (Instant::now() + PATIENCE, Looks::default());
         for (name, running) in names.iter().zip(running(app, &names)) {
@@ -142,13 +148,14 @@ pub fn status(app: &App, args: &cli::Status) -> Result<()> {
         if !machines.is_empty() || broken.is_none() {
             print_status(app, machines, given.is_some())?;
         }
-        match broken {
-            Some(failure) if args.watch => app.printer.failure(&failure),
-            Some(failure) => return Err(failure),
-            None if !args.watch => return Ok(()),
-            None => {}
+        match (broken, &mut watch) {
+            (Some(failure), None) => return Err(failure),
+            (None, None) => return Ok(()),
+            (broken, Some(watch)) => {
+                broken.iter().for_each(|failure| app.printer.failure(failure));
+                watch.wait();
+            }
         }
-        std::thread::sleep(std::time::Duration::from_secs(1));
     }
 }
 
@@ -166,7 +173,7 @@ fn print_status(app: &App, machines: Vec<MachineStatus>, one: bool) -> Result<()
         for m in &machines {
             let mut rows = vec![
                 ("state", m.state.as_str().to_string()),
-                ("driver", m.driver.clone()),
+                ("driver", m.remote.iter().fold(m.driver.clone(), |d, r| format!("{d} on {r}"))),
                 ("base", m.base.clone()),
                 ("generation", m.generation.map_or("none".into(), |g| g.to_string())),
                 ("config", m.config.as_str().to_string()),
