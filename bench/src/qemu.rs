@@ -1,10 +1,10 @@
-//! Virtual machines, beside ssh into them.
+//! Virtual machines: their start beside what they say themselves that it took, commands beside ssh.
 
 use std::net::TcpListener;
 
 use crate::Error;
 use crate::host::Host;
-use crate::measure::{Bound, Figure, Unit, in_turns, timed};
+use crate::measure::{Bound, Figure, Unit, in_turns, median, ms, output, timed};
 
 const NAME: &str = "bench-vm";
 const MODULE: &str = "{ services.openssh.enable = true; }\n";
@@ -18,7 +18,33 @@ pub fn measure(host: &mut Host, runs: usize) -> Result<Vec<Figure>, Error> {
     codchi_fs::write(source.join("flake.nix"), FLAKE)?;
     codchi_fs::write(source.join("module.nix"), MODULE)?;
     timed(host.init_of(NAME, &source, &["--driver", "qemu"])?)?;
-    exec(host, runs)
+    let mut figures = start(host, runs.min(5))?;
+    figures.extend(exec(host, runs)?);
+    Ok(figures)
+}
+
+/// From nothing to `running`, beside the time from the kernel's first moment until systemd has started everything: what a bare QEMU
+/// with this kernel, root and store takes at least, since it begins before its kernel does.
+fn start(host: &Host, runs: usize) -> Result<Vec<Figure>, Error> {
+    let (mut ours, mut own) = (Vec::new(), Vec::new());
+    for _ in 0..runs.max(1) {
+        timed(host.codchi(&["stop", NAME]))?;
+        ours.push(ms(timed(host.codchi(&["start", NAME]))?));
+        let finished = "systemctl show --property=FinishTimestampMonotonic --value";
+        let said = output(host.codchi(&["exec", "-u", "root", NAME, "--", "sh", "-c", finished]))?;
+        let microseconds: f64 = said
+            .trim()
+            .parse()
+            .map_err(|_| Error::Not(format!("`{}` is no time of a boot", said.trim())))?;
+        own.push(microseconds / 1000.0);
+    }
+    Ok(vec![Figure {
+        name: format!("codchi start {NAME}, on QEMU"),
+        ours: median(ours),
+        beside: Some(("its own boot".into(), median(own))),
+        unit: Unit::Ms,
+        bound: Bound::Times(1.1),
+    }])
 }
 
 fn exec(host: &Host, runs: usize) -> Result<Vec<Figure>, Error> {
