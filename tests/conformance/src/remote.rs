@@ -263,17 +263,90 @@ fn members(h: &Host) -> Result<(), Failed> {
     Ok(())
 }
 
-/// One who answers with another certificate is not talked to.
+/// What the client knows of a remote is wrong, or who answers there is another.
 fn stranger(lab: &Lab) -> Result<(), Failed> {
-    let accepted = lab.client.join("servercerts/lab.crt");
-    let whole = codchi_fs::read(&accepted)?;
-    codchi_fs::write(&accepted, codchi_fs::read(lab.client.join("client.crt"))?)?;
-    let done = lab.codchi(&["init", "far", "--remote", "lab"]);
-    codchi_fs::write(&accepted, whole)?;
+    let with = |file: &str, text: &dyn Fn(&str) -> Option<String>, why: &[&str], status| {
+        let file = lab.client.join(file);
+        let whole = codchi_fs::read_to_string(&file)?;
+        match text(&whole) {
+            Some(text) => codchi_fs::write(&file, text)?,
+            None => codchi_fs::remove_file(&file)?,
+        }
+        let done = lab.codchi(&["init", "far", "--remote", "lab"]);
+        codchi_fs::write(&file, whole)?;
+        wants("init", &done?.exits(status)?.err, why)
+    };
+    let config = |from: &'static str, to: &'static str| {
+        move |text: &str| {
+            let changed = text.replacen(from, to, 1);
+            (changed != text).then_some(changed)
+        }
+    };
+    let yaml = "config.yml";
+    let own = codchi_fs::read_to_string(lab.client.join("client.crt"))?;
+    with(
+        "servercerts/lab.crt",
+        &|_| Some(own.clone()),
+        &["is not who was accepted", "remote add"],
+        3,
+    )?;
+    with(
+        "client.crt",
+        &|_| None,
+        &["client.crt` is missing", "remote add lab"],
+        3,
+    )?;
+    with(
+        "client.key",
+        &|_| Some("no key\n".into()),
+        &["cannot use the certificates"],
+        1,
+    )?;
+    with(
+        yaml,
+        &|_| Some("remotes: [".into()),
+        &["cannot read", yaml],
+        1,
+    )?;
+    with(
+        yaml,
+        &config("https://127", "http://127"),
+        &["no https address", "set-url lab"],
+        3,
+    )?;
+    with(
+        yaml,
+        &config(":8443", ":1"),
+        &["cannot be reached", "Connection refused"],
+        3,
+    )?;
+    let oidc = config(
+        "addr: https://127",
+        "auth_type: oidc\n    addr: https://127",
+    );
+    with(yaml, &oidc, &["a certificate only", "--auth-type tls"], 3)?;
+    // One whom the engine does not know.
+    let other = lab.h.home.join("unknown");
+    codchi_fs::remove_dir_all(&other)?;
+    run(
+        Command::new("cp").arg("-a").arg(&lab.client).arg(&other),
+        b"",
+    )?
+    .ok()?;
+    let make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:secp384r1 -nodes -keyout client.key -out client.crt -days 2 -subj /CN=other";
+    run(
+        Command::new("sh").args(["-c", make]).current_dir(&other),
+        b"",
+    )?
+    .ok()?;
+    let mut c = lab.command(&["init", "far", "--remote", "lab"])?;
+    c.env(lab.engine()?.client_variable(), &other);
+    let done = run(&mut c, b"")?.exits(3)?;
+    codchi_fs::remove_dir_all(&other)?;
     wants(
         "init",
-        &done?.exits(3)?.err,
-        &["is not who was accepted", "remote add"],
+        &done.err,
+        &["does not trust your certificate", "config trust add"],
     )
 }
 
@@ -369,7 +442,13 @@ fn broken(lab: &mut Lab) -> Result<(), Failed> {
     let members = std::mem::take(&mut lab.members);
     let mut rest = members.into_iter();
     let mut first = rest.next().ok_or("there is no member")?;
-    let paused = first.pause(|_| Ok(()));
+    let (client, h) = (lab.client.clone(), lab.h);
+    let paused = first.pause(|engine| {
+        let mut c = h.plain_command(&["doctor"]);
+        c.env(engine.client_variable(), &client);
+        let told = run(&mut c, b"")?.text();
+        wants("doctor", &told, &["Incus on `lab`", "cannot be reached"])
+    });
     lab.members = std::iter::once(first).chain(rest).collect();
     paused?;
     until("the connection", || {

@@ -20,7 +20,7 @@ mod probe;
 mod site;
 mod stream;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use codchi_core::dirs::Dirs;
 use codchi_core::folder::Folder;
@@ -56,7 +56,12 @@ impl Driver for Instances {
     }
 
     fn probe(&self, host: &Host) -> Vec<Finding> {
-        probe::probe(&self.here(), host.dirs)
+        let mut all = probe::probe(&self.here(), host.dirs);
+        all.extend(self.remotes(host.dirs).into_iter().map(|remote| {
+            let api = self.reached(host.dirs, Some(remote.clone()));
+            probe::remote(self.dialect, &remote.name, api.and_then(|api| self.usable(api)))
+        }));
+        all
     }
 
     fn reach(&self, host: &Host, remote: &Remote) -> Option<Result<()>> {
@@ -413,6 +418,18 @@ impl Instances {
         let Some(remote) = remote else { return Ok(self.here()) };
         let site = Site::named(self.dialect, &self.dialect.client_dir(&dirs.home), &remote.name)?;
         Ok(Api::at(self.dialect, &site).apart(remote))
+    }
+
+    /// The remotes that machines of this driver are on, without their members.
+    fn remotes(&self, dirs: &Dirs) -> BTreeSet<Remote> {
+        let entries = codchi_fs::read_dir(dirs.machines()).unwrap_or_default();
+        let names = entries.iter().filter_map(|e| e.file_name().to_str()?.parse::<MachineName>().ok());
+        let attached = names.filter_map(|name| {
+            let file = dirs.host_toml(&name);
+            Attachment::parse(&file, &codchi_fs::read_to_string(&file).ok()?).ok()
+        });
+        let ours = attached.filter(|a| a.driver.as_str() == self.dialect.info.name);
+        ours.filter_map(|a| a.remote).map(|remote| Remote { member: None, ..remote }).collect()
     }
 
     /// The engine of a machine.

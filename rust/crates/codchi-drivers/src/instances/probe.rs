@@ -98,6 +98,22 @@ fn parse(version: &str) -> Option<(u64, u64)> {
     Some((parts.next()??, parts.next().flatten().unwrap_or(0)))
 }
 
+/// What doctor says of an engine on another host that machines are on.
+pub fn remote(dialect: &Dialect, name: &str, reached: crate::Result<Api>) -> Finding {
+    let what = format!("{} on `{name}`", dialect.title);
+    match reached {
+        Ok(api) => {
+            Finding { what, level: Level::Good, detail: format!("it answers at {}", api.site()), fix: None }
+        }
+        Err(e) => Finding {
+            what,
+            level: Level::Missing,
+            detail: e.to_string(),
+            fix: codchi_core::report::Diagnose::hints(&e).into_iter().next(),
+        },
+    }
+}
+
 /// What doctor says. An engine that is not installed is nothing that is wrong.
 pub fn probe(api: &Api, dirs: &Dirs) -> Vec<Finding> {
     let dialect = api.dialect();
