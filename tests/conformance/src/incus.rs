@@ -28,11 +28,13 @@ pub const ALL: &[Case] = &[
     ("incus_a_limit_of_the_disk_holds", limited),
     ("incus_a_deleted_instance_is_said", deleted),
     ("incus_a_machine_moves_to_another_driver_and_back", moves),
-    (
-        "incus_members_of_a_cluster_have_their_own_machines",
-        members,
-    ),
 ];
+
+/// Those with several daemons, which are seen on one of the engines.
+pub const CLUSTERS: &[Case] = &[(
+    "incus_members_of_a_cluster_have_their_own_machines",
+    members,
+)];
 
 fn wants(what: &str, text: &str, wanted: &[&str]) -> Result<(), Failed> {
     for w in wanted {
