@@ -13,7 +13,6 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
 use crate::app::App;
-use crate::failure::{Failure, Result};
 use crate::worker::HostParts;
 
 /// After this long it may be otherwise without anybody telling: a checkout in a machine, an answer that grew old.
@@ -24,20 +23,24 @@ const MOMENT: Duration = Duration::from_millis(50);
 /// Those who tell.
 pub struct Watch {
     engines: Watchers,
-    told: UnixStream,
+    told: Option<UnixStream>,
     files: Option<OwnedFd>,
 }
 
 impl Watch {
     /// Nobody yet.
-    pub fn new() -> Result<Watch> {
-        let failed = |e: std::io::Error| Failure::failed(format!("cannot wait for changes: {e}"));
-        let (told, tell) = UnixStream::pair().map_err(failed)?;
-        told.set_nonblocking(true).map_err(failed)?;
-        tell.set_nonblocking(true).map_err(failed)?;
+    pub fn new() -> Watch {
+        // Without a descriptor left nobody can tell, and it is looked again after a while.
+        let pair = || -> std::io::Result<(UnixStream, UnixStream)> {
+            let (told, tell) = UnixStream::pair()?;
+            told.set_nonblocking(true)?;
+            tell.set_nonblocking(true)?;
+            Ok((told, tell))
+        };
+        let (told, tell) = pair().ok().unzip();
         // One that is full has been told.
-        let tell = move || drop((&tell).write(b"x"));
-        Ok(Watch { engines: Watchers::new(Arc::new(tell)), told, files: None })
+        let tell = move || drop(tell.as_ref().map(|mut tell| tell.write(b"x")));
+        Watch { engines: Watchers::new(Arc::new(tell)), told, files: None }
     }
 
     /// Looks at what is there now, and at these machines. What changes from now on ends the next [`Watch::wait`].
@@ -86,7 +89,7 @@ impl Watch {
             rustix::time::Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos() as _ }
         };
         loop {
-            let mut fds = vec![PollFd::new(&self.told, PollFlags::IN)];
+            let mut fds: Vec<PollFd<'_>> = self.told.iter().map(|t| PollFd::new(t, PollFlags::IN)).collect();
             fds.extend(self.files.iter().map(|f| PollFd::new(f, PollFlags::IN)));
             match poll(&mut fds, Some(&left(until))) {
                 Err(rustix::io::Errno::INTR) if Instant::now() < until => {}
@@ -94,6 +97,7 @@ impl Watch {
             }
         }
         std::thread::sleep(MOMENT);
-        while (&self.told).read(&mut [0; 256]).is_ok_and(|n| n > 0) {}
+        let Some(mut told) = self.told.as_ref() else { return };
+        while told.read(&mut [0; 256]).is_ok_and(|n| n > 0) {}
     }
 }

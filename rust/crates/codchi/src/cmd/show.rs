@@ -115,7 +115,7 @@ fn usage(dir: &std::path::Path) -> Option<u64> {
 /// `status`.
 pub fn status(app: &App, args: &cli::Status) -> Result<()> {
     let given = args.name.as_deref().map(|n| app.machine(n)).transpose()?;
-    let mut watch = args.watch.then(Watch::new).transpose()?;
+    let mut watch = args.watch.then(Watch::new);
     loop {
         let names = match &given {
             Some(name) => vec![name.clone()],
