@@ -202,7 +202,10 @@ impl Engine for Attendant {
                 console: self.console(),
             });
         }
-        self.join()
+        self.join().inspect_err(|_| {
+            // One that did not get what it needs is not left up, for nobody looks after it.
+            let _ = attendant::stop(&self.api, &self.name, true);
+        })
     }
 
     fn find(&mut self, _: i32, launch: &Launch, _: &mut Warn<'_>) -> Result<Has> {

@@ -11,6 +11,8 @@ use crate::agent::{self, ExecRequest, Tty};
 
 /// What connects in the machine.
 const CONNECT: [&str; 2] = ["/run/codchi/bin/codchi-agent", "--connect"];
+/// How long to wait for a descriptor.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 /// Connections of a port at once.
 const MOST: usize = 256;
 
@@ -81,7 +83,11 @@ fn serve(agent: &Path, forward: Forward) -> Result<Child, String> {
             return 1;
         }
         loop {
-            let Ok((connection, _)) = listener.accept() else { continue };
+            let Ok((connection, _)) = listener.accept() else {
+                // It still calls: no descriptor is free, say.
+                std::thread::sleep(PAUSE);
+                continue;
+            };
             sessions.retain(|s| matches!(s.try_wait(), Ok(None)));
             if sessions.len() >= MOST {
                 continue;
