@@ -181,10 +181,7 @@ pub fn delete(app: &App, names: &[String]) -> Result<()> {
     }
     if !app.globals.dry_run {
         for name in there.iter().filter(|_| app.globals.yes || app.can_ask()) {
-            app.printer.say(&format!(
-                "`{name}` goes with all its files: {}",
-                app.shown(&app.dirs.machine_root(name))
-            ));
+            app.printer.say(&format!("`{name}` goes with all its files: {}", place(app, name)));
         }
         let list: Vec<String> = there.iter().map(|n| format!("`{n}`")).collect();
         app.confirm_yes(&format!("delete {} with all files?", list.join(", ")))?;
@@ -193,6 +190,18 @@ pub fn delete(app: &App, names: &[String]) -> Result<()> {
         delete_one(app, name)?;
     }
     Ok(())
+}
+
+/// Where the files of a machine are, for people.
+fn place(app: &App, name: &MachineName) -> String {
+    let root = app.dirs.machine_root(name);
+    match app.attachment(name) {
+        // Its engine has them.
+        Ok(a) if !root.exists() => {
+            a.remote.iter().fold(format!("on {}", a.driver), |on, remote| format!("{on} at `{remote}`"))
+        }
+        _ => app.shown(&root),
+    }
 }
 
 /// Deletes a machine without asking.
