@@ -162,10 +162,17 @@ fn trials(which: &str, host: &Arc<host::Host>, cases: &[cases::Case]) -> Vec<Tri
         .collect()
 }
 
-/// Whether a case is run where everything is asked for only: libvirt's virtual machines are QEMU's but for who starts them, and each
-/// boot takes a minute.
+/// Cases of virtual machines that take minutes on an emulated processor, and that show what others do, too.
+const SLOW: [&str; 3] = [
+    "session_certificates_of_the_host_are_trusted",
+    "session_outlives_the_agent_of_the_machine",
+    "session_sound_reaches_the_caller",
+];
+
+/// Whether a case is run where everything is asked for only. libvirt's virtual machines are QEMU's but for who starts them.
 fn is_sampled(kind: &str, case: &str) -> bool {
     let whole = std::env::var_os("CODCHI_TEST_WHOLE").is_some_and(|v| !v.is_empty());
-    let same = case.starts_with("session_") || case.starts_with("qemu_copies_");
-    !whole && kind.ends_with("libvirt") && same
+    let libvirt = kind.ends_with("libvirt");
+    let of_libvirt = case.starts_with("session_") || case.starts_with("qemu_copies_");
+    !whole && (libvirt && of_libvirt || kind.ends_with("qemu") && SLOW.contains(&case))
 }
