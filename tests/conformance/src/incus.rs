@@ -53,7 +53,7 @@ fn killed_attendant(h: &Host) -> Result<(), Failed> {
         .and_then(|p| i32::try_from(p).ok())
         .ok_or("no attendant")?;
     let pid = rustix::process::Pid::from_raw(pid).ok_or("no attendant")?;
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    kill(pid)?;
     let leader = h.sh("conf", "cat /proc/sys/kernel/random/boot_id")?;
     if h.status("conf")?["state"] != "running" {
         return Err("the machine went down with its attendant".into());
@@ -67,6 +67,20 @@ fn killed_attendant(h: &Host) -> Result<(), Failed> {
         return Err("the machine was started anew".into());
     }
     h.codchi(&["restart", "conf"])?.ok()?;
+    Ok(())
+}
+
+/// Kills a process, and waits until it has gone: what it held goes with its last breath.
+pub fn kill(pid: rustix::process::Pid) -> Result<(), Failed> {
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    let stat = format!("/proc/{}/stat", pid.as_raw_nonzero());
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while codchi_fs::read_to_string(&stat).is_ok_and(|text| !text.contains(") Z ")) {
+        if std::time::Instant::now() > end {
+            return Err("a killed process does not go".into());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
     Ok(())
 }
 

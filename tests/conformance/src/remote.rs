@@ -434,7 +434,7 @@ fn broken(lab: &mut Lab) -> Result<(), Failed> {
     let pid = pid
         .and_then(rustix::process::Pid::from_raw)
         .ok_or("no supervisor")?;
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    crate::incus::kill(pid)?;
     let status = lab.codchi(&["status", "far"])?.ok()?.text();
     wants("status", &status, &["running"])?;
     still(lab, "after the supervisor was killed")?;

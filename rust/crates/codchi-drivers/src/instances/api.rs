@@ -136,7 +136,18 @@ impl Api {
 
     /// Has something removed, and waits until it is.
     pub fn delete(&self, path: &str) -> Result<(), ApiError> {
-        self.answer("DELETE", path, None).map(drop)
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.answer("DELETE", path, None) {
+                // The engine's words for: the end of what it did before is still to come, such as that of a stop.
+                Err(ApiError::Refused { message, .. })
+                    if message.contains("busy running") && Instant::now() < until =>
+                {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                done => return done.map(drop),
+            }
+        }
     }
 
     /// Has an instance `start`, `stop`, `freeze` or `unfreeze`, and waits until it has. `force`: it is not asked, but killed.
@@ -438,6 +449,16 @@ mod tests {
         let heard = thread.join().unwrap();
         assert_eq!(heard[0], "DELETE /1.0/instances/a HTTP/1.1");
         assert!(heard[2].starts_with("GET /1.0/operations/x/wait?timeout="), "{heard:?}");
+    }
+
+    #[test]
+    fn what_is_busy_is_removed_when_it_is_free() {
+        let (_dir, socket, thread) = serve(vec![
+            r#"{"type":"error","error_code":500,"error":"Failed to create instance delete operation: Instance is busy running a \"stop\" operation"}"#,
+            r#"{"type":"sync","metadata":{}}"#,
+        ]);
+        Api::at(&INCUS, &Site::Socket(socket)).delete("/1.0/instances/a").unwrap();
+        assert_eq!(thread.join().unwrap().len(), 2);
     }
 
     #[test]
