@@ -26,6 +26,8 @@ in
         DefaultDependencies = false;
         ConditionPathExists = told;
       };
+      # What it set is there already.
+      restartIfChanged = false;
       path = [ pkgs.iproute2 ];
       script = "exec ip -batch ${told}";
       serviceConfig = {

@@ -650,7 +650,7 @@ fn on_bridge(h: &Host, gateway: &str) -> Result<(), Failed> {
     let address = |name: &str| -> Result<String, Failed> {
         h.sh(
             name,
-            "cat /run/codchi/host/network | sed -n 's/addr add \\(.*\\) dev eth0/\\1/p'",
+            "cat /run/codchi/host/network | sed -n 's/addr replace \\(.*\\) dev eth0/\\1/p'",
         )
     };
     let own = address("bridged")?;

@@ -33,8 +33,13 @@ fn names(store: &Path, to: &mut dyn Write) -> io::Result<()> {
 fn import(store: &Path, tar: impl io::Read) -> io::Result<()> {
     // Whoever made the folder: all users of machines look into it.
     codchi_fs::set_mode(store, 0o755).map_err(io::Error::other)?;
+    // What was cut short is begun anew: the host lets one in at a time.
+    for entry in entries(store)? {
+        if entry.file_name().to_string_lossy().starts_with(".new-") {
+            remove(&entry.path())?;
+        }
+    }
     let new = store.join(format!(".new-{}", std::process::id()));
-    remove(&new)?;
     codchi_fs::create_private_dir(&new).map_err(io::Error::other)?;
     let mut archive = tar::Archive::new(tar);
     archive.set_preserve_permissions(true);

@@ -250,7 +250,9 @@ impl Driver for Instances {
         let api = self.api(host.dirs, machine)?;
         let instance = find(&api, machine)?;
         // One of another owner is never touched: ours is gone then.
-        if let Some(instance) = instance.filter(|i| mark::is_ours(i, host.dirs, machine)) {
+        if let Some(instance) =
+            instance.filter(|i| mark::is_ours(i, host.dirs, machine, api.remote().is_some()))
+        {
             self.stop(host, machine)?;
             self.on_boot(host, machine, false)?;
             match api.delete(&path(machine)) {
@@ -385,8 +387,9 @@ impl Driver for Instances {
     fn rename(&self, host: &Host, from: &MachineName, to: &MachineName) -> Result<()> {
         let remote = remote_of(host.dirs, from)?.or(remote_of(host.dirs, to)?);
         let api = self.usable(self.reached(host.dirs, remote)?)?;
+        let apart = api.remote().is_some();
         if let Some(instance) = find(&api, from)? {
-            if !mark::is_ours(&instance, host.dirs, from) {
+            if !mark::is_ours(&instance, host.dirs, from, apart) {
                 return Err(self.foreign(from));
             }
             self.stop(host, from)?;
@@ -395,7 +398,7 @@ impl Driver for Instances {
         }
         // One that was renamed before this was cut short still has the mark of its old name.
         match find(&api, to)? {
-            Some(instance) if mark::is_owned(&instance, host.dirs) => {
+            Some(instance) if mark::is_owned(&instance, host.dirs, apart) => {
                 let mark = json!({ "config": { mark::MACHINE: to } });
                 api.change("PATCH", &path(to), &mark)
                     .map_err(|e| did_not(self.dialect, e, format!("mark the instance `{to}`")))?;
@@ -492,7 +495,7 @@ impl Instances {
     /// The instance of a machine, which has to be there and the caller's.
     fn own(&self, api: &Api, dirs: &Dirs, machine: &MachineName) -> Result<Value> {
         match find(api, machine)? {
-            Some(instance) if mark::is_ours(&instance, dirs, machine) => {
+            Some(instance) if mark::is_ours(&instance, dirs, machine, api.remote().is_some()) => {
                 if api.remote().is_none() {
                     member::check(api, &instance, machine)?;
                 }
@@ -506,7 +509,7 @@ impl Instances {
     /// Removes what an earlier attempt to make a machine left.
     fn clear(&self, api: &Api, dirs: &Dirs, machine: &MachineName) -> Result<()> {
         let Some(instance) = find(api, machine)? else { return Ok(()) };
-        if !mark::is_ours(&instance, dirs, machine) {
+        if !mark::is_ours(&instance, dirs, machine, api.remote().is_some()) {
             return Err(self.foreign(machine));
         }
         files::end_hold(api, instance, machine)?;
@@ -518,7 +521,9 @@ impl Instances {
     fn stop_instance(&self, host: &Host, machine: &MachineName) -> Result<()> {
         let api = self.connect(host.dirs, machine)?;
         let Some(instance) = find(&api, machine)? else { return Ok(()) };
-        if !mark::is_ours(&instance, host.dirs, machine) || instance["status"] == "Stopped" {
+        if !mark::is_ours(&instance, host.dirs, machine, api.remote().is_some())
+            || instance["status"] == "Stopped"
+        {
             return Ok(());
         }
         let failed = |e: ApiError| did_not(self.dialect, e, format!("stop `{machine}`"));
@@ -596,10 +601,10 @@ impl Instances {
 
     /// What the engine says of a machine that nobody looks after.
     fn unattended(&self, listed: &Listed, host: &Host, machine: &MachineName) -> Result<Running> {
-        let Listed { instances, here } = listed;
+        let Listed { instances, here, apart } = listed;
         let named = instances.iter().find(|i| i["name"] == machine.as_str());
         Ok(match named {
-            Some(i) if mark::is_ours(i, host.dirs, machine) => match i["status"].as_str() {
+            Some(i) if mark::is_ours(i, host.dirs, machine, *apart) => match i["status"].as_str() {
                 _ if i["config"].get(mark::APART).is_none()
                     && let Some((there, _)) = member::elsewhere(mark::member(i), here.as_deref()) =>
                 {
@@ -613,7 +618,7 @@ impl Instances {
                 _ => supervised::at_rest(host, machine)?,
             },
             Some(_) => failed_state(self.foreign(machine).to_string()),
-            None => failed_state(match renamed(instances, host.dirs, machine) {
+            None => failed_state(match renamed(instances, host.dirs, machine, *apart) {
                 Some(name) => format!("the instance is called `{name}` in {} now", self.dialect.title),
                 None => format!("its instance is gone from {}", self.dialect.title),
             }),
@@ -632,7 +637,12 @@ impl Instances {
     fn gone(&self, api: &Api, dirs: &Dirs, machine: &MachineName) -> DriverError {
         let Dialect { title, client, .. } = self.dialect;
         let all = api.get("/1.0/instances?recursion=1").unwrap_or_default();
-        match renamed(all.as_array().map(Vec::as_slice).unwrap_or_default(), dirs, machine) {
+        match renamed(
+            all.as_array().map(Vec::as_slice).unwrap_or_default(),
+            dirs,
+            machine,
+            api.remote().is_some(),
+        ) {
             Some(name) => DriverError::Host {
                 what: format!("the instance of `{machine}` is called `{name}` in {title} now"),
                 hints: vec![format!("`{client} rename {name} {machine}` gives it its name back")],
@@ -649,6 +659,7 @@ impl Instances {
 struct Listed {
     instances: Vec<Value>,
     here: Option<String>,
+    apart: bool,
 }
 
 impl Listed {
@@ -657,7 +668,7 @@ impl Listed {
         let instances = found.as_array().cloned().unwrap_or_default();
         let clustered = instances.iter().any(|i| mark::member(i).is_some());
         let here = if clustered { member::here(api)? } else { None };
-        Ok(Listed { instances, here })
+        Ok(Listed { instances, here, apart: api.remote().is_some() })
     }
 }
 
@@ -699,8 +710,8 @@ fn failed_state(reason: String) -> Running {
 }
 
 /// The name that somebody gave to the instance of a machine.
-fn renamed<'a>(instances: &'a [Value], dirs: &Dirs, machine: &MachineName) -> Option<&'a str> {
-    instances.iter().find(|i| mark::is_ours(i, dirs, machine)).and_then(|i| i["name"].as_str())
+fn renamed<'a>(instances: &'a [Value], dirs: &Dirs, machine: &MachineName, apart: bool) -> Option<&'a str> {
+    instances.iter().find(|i| mark::is_ours(i, dirs, machine, apart)).and_then(|i| i["name"].as_str())
 }
 
 fn path(machine: &MachineName) -> String {

@@ -92,15 +92,15 @@ impl Attendant {
 
     /// Gives the machine, while it waits, what it has of this host.
     fn give(&self) -> Result<()> {
-        let mut all = Vec::new();
+        // Of this size from the beginning, so that no copy of a secret is left behind in memory that grew.
+        let secrets = self.secrets.iter().map(|(name, value)| value.len() + name.len() + 64).sum::<usize>();
+        let mut all = Vec::with_capacity(secrets + 4096);
         let address = self.apart.stocked.network.as_ref().and_then(|n| n.address);
         put(&mut all, "host/resolv.conf", address.map(|a| a.resolver()).unwrap_or_default().as_bytes());
         if let Some(address) = address {
             put(&mut all, "host/network", address.commands().as_bytes());
         }
         for (name, value) in self.secrets.iter() {
-            // Nothing is written twice, so that no copy is left behind in memory that grew.
-            all.reserve(value.len() + name.len() + 64);
             put(&mut all, &format!("credentials/{name}"), value);
         }
         let boot = self.program("codchi-boot");
@@ -266,6 +266,7 @@ impl Engine for Attendant {
         let until = Instant::now() + PATIENCE;
         let mut off_since = None;
         loop {
+            std::thread::sleep(AGAIN);
             match self.instance() {
                 // The connection broke, or the machine restarted. One that was asked to go down is on its way.
                 Ok(i) if i["status"] == "Running" && !asked => match self.join() {
@@ -283,9 +284,17 @@ impl Engine for Attendant {
                 _ => {}
             }
             if Instant::now() > until {
-                return Ok(None);
+                return match self.instance() {
+                    // It does not go down by itself.
+                    Ok(i) if i["status"] == "Running" && asked => {
+                        attendant::stop(&self.api, &self.name, true)
+                            .map_err(|e| self.told(e, "stop the instance"))?;
+                        Ok(None)
+                    }
+                    Ok(_) => Ok(None),
+                    Err(e) => Err(self.told(e, "look at the instance")),
+                };
             }
-            std::thread::sleep(AGAIN);
         }
     }
 

@@ -63,7 +63,6 @@ pub fn stock(api: &Api, host: &Host, remote: &Remote, instance: &Value, toplevel
     };
     let mut wanted: BTreeSet<String> = store.closure(toplevel).map_err(unread)?.into_iter().collect();
     wanted.extend(base_name(&programs));
-    let idle = depot.is_idle()?;
     let carrier = depot.carrier()?;
     let there = carrier.names()?;
     let missing: Vec<&String> = wanted.iter().filter(|name| !there.contains(*name)).collect();
@@ -71,7 +70,7 @@ pub fn stock(api: &Api, host: &Host, remote: &Remote, instance: &Value, toplevel
         carrier.send(&store.root_dir(), &missing)?;
     }
     // What runs may still use what nobody else needs.
-    if idle {
+    if depot.is_idle()? {
         let mut kept = depot.needed(store)?;
         kept.extend(wanted);
         if there.iter().any(|name| !kept.contains(name)) {
@@ -88,6 +87,11 @@ pub fn clear(api: &Api, host: &Host, remote: &Remote, instance: &Value) -> Resul
     let _lock = depot.lock()?;
     if depot.machines()?.is_empty() {
         depot.sweep()?;
+        match api.get(&depot.path()) {
+            Ok(volume) if mark::is_callers(&volume, host.dirs) => {}
+            // Another's is left alone.
+            _ => return Ok(()),
+        }
         return match api.delete(&depot.path()) {
             Err(e) if !e.is_not_found() => Err(did_not(api.dialect(), e, "remove the store there".into())),
             _ => Ok(()),
@@ -130,7 +134,7 @@ impl<'a> Depot<'a> {
     /// Two commands of one host must not fill and clear it at once.
     fn lock(&self) -> Result<Lock> {
         codchi_fs::create_private_dir(&self.host.dirs.state)?;
-        let file = self.host.dirs.state.join(format!("remote-{}.lock", self.remote.name));
+        let file = self.host.dirs.state.join("remotes.lock");
         Lock::take(file, &format!("process {}", std::process::id())).map_err(|e| DriverError::Helper {
             what: format!("use the store on `{}`", self.remote),
             reason: e.to_string(),
@@ -189,7 +193,7 @@ impl<'a> Depot<'a> {
 
     fn machines(&self) -> Result<Vec<Value>> {
         let mut all = self.instances()?;
-        all.retain(|i| i["config"].get(CARRIER).is_none());
+        all.retain(|i| i["config"].get(mark::APART).is_some());
         Ok(all)
     }
 
@@ -206,7 +210,8 @@ impl<'a> Depot<'a> {
             let name = entry.file_name().to_str().and_then(|n| n.parse::<MachineName>().ok());
             let Some(name) = name else { continue };
             let there = super::remote_of(dirs, &name)?;
-            if there.is_none_or(|r| r.name != self.remote.name) {
+            // An engine may be known by several names.
+            if there.is_none() {
                 continue;
             }
             let generations = codchi_fs::read_dir(dirs.generations(&name)).unwrap_or_default();

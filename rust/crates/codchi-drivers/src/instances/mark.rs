@@ -63,16 +63,21 @@ pub fn marks(dirs: &Dirs, machine: &MachineName, apart: bool) -> Map<String, Val
     marks
 }
 
-/// Whether an instance is the caller's machine of that name.
-pub fn is_ours(instance: &Value, dirs: &Dirs, machine: &MachineName) -> bool {
-    is_owned(instance, dirs) && instance["config"][MACHINE] == machine.as_str()
+/// Whether an instance is the caller's machine of that name; `apart`: one with nothing of this host.
+pub fn is_ours(instance: &Value, dirs: &Dirs, machine: &MachineName, apart: bool) -> bool {
+    is_owned(instance, dirs, apart) && instance["config"][MACHINE] == machine.as_str()
 }
 
-/// Whether an instance is a machine of the caller's.
-pub fn is_owned(instance: &Value, dirs: &Dirs) -> bool {
-    // Others that use the engine may have a user of that number with such settings.
-    let of_many = member(instance).is_some() || instance["config"].get(APART).is_some();
-    is_callers(instance, dirs) || !of_many && instance["config"][OWNER] == owner(dirs).as_str()
+/// Whether an instance is a machine of the caller's. Others that use the engine may have a user of that number with such settings.
+pub fn is_owned(instance: &Value, dirs: &Dirs, apart: bool) -> bool {
+    let config = &instance["config"];
+    if apart {
+        return is_callers(instance, dirs) && config.get(APART).is_some();
+    }
+    // An earlier Codchi marked no host, and knew no clusters.
+    let earlier = config.get(HOST).is_none() && member(instance).is_none();
+    let ours = is_callers(instance, dirs) || earlier && config[OWNER] == owner(dirs).as_str();
+    ours && config.get(APART).is_none()
 }
 
 /// The member of the engine's cluster that has an instance; none where there is no cluster.
@@ -176,6 +181,29 @@ mod tests {
         assert_eq!(others.keys().collect::<Vec<_>>(), ["mine", "root"]);
         assert_eq!(after["devices"], json!({"root": {"type": "disk"}, "mine": {"type": "nic"}}));
     }
+    #[test]
+    fn machines_of_other_hosts_and_of_other_ways_are_not_ours() {
+        let dirs = Dirs::from_env(&|_| Some("/home/me".into()), 0).unwrap();
+        let name: MachineName = "shop".parse().unwrap();
+        let instance =
+            |marks: Map<String, Value>, location: &str| json!({ "config": marks, "location": location });
+        for apart in [false, true] {
+            let ours = instance(marks(&dirs, &name, apart), "none");
+            assert!(is_ours(&ours, &dirs, &name, apart));
+            // What has our folders is no machine on another host, nor the other way round.
+            assert!(!is_ours(&ours, &dirs, &name, !apart));
+            let mut theirs = marks(&dirs, &name, apart);
+            theirs.insert(HOST.into(), json!("another"));
+            assert!(!is_ours(&instance(theirs, "none"), &dirs, &name, apart));
+        }
+        // Of an earlier Codchi, which marked no host.
+        let mut earlier = marks(&dirs, &name, false);
+        earlier.remove(HOST);
+        assert!(is_ours(&instance(earlier.clone(), "none"), &dirs, &name, false));
+        assert!(!is_ours(&instance(earlier.clone(), "m2"), &dirs, &name, false));
+        assert!(!is_ours(&instance(earlier, "none"), &dirs, &name, true));
+    }
+
     #[test]
     fn a_size_that_a_person_gave_the_root_stays_where_the_machine_asks_for_none() {
         let none: Settings =

@@ -35,7 +35,7 @@ impl Address {
     /// What `ip -batch` does in the machine.
     pub fn commands(&self) -> String {
         let Address { own, bits, gateway } = self;
-        format!("link set eth0 up\naddr add {own}/{bits} dev eth0\nroute add default via {gateway}\n")
+        format!("link set eth0 up\naddr replace {own}/{bits} dev eth0\nroute replace default via {gateway}\n")
     }
 
     /// What resolv.conf(5) says.

@@ -302,6 +302,7 @@ impl Remote {
         rustix::net::sockopt::set_tcp_keepidle(&stream, Duration::from_secs(20))?;
         rustix::net::sockopt::set_tcp_keepintvl(&stream, Duration::from_secs(10))?;
         rustix::net::sockopt::set_tcp_keepcnt(&stream, 4)?;
+        rustix::net::sockopt::set_tcp_user_timeout(&stream, 60_000)?;
         stream.set_read_timeout(Some(CONNECT))?;
         let name = ServerName::try_from(self.host.clone()).map_err(io::Error::other)?;
         let connection = ClientConnection::new(self.tls.clone(), name).map_err(io::Error::other)?;

@@ -19,6 +19,8 @@ const SAID: usize = 16 << 10;
 
 /// How often a program is started whose streams the engine does not lead to it.
 const TRIES: u32 = 3;
+/// How long the engine may take to lead a stream.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(15);
 /// How long to wait until the next time.
 const AGAIN: std::time::Duration = std::time::Duration::from_millis(200);
 
@@ -148,8 +150,12 @@ fn open(api: &Api, path: &str) -> Result<WebSocket<Wire>, ApiError> {
     let path = api.site().asked(path);
     let wire = api.site().connect().map_err(|e| broken(e.to_string()))?;
     let request = format!("ws://engine{path}").into_client_request().map_err(|e| broken(e.to_string()))?;
+    wire.set_read_timeout(Some(PATIENCE)).map_err(|e| broken(e.to_string()))?;
     match tungstenite::client(request, wire) {
-        Ok((socket, _)) => Ok(socket),
+        Ok((socket, _)) => {
+            socket.get_ref().set_read_timeout(None).map_err(|e| broken(e.to_string()))?;
+            Ok(socket)
+        }
         Err(HandshakeError::Failure(tungstenite::Error::Http(answer))) => {
             let text = answer.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default();
             Err(super::api::refusal(answer.status().as_u16(), &text))

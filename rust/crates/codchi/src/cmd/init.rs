@@ -203,14 +203,14 @@ pub fn make(app: &App, args: &cli::Init) -> Result<()> {
     Ok(())
 }
 
-/// Chooses what a new machine runs on at another host: what a person or the settings say, else the first that can, and that it is
+/// Chooses what a new machine runs on at another host: what a person says, else the first that can, and that it is
 /// reached is found out before anything is built.
 fn choose_remote_driver(app: &App, given: Option<&str>, remote: &Remote) -> Result<&'static dyn Driver> {
     let parts = HostParts::none();
     let host = parts.host(app, None);
     let mut first = None;
-    let named =
-        given.or(app.settings.defaults.driver.as_deref()).map(str::parse::<DriverName>).transpose()?;
+    // What is the default for machines here binds nobody elsewhere.
+    let named = given.map(str::parse::<DriverName>).transpose()?;
     let all: Vec<&dyn Driver> = match &named {
         Some(name) => vec![codchi_drivers::find(name)?],
         None => codchi_drivers::all().collect(),
