@@ -73,6 +73,10 @@ pub trait Engine {
     /// After the end of `last`: the PID 1 that follows when the machine restarts, none when it is off. `asked`: it was asked
     /// to power off, so nothing should follow.
     fn next(&mut self, last: i32, asked: bool) -> Result<Option<i32>>;
+    /// Whether a machine of which it is not known that it is up is stopped, and not one that was only out of reach.
+    fn stops_when_lost(&self) -> bool {
+        true
+    }
     /// The last lines of its console.
     fn console(&mut self) -> Vec<String>;
     /// Writes what it keeps of the console to a file; best effort.
@@ -121,7 +125,7 @@ pub fn attend(
         let user = a.engine.user(&a.launch).unwrap_or(User { uid: caller, gid: caller });
         services.push(Box::new(Relay { dir: dir.into(), user }));
         let done = a.run(&mut services, teller);
-        if done.is_err() && a.began && a.told.state == State::Starting {
+        if done.is_err() && a.began && a.told.state == State::Starting && a.engine.stops_when_lost() {
             a.take_down();
         }
         a.end(done.is_err());

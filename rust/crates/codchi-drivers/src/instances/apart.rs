@@ -51,6 +51,8 @@ pub struct Attendant {
     waiting: Option<Child>,
     /// Ports of this host that lead into it.
     ports: Ports,
+    /// Whether it was up once: then it may be out of reach, and goes on.
+    was_up: bool,
 }
 
 fn failed(what: &str, e: impl std::fmt::Display) -> Error {
@@ -75,6 +77,7 @@ impl Attendant {
             port: None,
             waiting: None,
             ports: Ports::new(dir.join("agent")),
+            was_up: false,
         })
     }
 
@@ -208,7 +211,12 @@ impl Engine for Attendant {
         })
     }
 
+    fn stops_when_lost(&self) -> bool {
+        !self.was_up
+    }
+
     fn find(&mut self, _: i32, launch: &Launch, _: &mut Warn<'_>) -> Result<Has> {
+        self.was_up = true;
         Ok(self.has(launch))
     }
 
@@ -222,6 +230,7 @@ impl Engine for Attendant {
             && waiting.try_wait().map_err(|e| failed("wait for the machine", e))?.is_some()
         {
             self.waiting = None;
+            self.was_up = true;
             seen.said = Said { ready: true, ..Said::default() };
             seen.has = Some(self.has(launch));
         }
