@@ -17,23 +17,11 @@ in
   config = lib.mkIf (cfg.enable && cfg.driver.name == driver.name) {
     # On another host it has a device of the engine's network; its address comes from whoever looks after it, who is not there to
     # set it.
-    systemd.services.codchi-network = {
+    systemd.services.codchi-network = import ./network-unit.nix {
+      inherit pkgs;
       description = "Network of a machine on another host";
-      wantedBy = [ "multi-user.target" ];
-      before = [ "network.target" ];
-      wants = [ "network.target" ];
-      unitConfig = {
-        DefaultDependencies = false;
-        ConditionPathExists = told;
-      };
-      # What it set is there already.
-      restartIfChanged = false;
-      path = [ pkgs.iproute2 ];
       script = "exec ip -batch ${told}";
-      serviceConfig = {
-        Type = "oneshot";
-        RemainAfterExit = true;
-      };
+      unitConfig.ConditionPathExists = told;
     };
   };
 }

@@ -35,22 +35,14 @@ in
       if pkgs ? base.raw then debian else pkgs.linuxPackages.kernel
     );
 
-    systemd.services.codchi-network = {
+    systemd.services.codchi-network = import ../network-unit.nix {
+      inherit pkgs;
       description = "Network of the virtual machine";
-      wantedBy = [ "multi-user.target" ];
-      before = [ "network.target" ];
-      wants = [ "network.target" ];
-      unitConfig.DefaultDependencies = false;
-      path = [ pkgs.iproute2 ];
       script = ''
         # What is forwarded goes to the loopback, where development servers often listen; only QEMU is at the other end.
         echo 1 >/proc/sys/net/ipv4/conf/eth0/route_localnet
         exec ip -batch ${network}
       '';
-      serviceConfig = {
-        Type = "oneshot";
-        RemainAfterExit = true;
-      };
     };
   };
 }

@@ -248,7 +248,8 @@ fn members(h: &Host) -> Result<(), Failed> {
     agent(&lab)?;
     broken(&mut lab)?;
     life(&lab)?;
-    // Nothing is left behind, anywhere.
+    // Nothing is left behind, anywhere, also of one whose instance somebody removed.
+    lab.engine()?.command(&["delete", "--force", "near"])?;
     lab.codchi(&["delete", "--yes", "far", "near"])?.ok()?;
     let things = lab.things()?;
     if !things.trim().is_empty() {
@@ -353,8 +354,13 @@ fn stranger(lab: &Lab) -> Result<(), Failed> {
 /// They are there before the machine's services, and nowhere else; new ones outlive a restart of the machine.
 fn secrets(lab: &Lab, secret: &str) -> Result<(), Failed> {
     same("the secret", &lab.sh("far", "echo $TOKEN")?, secret)?;
-    let dirs = (1..=3).map(|n| Engine::place(&lab.h.home, &format!("lab{n}")));
-    let found = run(Command::new("grep").args(["-rlF", secret]).args(dirs), b"")?;
+    let search = |text: &str| {
+        let dirs = (1..=3).map(|n| Engine::place(&lab.h.home, &format!("lab{n}")));
+        run(Command::new("grep").args(["-rlF", text]).args(dirs), b"")
+    };
+    // What is there is found.
+    wants("a search", &search("Hello, world!")?.text(), &["hello"])?;
+    let found = search(secret)?;
     if !found.text().is_empty() {
         return Err(format!("the secret is in {}", found.text()).into());
     }

@@ -21,7 +21,7 @@ const MEMORY: [(&str, &CStr); 3] = [
 ];
 /// That there is no host beside the machine: whoever comes in its place is root in the machine.
 const APART: &str = "/run/codchi/host/apart";
-/// The word of this start, for as long as the host is waited for.
+/// The word of this start.
 const WAITING: &str = "/run/codchi/host/waiting";
 /// The same word, when the host has done its part.
 const READY: &str = "/run/codchi/host/ready";

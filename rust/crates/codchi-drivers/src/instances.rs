@@ -2,7 +2,8 @@
 //!
 //! The engine starts PID 1 and keeps the root file system; `codchi supervise` stands beside the machine and gives it network,
 //! folders, secrets, endpoint and resolver as everywhere else ([`codchi_runtime::attend`]). Commands go through the agent's socket,
-//! in memory of the machine that the process beside it shows: the engine's own `exec` is never used.
+//! in memory of the machine that the process beside it shows. The engine's own `exec` is used where the machine is on another host
+//! ([`apart`]), and then for our own programs only.
 
 mod apart;
 mod api;
@@ -88,11 +89,7 @@ impl Driver for Instances {
         }
         let pool = pool(&api)?;
         let name = machine.name.as_str();
-        if let Some(remote) = remote {
-            // Known before there is something to be found again.
-            codchi_fs::create_private_dir(host.dirs.machine_data(machine.name))?;
-            codchi_fs::write_atomic(note(host.dirs, machine.name), remote.to_string(), 0o600)?;
-        }
+        remember(host.dirs, machine.name, remote)?;
         let did_not_make = |e| did_not(self.dialect, e, format!("make the instance `{name}`"));
         // An empty root file system: the machine's init fills it.
         let image =
@@ -238,10 +235,9 @@ impl Driver for Instances {
 
     fn attach(&self, host: &Host, machine: &MachineName, exec: &Exec) -> Result<u8> {
         supervised::attach(host, machine, exec, || {
-            let client = self.dialect.client;
-            let way = "exec {machine} -- /run/current-system/sw/bin/systemctl start codchi-agent";
-            let way = way.replace("{machine}", machine.as_str());
-            Err(supervised::silent(machine, vec![format!("`{client} {way}` starts it")]))
+            let (client, name) = (self.dialect.client, self.api(host.dirs, machine)?.called(machine));
+            let start = "-- /run/current-system/sw/bin/systemctl start codchi-agent";
+            Err(supervised::silent(machine, vec![format!("`{client} exec {name} {start}` starts it")]))
         })
     }
 
@@ -250,9 +246,7 @@ impl Driver for Instances {
         let api = self.api(host.dirs, machine)?;
         let instance = find(&api, machine)?;
         // One of another owner is never touched: ours is gone then.
-        if let Some(instance) =
-            instance.filter(|i| mark::is_ours(i, host.dirs, machine, api.remote().is_some()))
-        {
+        if instance.is_some_and(|i| mark::is_ours(&i, host.dirs, machine, api.remote().is_some())) {
             self.stop(host, machine)?;
             self.on_boot(host, machine, false)?;
             match api.delete(&path(machine)) {
@@ -262,9 +256,9 @@ impl Driver for Instances {
                     return Err(did_not(self.dialect, e, format!("remove the instance `{machine}`")));
                 }
             }
-            if let Some(remote) = api.remote() {
-                depot::clear(&api, host, remote, &instance)?;
-            }
+        }
+        if let Some(remote) = api.remote() {
+            depot::clear(&api, host, remote)?;
         }
         codchi_fs::remove_if_exists(note(host.dirs, machine))?;
         supervised::remove_tree(host.program, &dir)?;
@@ -312,10 +306,7 @@ impl Driver for Instances {
         self.clear(&api, host.dirs, to)?;
         let source = files::end_hold(&api, self.own(&api, host.dirs, from)?, from)?;
         let not_copied = |e| did_not(self.dialect, e, format!("copy the instance `{from}`"));
-        if let Some(remote) = api.remote() {
-            codchi_fs::create_private_dir(host.dirs.machine_data(to))?;
-            codchi_fs::write_atomic(note(host.dirs, to), remote.to_string(), 0o600)?;
-        }
+        remember(host.dirs, to, api.remote())?;
         let still = files::Still::new(&api, host, &source, from)?;
         let path = member::targeted("/1.0/instances", mark::member(&source));
         let mut devices = source["devices"].clone();
@@ -390,7 +381,7 @@ impl Driver for Instances {
         let apart = api.remote().is_some();
         if let Some(instance) = find(&api, from)? {
             if !mark::is_ours(&instance, host.dirs, from, apart) {
-                return Err(self.foreign(from));
+                return Err(self.foreign(&api, from));
             }
             self.stop(host, from)?;
             let renamed = api.change("POST", &path(from), &json!({ "name": to }));
@@ -403,7 +394,7 @@ impl Driver for Instances {
                 api.change("PATCH", &path(to), &mark)
                     .map_err(|e| did_not(self.dialect, e, format!("mark the instance `{to}`")))?;
             }
-            Some(_) => return Err(self.foreign(to)),
+            Some(_) => return Err(self.foreign(&api, to)),
             None => return Err(self.gone(&api, host.dirs, from)),
         }
         supervised::rename(host, from, to)
@@ -501,7 +492,7 @@ impl Instances {
                 }
                 Ok(instance)
             }
-            Some(_) => Err(self.foreign(machine)),
+            Some(_) => Err(self.foreign(api, machine)),
             None => Err(self.gone(api, dirs, machine)),
         }
     }
@@ -510,7 +501,7 @@ impl Instances {
     fn clear(&self, api: &Api, dirs: &Dirs, machine: &MachineName) -> Result<()> {
         let Some(instance) = find(api, machine)? else { return Ok(()) };
         if !mark::is_ours(&instance, dirs, machine, api.remote().is_some()) {
-            return Err(self.foreign(machine));
+            return Err(self.foreign(api, machine));
         }
         files::end_hold(api, instance, machine)?;
         api.delete(&path(machine))
@@ -590,8 +581,18 @@ impl Instances {
                 )],
             });
         }
-        let instance = self.own(api, host.dirs, machine.name)?;
         let toplevel = &life::system(machine)?.toplevel;
+        // One that runs has it already, when it is to be what it is.
+        if attended(host, machine.name)?.is_some()
+            && let Some(launched) = supervised::launched(host, machine.name)
+            && launched.toplevel.as_os_str() == toplevel.as_str()
+            && launched.bin == host.bin
+            && let Some(apart) = attendant::said(&launched)?.apart
+            && apart.remote == *remote
+        {
+            return Ok(apart);
+        }
+        let instance = self.own(api, host.dirs, machine.name)?;
         Ok(attendant::Apart {
             remote: remote.clone(),
             client: self.dialect.client_dir(&host.dirs.home),
@@ -617,7 +618,7 @@ impl Instances {
                 // Why it is down may have been written down.
                 _ => supervised::at_rest(host, machine)?,
             },
-            Some(_) => failed_state(self.foreign(machine).to_string()),
+            Some(_) => failed_state(self.is_foreign(machine)),
             None => failed_state(match renamed(instances, host.dirs, machine, *apart) {
                 Some(name) => format!("the instance is called `{name}` in {} now", self.dialect.title),
                 None => format!("its instance is gone from {}", self.dialect.title),
@@ -625,11 +626,16 @@ impl Instances {
         })
     }
 
-    fn foreign(&self, machine: &MachineName) -> DriverError {
-        let Dialect { title, client, .. } = self.dialect;
+    fn is_foreign(&self, machine: &MachineName) -> String {
+        let title = self.dialect.title;
+        format!("{title} has an instance `{machine}` that is not this machine's; it is left alone")
+    }
+
+    fn foreign(&self, api: &Api, machine: &MachineName) -> DriverError {
+        let (client, name) = (self.dialect.client, api.called(machine));
         DriverError::Host {
-            what: format!("{title} has an instance `{machine}` that is not this machine's; it is left alone"),
-            hints: vec![format!("choose another name, or rename it: `{client} rename {machine} OTHER`")],
+            what: self.is_foreign(machine),
+            hints: vec![format!("choose another name, or rename it: `{client} rename {name} OTHER`")],
         }
     }
 
@@ -645,7 +651,10 @@ impl Instances {
         ) {
             Some(name) => DriverError::Host {
                 what: format!("the instance of `{machine}` is called `{name}` in {title} now"),
-                hints: vec![format!("`{client} rename {name} {machine}` gives it its name back")],
+                hints: vec![format!(
+                    "`{client} rename {} {machine}` gives it its name back",
+                    api.called(name)
+                )],
             },
             None => DriverError::Host {
                 what: format!("the instance of `{machine}` is gone from {title}, and its files with it"),
@@ -693,6 +702,13 @@ pub(crate) fn remote_of(dirs: &Dirs, machine: &MachineName) -> Result<Option<Rem
     // It is being made, or was being.
     let noted = codchi_fs::read_if_exists(note(dirs, machine))?;
     Ok(noted.and_then(|text| text.trim().parse().ok()))
+}
+
+/// Writes that down before there is something to be found again.
+fn remember(dirs: &Dirs, machine: &MachineName, remote: Option<&Remote>) -> Result<()> {
+    let Some(remote) = remote else { return Ok(()) };
+    codchi_fs::create_private_dir(dirs.machine_data(machine))?;
+    Ok(codchi_fs::write_atomic(note(dirs, machine), remote.to_string(), 0o600)?)
 }
 
 /// The file that says so before there is a machine.

@@ -195,16 +195,8 @@ impl Engine for Attendant {
 
     fn start(&mut self, launch: &Launch) -> Result<i32> {
         attendant::configure(&self.api, launch, &self.dir)?;
-        if let Err(e) = self.api.set_state(&self.name, "start", false) {
-            let ApiError::Refused { message, .. } = &e else {
-                return Err(self.told(e, "start the instance"));
-            };
-            return Err(Error::Start {
-                name: self.name.clone(),
-                why: message.clone(),
-                console: self.console(),
-            });
-        }
+        let console = || attendant::console(&self.api, &self.name);
+        attendant::start(&self.api, &self.name, |e| self.told(e, "start the instance"), console)?;
         self.join().inspect_err(|_| {
             // One that did not get what it needs is not left up, for nobody looks after it.
             let _ = attendant::stop(&self.api, &self.name, true);
@@ -256,11 +248,7 @@ impl Engine for Attendant {
     }
 
     fn stop(&mut self, force: bool) -> Result<()> {
-        match self.api.begin_state(&self.name, "stop", force) {
-            // On its way already.
-            Ok(()) | Err(ApiError::Refused { .. }) => Ok(()),
-            Err(e) => Err(self.told(e, "stop the instance")),
-        }
+        attendant::begin_stop(&self.api, &self.name, force).map_err(|e| self.told(e, "stop the instance"))
     }
 
     fn part(&mut self) {
@@ -308,15 +296,11 @@ impl Engine for Attendant {
     }
 
     fn console(&mut self) -> Vec<String> {
-        let text = self.api.text(&format!("/1.0/instances/{}/console", self.name)).unwrap_or_default();
-        attendant::tail(&text, |_| true)
+        attendant::console(&self.api, &self.name)
     }
 
     fn save_console(&mut self, file: &Path) {
-        if let Ok(text) = self.api.text(&format!("/1.0/instances/{}/console", self.name)) {
-            let text: String = text.chars().filter(|c| *c != '\r').collect();
-            let _ = codchi_fs::write_atomic(file, text, 0o600);
-        }
+        attendant::save_console(&self.api, &self.name, file);
     }
 
     fn close(&mut self) {

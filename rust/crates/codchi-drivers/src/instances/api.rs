@@ -98,6 +98,14 @@ impl Api {
         self.apart.as_ref()
     }
 
+    /// An instance as the engine's client names it.
+    pub fn called(&self, instance: impl std::fmt::Display) -> String {
+        match &self.apart {
+            None => instance.to_string(),
+            Some(remote) => format!("{}:{instance}", remote.name),
+        }
+    }
+
     /// What the engine calls things.
     pub fn dialect(&self) -> &'static Dialect {
         self.dialect

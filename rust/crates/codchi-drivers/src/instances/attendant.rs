@@ -125,10 +125,53 @@ pub fn stop(api: &Api, name: &str, force: bool) -> Result<(), ApiError> {
     }
 }
 
+/// Starts an instance. What the engine says of its failure comes with what `console` gives.
+pub fn start(
+    api: &Api,
+    name: &str,
+    failed: impl FnOnce(ApiError) -> Error,
+    console: impl FnOnce() -> Vec<String>,
+) -> Result<()> {
+    match api.set_state(name, "start", false) {
+        Err(ApiError::Refused { message, .. }) => {
+            Err(Error::Start { name: name.into(), why: message, console: console() })
+        }
+        done => done.map_err(failed),
+    }
+}
+
+/// Has an instance stop, without waiting for it; one that does is on its way already.
+pub fn begin_stop(api: &Api, name: &str, force: bool) -> Result<(), ApiError> {
+    match api.begin_state(name, "stop", force) {
+        Err(ApiError::Refused { .. }) => Ok(()),
+        done => done,
+    }
+}
+
+/// What the engine keeps of an instance's console.
+fn whole_console(api: &Api, name: &str) -> Result<String, ApiError> {
+    api.text(&format!("/1.0/instances/{name}/console"))
+}
+
+/// The last lines of it.
+pub fn console(api: &Api, name: &str) -> Vec<String> {
+    tail(&whole_console(api, name).unwrap_or_default(), |_| true)
+}
+
+/// Writes it to a file; best effort.
+pub fn save_console(api: &Api, name: &str, file: &Path) {
+    if let Ok(text) = whole_console(api, name) {
+        let text: String = text.chars().filter(|c| *c != '\r').collect();
+        let _ = codchi_fs::write_atomic(file, text, 0o600);
+    }
+}
+
+/// What the engine did not do, as the runtime tells it.
 pub fn told(dialect: &Dialect, e: ApiError, what: String) -> Error {
     from_driver(did_not(dialect, e, what))
 }
 
+/// An error of a driver, as the runtime tells it.
 pub fn from_driver(e: DriverError) -> Error {
     match e {
         DriverError::Host { what, hints } => Error::Host { what, hints },
@@ -244,12 +287,7 @@ impl Engine for Attendant {
 
     fn start(&mut self, launch: &Launch) -> Result<i32> {
         configure(&self.api, launch, &self.dir)?;
-        if let Err(e) = self.api.set_state(&self.name, "start", false) {
-            let ApiError::Refused { message, .. } = &e else {
-                return Err(self.told(e, "start the instance"));
-            };
-            return Err(Error::Start { name: self.name.clone(), why: message.clone(), console: self.log() });
-        }
+        start(&self.api, &self.name, |e| self.told(e, "start the instance"), || self.log())?;
         self.leader()?.ok_or_else(|| Error::Start {
             name: self.name.clone(),
             why: "its first process has gone".into(),
@@ -258,11 +296,7 @@ impl Engine for Attendant {
     }
 
     fn stop(&mut self, force: bool) -> Result<()> {
-        match self.api.begin_state(&self.name, "stop", force) {
-            // On its way already.
-            Ok(()) | Err(ApiError::Refused { .. }) => Ok(()),
-            Err(e) => Err(self.told(e, "stop the instance")),
-        }
+        begin_stop(&self.api, &self.name, force).map_err(|e| self.told(e, "stop the instance"))
     }
 
     fn next(&mut self, last: i32, asked: bool) -> Result<Option<i32>> {
@@ -295,15 +329,11 @@ impl Engine for Attendant {
     }
 
     fn console(&mut self) -> Vec<String> {
-        let text = self.api.text(&self.path("/console")).unwrap_or_default();
-        tail(&text, |_| true)
+        console(&self.api, &self.name)
     }
 
     fn save_console(&mut self, file: &Path) {
-        if let Ok(text) = self.api.text(&self.path("/console")) {
-            let text: String = text.chars().filter(|c| *c != '\r').collect();
-            let _ = codchi_fs::write_atomic(file, text, 0o600);
-        }
+        save_console(&self.api, &self.name, file);
     }
 }
 
@@ -315,7 +345,7 @@ impl Attendant {
     }
 }
 
-pub fn tail(text: &str, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+fn tail(text: &str, wanted: impl Fn(&str) -> bool) -> Vec<String> {
     let clean = |l: &str| l.chars().filter(|c| !c.is_control()).collect::<String>();
     let lines: Vec<String> =
         text.lines().filter(|l| wanted(l)).map(clean).filter(|l| !l.trim().is_empty()).collect();

@@ -54,7 +54,7 @@ struct Depot<'a> {
 pub fn stock(api: &Api, host: &Host, remote: &Remote, instance: &Value, toplevel: &str) -> Result<Stocked> {
     let store = host.store.ok_or_else(|| DriverError::Settings("there is no store".into()))?;
     let depot = Depot::of(api, host, remote, instance)?;
-    let _lock = depot.lock()?;
+    let _lock = lock(host, remote)?;
     depot.make()?;
     let programs = added(store, host.bin)?;
     let unread = |e: codchi_store::StoreError| DriverError::Helper {
@@ -81,23 +81,65 @@ pub fn stock(api: &Api, host: &Host, remote: &Remote, instance: &Value, toplevel
     Ok(Stocked { pool: depot.pool.clone(), volume: depot.volume.clone(), programs, network })
 }
 
-/// After a machine was removed: nothing of the store stays that none of the caller's other machines there may use.
-pub fn clear(api: &Api, host: &Host, remote: &Remote, instance: &Value) -> Result<()> {
-    let depot = Depot::of(api, host, remote, instance)?;
-    let _lock = depot.lock()?;
-    if depot.machines()?.is_empty() {
-        depot.sweep()?;
-        match api.get(&depot.path()) {
-            Ok(volume) if mark::is_callers(&volume, host.dirs) => {}
-            // Another's is left alone.
-            _ => return Ok(()),
-        }
-        return match api.delete(&depot.path()) {
-            Err(e) if !e.is_not_found() => Err(did_not(api.dialect(), e, "remove the store there".into())),
-            _ => Ok(()),
+/// After a machine was removed: nothing of a store stays that none of the caller's machines uses, whatever pool or member it was on.
+pub fn clear(api: &Api, host: &Host, remote: &Remote) -> Result<()> {
+    let failed = |e: ApiError| did_not(api.dialect(), e, format!("remove the store on `{remote}`"));
+    let _lock = lock(host, remote)?;
+    for instance in instances(api, host).map_err(failed)? {
+        sweep(api, &instance);
+    }
+    let name = volume(host);
+    let pools = api.get("/1.0/storage-pools").map_err(failed)?;
+    for pool in pools.as_array().into_iter().flatten().filter_map(|p| p.as_str()?.rsplit('/').next()) {
+        let all = format!("/1.0/storage-pools/{pool}/volumes/custom?recursion=1");
+        let all = api.get(&all).map_err(failed)?;
+        let unused = |v: &&Value| {
+            v["name"] == name.as_str()
+                && mark::is_callers(v, host.dirs)
+                && v["used_by"].as_array().is_none_or(Vec::is_empty)
         };
+        for found in all.as_array().into_iter().flatten().filter(unused) {
+            match api.delete(&at(pool, &name, mark::member(found))) {
+                Err(e) if !e.is_not_found() => return Err(failed(e)),
+                _ => {}
+            }
+        }
     }
     Ok(())
+}
+
+/// Two commands of one host must not fill and clear a store at once.
+fn lock(host: &Host, remote: &Remote) -> Result<Lock> {
+    codchi_fs::create_private_dir(&host.dirs.state)?;
+    let file = host.dirs.state.join("remotes.lock");
+    Lock::take(file, &format!("process {}", std::process::id())).map_err(|e| DriverError::Helper {
+        what: format!("use the store on `{remote}`"),
+        reason: e.to_string(),
+    })
+}
+
+/// What the caller's store is called on every engine.
+fn volume(host: &Host) -> String {
+    format!("codchi-{}", mark::caller(host.dirs))
+}
+
+fn at(pool: &str, volume: &str, member: Option<&str>) -> String {
+    member::targeted(&format!("/1.0/storage-pools/{pool}/volumes/custom/{volume}"), member)
+}
+
+/// The caller's instances.
+fn instances(api: &Api, host: &Host) -> Result<Vec<Value>, ApiError> {
+    let all = api.get("/1.0/instances?recursion=1")?;
+    let ours = |i: &&Value| mark::is_callers(i, host.dirs);
+    Ok(all.as_array().into_iter().flatten().filter(ours).cloned().collect())
+}
+
+/// Removes an instance that a killed command left with a store.
+fn sweep(api: &Api, instance: &Value) {
+    let works_for = instance["config"][CARRIER].as_str();
+    if works_for.is_some_and(|p| p == process() || !is_alive(p)) {
+        remove(api, instance["name"].as_str().unwrap_or_default());
+    }
 }
 
 /// The static programs, in this host's store.
@@ -127,23 +169,12 @@ impl<'a> Depot<'a> {
             remote,
             pool: pool.into(),
             member: mark::member(instance).map(String::from),
-            volume: format!("codchi-{}", mark::caller(host.dirs)),
-        })
-    }
-
-    /// Two commands of one host must not fill and clear it at once.
-    fn lock(&self) -> Result<Lock> {
-        codchi_fs::create_private_dir(&self.host.dirs.state)?;
-        let file = self.host.dirs.state.join("remotes.lock");
-        Lock::take(file, &format!("process {}", std::process::id())).map_err(|e| DriverError::Helper {
-            what: format!("use the store on `{}`", self.remote),
-            reason: e.to_string(),
+            volume: volume(host),
         })
     }
 
     fn path(&self) -> String {
-        let path = format!("/1.0/storage-pools/{}/volumes/custom/{}", self.pool, self.volume);
-        member::targeted(&path, self.member.as_deref())
+        at(&self.pool, &self.volume, self.member.as_deref())
     }
 
     fn failed(&self, what: &str) -> impl Fn(ApiError) -> DriverError + '_ {
@@ -162,7 +193,13 @@ impl<'a> Depot<'a> {
                         self.volume,
                         self.remote
                     ),
-                    hints: vec![],
+                    hints: vec![format!(
+                        "`{} storage volume rename {}:{} {} OTHER` gives it another name",
+                        self.api.dialect().client,
+                        self.remote.name,
+                        self.pool,
+                        self.volume
+                    )],
                 });
             }
             Err(e) if e.is_not_found() => {}
@@ -183,23 +220,15 @@ impl<'a> Depot<'a> {
         self.api.change("POST", &path, &volume).map(drop).map_err(self.failed("make a store"))
     }
 
-    /// The caller's instances there.
     fn instances(&self) -> Result<Vec<Value>> {
-        let all = self.api.get("/1.0/instances?recursion=1").map_err(self.failed("look at the instances"))?;
-        let ours =
-            |i: &&Value| mark::is_callers(i, self.host.dirs) && mark::member(i) == self.member.as_deref();
-        Ok(all.as_array().into_iter().flatten().filter(ours).cloned().collect())
-    }
-
-    fn machines(&self) -> Result<Vec<Value>> {
-        let mut all = self.instances()?;
-        all.retain(|i| i["config"].get(mark::APART).is_some());
-        Ok(all)
+        instances(self.api, self.host).map_err(self.failed("look at the instances"))
     }
 
     /// Whether no machine of the caller's runs there.
     fn is_idle(&self) -> Result<bool> {
-        Ok(self.machines()?.iter().all(|i| i["status"] == "Stopped"))
+        let there =
+            |i: &&Value| i["config"].get(mark::APART).is_some() && mark::member(i) == self.member.as_deref();
+        Ok(self.instances()?.iter().filter(there).all(|i| i["status"] == "Stopped"))
     }
 
     /// What the caller's machines on that engine need.
@@ -226,20 +255,8 @@ impl<'a> Depot<'a> {
         Ok(kept)
     }
 
-    /// Removes instances that killed commands left.
-    fn sweep(&self) -> Result<()> {
-        for instance in self.instances()? {
-            let Some(works_for) = instance["config"][CARRIER].as_str() else { continue };
-            if works_for == process() || !is_alive(works_for) {
-                let name = instance["name"].as_str().unwrap_or_default();
-                remove(self.api, name);
-            }
-        }
-        Ok(())
-    }
-
     fn carrier(&self) -> Result<Carrier<'_>> {
-        self.sweep()?;
+        self.instances()?.iter().for_each(|instance| sweep(self.api, instance));
         let name = format!("codchi-store-{:x}-{}", self.host.dirs.uid, std::process::id());
         let not = self.failed("reach the store");
         let image =

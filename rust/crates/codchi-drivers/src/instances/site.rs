@@ -309,9 +309,13 @@ impl Remote {
         let mut stream = StreamOwned::new(connection, stream);
         // Here, so that who answers with another certificate is no answer that is not understood.
         while stream.conn.is_handshaking() {
-            stream.conn.complete_io(&mut stream.sock).map_err(|e| match e.kind() {
-                io::ErrorKind::InvalidData => io::Error::new(io::ErrorKind::NotConnected, e.to_string()),
-                _ => e,
+            stream.conn.complete_io(&mut stream.sock).map_err(|e| {
+                let why = e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+                let kind = match why {
+                    Some(rustls::Error::InvalidCertificate(_)) => io::ErrorKind::NotConnected,
+                    _ => io::ErrorKind::HostUnreachable,
+                };
+                io::Error::new(kind, e.to_string())
             })?;
         }
         stream.sock.set_read_timeout(None)?;
