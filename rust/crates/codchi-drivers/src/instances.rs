@@ -224,12 +224,10 @@ impl Driver for Instances {
         Ok(relay::follow(&host.dirs.machine_runtime(machine), session)?)
     }
 
-    fn watch(&self, host: &Host, machines: &[MachineName], watchers: &mut Watchers) {
-        for machine in machines {
-            if let Ok(api) = self.api(host.dirs, machine) {
-                let name = format!("{} at {}", self.dialect.title, api.site());
-                watchers.add(name, move |tell| drop(stream::hear(&api, tell)));
-            }
+    fn watch(&self, host: &Host, machine: &MachineName, watchers: &mut Watchers) {
+        if let Ok(api) = self.api(host.dirs, machine) {
+            let name = format!("{} at {}", self.dialect.title, api.site());
+            watchers.add(name, move |tell| drop(stream::hear(&api, tell)));
         }
     }
 

@@ -316,8 +316,8 @@ pub trait Driver: Sync {
     fn states(&self, host: &Host, machines: &[MachineName]) -> Vec<Result<Running>> {
         machines.iter().map(|machine| self.state(host, machine)).collect()
     }
-    /// Has whoever tells of what becomes of these machines, beside the files of this host, tell it from now on.
-    fn watch(&self, _: &Host, _: &[MachineName], _: &mut Watchers) {}
+    /// Has whoever tells of what becomes of a machine, beside the files of this host, tell it from now on.
+    fn watch(&self, _: &Host, _: &MachineName, _: &mut Watchers) {}
     /// The system that a machine was started with or switched to last, where that is known; none when it is off.
     fn running_system(&self, host: &Host, machine: &MachineName) -> Result<Option<String>> {
         if self.state(host, machine)?.state == State::Stopped {

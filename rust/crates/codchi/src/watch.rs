@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use codchi_core::name::{DriverName, MachineName};
+use codchi_core::name::MachineName;
 use codchi_drivers::Watchers;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -47,17 +47,11 @@ impl Watch {
     pub fn begin(&mut self, app: &App, names: &[MachineName]) {
         let parts = HostParts::none();
         let host = parts.host(app, None);
-        let mut by_driver: Vec<(DriverName, Vec<MachineName>)> = Vec::new();
         for name in names {
-            let Ok(attachment) = app.attachment(name) else { continue };
-            match by_driver.iter_mut().find(|(driver, _)| *driver == attachment.driver) {
-                Some((_, there)) => there.push(name.clone()),
-                None => by_driver.push((attachment.driver, vec![name.clone()])),
-            }
-        }
-        for (driver, names) in by_driver {
-            if let Ok(driver) = codchi_drivers::find(&driver) {
-                driver.watch(&host, &names, &mut self.engines);
+            if let Ok(attachment) = app.attachment(name)
+                && let Ok(driver) = codchi_drivers::find(&attachment.driver)
+            {
+                driver.watch(&host, name, &mut self.engines);
             }
         }
         let whole = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVED_FROM | WatchFlags::MOVED_TO;
